@@ -1,0 +1,1 @@
+"""What this GPU can do, measured in one command: ``make gpu-probe`` (see README.md here)."""
