@@ -167,6 +167,8 @@ def test_shared_loads_are_timed_at_the_width_they_name(words, width, machine_cod
         loads = [i for _, i in loop if i.startswith("LDS")]
         assert all(i.startswith(width) for i in loads), kernel
         assert len(loads) % 8 == 0
+        # Each loaded word is combined once: fewer loads than that means merged loads.
+        assert sum(i.startswith("LOP3") for _, i in loop) <= words * len(loads), kernel
 
 
 def test_weights_of_the_sketched_kernels_stay_in_registers(machine_code):

@@ -35,6 +35,7 @@ def figures(m: Measurement) -> Iterator[dict]:
                 for i in range(8):
                     yield figure("exchange_step", "cycles", 400 << i, **params, bytes=512 << i)
                 yield figure("dsmem_ingress", "B/clk/SM", 20, **params)
+                yield figure("dsmem_ingress_remote", "B/clk/SM", 15, **params)
         case "active_clusters", ():
             for cluster in (1, 2, 4, 8, 12, 16):
                 for how in ("occupancy query", "observed"):
@@ -72,7 +73,8 @@ def figures(m: Measurement) -> Iterator[dict]:
             yield figure("graph_node", "us", 1.3, nodes=1000)
         case "prototype", (way, hidden, cluster, columns):
             params = {"pass": way, "H": int(hidden), "C": int(cluster), "N": int(columns)}
-            yield figure("prototype_error", "largest abs", 0.002, **params)
+            for of in ("every row, 4 steps", "64 rows, one cluster", "64 rows, all clusters"):
+                yield figure("prototype_error", "largest abs", 0.002, **params, of=of)
             yield figure("prototype_clusters", "clusters", 132 // int(cluster), **params)
             for clusters in ("one", "all"):
                 for name in ("prototype_step", "prototype_step_with_launch"):

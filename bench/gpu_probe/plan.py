@@ -88,6 +88,7 @@ TABLES = {
     1: (Table("st_async_hop", "one hop, one thread to one thread", ("width",)),),
     2: (
         Table("dsmem_ingress", "ingress, from the step at 64 KB less that at 16 KB", ("width",)),
+        Table("dsmem_ingress_remote", "the same without what a block sends itself", ("width",)),
         Table("exchange_step", "one step in which each block takes in so many bytes", ("bytes",)),
     ),
     3: (
@@ -116,7 +117,7 @@ TABLES = {
         Table("torch_step_queued", "the same, the host far ahead of the GPU", ("pass", "B")),
     ),
     8: (
-        Table("prototype_error", "error against float64"),
+        Table("prototype_error", "error against float64", ("of",)),
         Table("prototype_clusters", "clusters resident at once, one block an SM"),
         Table("prototype_step", "one time step, from two lengths", ("clusters",)),
         Table("prototype_step_with_launch", "the same with launch and prologue", ("clusters",)),
@@ -128,7 +129,8 @@ TABLES = {
 ESTIMATES: tuple[tuple[str, dict[str, object], str], ...] = (
     ("st_async_hop", {"wait": "acquire.cluster"}, "about 200 est, and a CCTL.IVALL"),
     ("st_async_hop", {}, "about 200 est"),
-    ("dsmem_ingress", {}, "14 to 32 est; ring copy 13 to 16 pub"),
+    ("dsmem_ingress", {}, "14 to 32 est"),
+    ("dsmem_ingress_remote", {}, "ring copy 13 to 16 pub"),
     ("active_clusters", {"cluster": 2}, "66 est"),
     ("active_clusters", {"cluster": 4}, "32 to 33 est"),
     ("active_clusters", {"cluster": 8}, "15 pub"),

@@ -50,4 +50,5 @@ int main() {
         .with("cluster", cluster)
         .print(static_cast<double>(std::set<int>(where.begin(), where.end()).size()), "SMs");
   }
+  return problems.exit_status();
 }

@@ -103,7 +103,10 @@ void measure(const char* width) {
                Exchange{bytes, kSteps, cycles.get(), errors.get()});
         finish("all-to-all exchange");
         for (const unsigned int wrong : errors.host())
-          if (wrong) fail("exchange of %d bytes: %u words of a block arrived wrong", bytes, wrong);
+          if (wrong) {
+            problems.add("%s, %d bytes: %u words of a block arrived wrong", width, bytes, wrong);
+            return;
+          }
         if (repeat > 0)
           for (const long long c : cycles.host()) steps.push_back(static_cast<double>(c) / kSteps);
       }
@@ -111,7 +114,9 @@ void measure(const char* width) {
       if (bytes == 16 << 10) small = median(steps);
       if (bytes == 64 << 10) large = median(steps);
     }
-    tag("dsmem_ingress").print((48 << 10) / (large - small), "B/clk/SM");
+    const double rate = (48 << 10) / (large - small);
+    tag("dsmem_ingress").print(rate, "B/clk/SM");
+    tag("dsmem_ingress_remote").print(rate * (kCluster - 1) / kCluster, "B/clk/SM");
   }
 }
 
@@ -129,4 +134,5 @@ int main(int argc, char** argv) {
   if (cluster == 4) measure_widths<4>();
   if (cluster == 8) measure_widths<8>();
   if (cluster == 16) measure_widths<16>();
+  return problems.exit_status();
 }

@@ -106,18 +106,17 @@ __global__ void __launch_bounds__(kThreads, 1) gather_step(Gather p) {
     const uint32_t tag = step + 1;
     if (tid < p.packets)
       ptx::store_relaxed(slot + blockIdx.x * p.packets + tid, make_uint4(tag, tag, tag, tag));
+    uint32_t missing = 0;  // a bit a packet of this thread
+    for (int i = 0; i < kEach; ++i) missing |= (tid + i * kThreads < total ? 1u : 0u) << i;
     wait_until([&] {
       uint4 v[kEach];
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) {  // all loads in flight together
-        const int packet = tid + i * kThreads;
-        if (packet < total) v[i] = ptx::load_relaxed(slot + packet);
-      }
-      bool here = true;
+      for (int i = 0; i < kEach; ++i)  // all that are missing, in flight together
+        if (missing >> i & 1) v[i] = ptx::load_relaxed(slot + tid + i * kThreads);
 #pragma unroll
       for (int i = 0; i < kEach; ++i)
-        if (tid + i * kThreads < total) here = here && all_words(v[i], tag);
-      return here;
+        if (missing >> i & 1 && all_words(v[i], tag)) missing ^= 1u << i;
+      return missing == 0;
     });
     __syncthreads();
   }

@@ -21,18 +21,20 @@
 
 // --- device: waits that end ----------------------------------------------------------------------
 
-constexpr int kPollLimit = 1 << 18;  // then a wait gives up
-constexpr int kPollLook = 1 << 10;   // and the others follow, so a kernel of many waits ends soon
+constexpr long long kWaitCycles = 1'000'000'000;  // about half a second; then a wait gives up
+constexpr int kPollsPerLook = 256;  // at clock and flag: rarer than any wait that goes well
 
-// Set by the first wait that gives up; the host reads it after each launch.
+// Set by the first wait that gives up, so that the others follow soon; the host reads it.
 static __device__ unsigned int device_gave_up = 0;
 
 // Polls ready() until it says true; false if it gave up.
 template <class F>
 __device__ __forceinline__ bool wait_until(F ready) {
-  for (int left = kPollLimit; !ready();)
-    if (--left % kPollLook == 0) {
-      if (left == 0) atomicExch(&device_gave_up, 1u);
+  long long begin = 0;
+  for (int polls = 1; !ready(); ++polls)
+    if (polls % kPollsPerLook == 0) {
+      if (begin == 0) begin = clock64();
+      if (clock64() - begin > kWaitCycles) atomicExch(&device_gave_up, 1u);
       if (*static_cast<volatile unsigned int*>(&device_gave_up) != 0) return false;
     }
   return true;
@@ -63,8 +65,26 @@ inline void finish(const char* what) {
   if (error != cudaSuccess) fail("%s: %s", what, cudaGetErrorString(error));
   unsigned int gave_up = 0;
   CHECK(cudaMemcpyFromSymbol(&gave_up, device_gave_up, sizeof gave_up));
-  if (gave_up) fail("%s: a wait gave up after %d polls", what, kPollLimit);
+  if (gave_up) fail("%s: a wait gave up after %lld cycles", what, kWaitCycles);
 }
+
+// What went wrong without ending the probe: `return problems.exit_status()` is main's last line.
+class Problems {
+ public:
+  __attribute__((format(printf, 2, 3))) void add(const char* format, ...) {
+    ++count_;
+    std::va_list arguments;
+    va_start(arguments, format);
+    std::vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    std::fputc('\n', stderr);
+  }
+  int exit_status() const { return count_ ? 1 : 0; }
+
+ private:
+  int count_ = 0;
+};
+inline Problems problems;
 
 // The positional argument `index`, which must be one of `allowed`.
 inline int argument(int argc, char** argv, int index, const char* name,
@@ -135,9 +155,10 @@ class Buffer {  // device memory; starts as all ones (NaN, impossible flags), ne
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { cudaFree(data_); }
   void fill(int byte) { CHECK(cudaMemset(data_, byte, size_ * sizeof(T))); }
-  std::vector<T> host() const {
-    std::vector<T> v(size_);
-    CHECK(cudaMemcpy(v.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost));
+  std::vector<T> host() const { return host(0, size_); }
+  std::vector<T> host(size_t begin, size_t count) const {
+    std::vector<T> v(count);
+    CHECK(cudaMemcpy(v.data(), data_ + begin, count * sizeof(T), cudaMemcpyDeviceToHost));
     return v;
   }
   T* get() { return data_; }
@@ -148,9 +169,12 @@ class Buffer {  // device memory; starts as all ones (NaN, impossible flags), ne
   size_t size_;
 };
 
+// Shared memory that leaves room for one block an SM, whatever else it holds.
+constexpr size_t kWholeSm = 116 << 10;
+
 struct Shape {
   int grid, block;
-  int cluster = 1;
+  int cluster = 0;  // blocks in a cluster; 0 for a kernel that knows no clusters
   size_t shared = 0;
   bool cooperative = false;
 };
@@ -163,7 +187,7 @@ class LaunchConfig {
     config_.blockDim = shape.block;
     config_.dynamicSmemBytes = shape.shared;
     config_.attrs = attributes_;
-    if (shape.cluster > 1) {
+    if (shape.cluster > 0) {
       attributes_[config_.numAttrs].id = cudaLaunchAttributeClusterDimension;
       attributes_[config_.numAttrs].val.clusterDim.x = shape.cluster;
       attributes_[config_.numAttrs].val.clusterDim.y = 1;
@@ -198,15 +222,20 @@ void launch(void (*kernel)(P...), const Shape& shape, A&&... arguments) {
   CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...));
 }
 
-// How many clusters of this shape the driver says can be resident at once.
+// How many clusters of this shape the driver says can be resident at once; 0, and a problem, when
+// it refuses the shape.
 template <class... P>
 int max_active_clusters(void (*kernel)(P...), Shape shape) {
   shape.grid = shape.cluster;
   allow(kernel, shape);
   const LaunchConfig config(shape);
   int clusters = 0;
-  CHECK(cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel), &config));
-  return clusters;
+  const cudaError_t error =
+      cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel), &config);
+  if (error == cudaSuccess) return clusters;
+  problems.add("clusters of %d: %s", shape.cluster, cudaGetErrorString(error));
+  cudaGetLastError();  // seen; what follows is not its fault
+  return 0;
 }
 
 inline int device_attribute(cudaDeviceAttr attribute) {
@@ -217,12 +246,20 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 
 inline int sm_count() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
-// Milliseconds on the device between the start and the end of what `work` enqueues.
+static __global__ void spin_cycles(long long cycles) {
+  const long long begin = clock64();
+  while (clock64() - begin < cycles) {
+  }
+}
+
+// Milliseconds on the device between the start and the end of what `work` enqueues. The device is
+// kept busy meanwhile, so that the host's time to issue the work is not measured with it.
 template <class F>
 double device_ms(F&& work) {
   cudaEvent_t begin, end;
   CHECK(cudaEventCreate(&begin));
   CHECK(cudaEventCreate(&end));
+  spin_cycles<<<1, 32>>>(400'000);
   CHECK(cudaEventRecord(begin));
   work();
   CHECK(cudaEventRecord(end));
@@ -234,18 +271,15 @@ double device_ms(F&& work) {
   return ms;
 }
 
-static __global__ void spin_cycles(long long cycles) {
-  const long long begin = clock64();
-  while (clock64() - begin < cycles) {
-  }
-}
-
 // Brings the clocks up (an idle GPU runs at a sixth of them) and prints what they came to.
 inline void warm_up() {
-  constexpr long long kCycles = 100'000'000;
+  constexpr long long kCycles = 50'000'000;
   const Shape shape{.grid = sm_count(), .block = 32};
-  launch(spin_cycles, shape, kCycles);
-  const double ms = device_ms([&] { launch(spin_cycles, shape, kCycles); });
+  double mhz = 0;
+  for (int i = 0; i < 4; ++i) {
+    const double ms = device_ms([&] { launch(spin_cycles, shape, kCycles); });
+    mhz = std::max(mhz, static_cast<double>(kCycles) / ms / 1e3);
+  }
   finish("warm-up");
-  Figure("sm_clock").print(static_cast<double>(kCycles) / ms / 1e3, "MHz");
+  Figure("sm_clock").print(mhz, "MHz");
 }

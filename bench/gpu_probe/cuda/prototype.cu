@@ -50,125 +50,123 @@ unsigned long long checksum(Buffer<uint16_t>& data) {
 // 1 + |da|; tanh.approx adds about 2^-11.
 constexpr double kBound = 1.0 / 256;
 
-// The largest of what is a number; NaN once anything is not.
-void raise(double& worst, double value) {
-  if (!(value <= worst)) worst = value;
+// The larger one, where a value that is not a number counts as enormous.
+double worse(double worst, double value) {
+  return std::max(worst, std::isfinite(value) ? value : 1e30);
 }
 
+// The kernels' own shared memory or more: one block an SM, as the product will be.
 template <class K>
 Shape shape_of(int clusters) {
   return {.grid = clusters * K::C,
           .block = K::THREADS,
-          .cluster = K::C,
-          .shared = static_cast<size_t>(K::SMEM)};
+          .cluster = K::C > 1 ? K::C : 0,
+          .shared = std::max<size_t>(K::SMEM, kWholeSm)};
 }
 
-// One pass over T steps of B = clusters * nb rows (the last cluster may hold fewer).
+// The inputs of both passes: T steps of B rows.
 template <class K>
-struct Forward {
+struct Problem {
+  static constexpr size_t kH = K::H;
+  const int T, B;
+  std::vector<uint16_t> w = normal(kH * kH, 1 / std::sqrt(static_cast<float>(kH)));
+  Buffer<uint16_t> w_{w};
+  size_t rows() const { return static_cast<size_t>(T) * B; }
+  size_t at(int t, int b) const { return (static_cast<size_t>(t) * B + b) * kH; }
+  double weight(size_t row, size_t column) const { return to_float(w[row * kH + column]); }
+};
+
+template <class K>
+struct Forward : Problem<K> {
+  using Problem<K>::kH, Problem<K>::rows, Problem<K>::at, Problem<K>::weight;
   static constexpr const char* kPass = "forward";
   static constexpr auto kKernel = rnn_fwd_cluster<K>;
-  const int T, B;
-  std::vector<uint16_t> x, w, h0;
-  Buffer<uint16_t> x_, w_, h0_, h_;
+  std::vector<uint16_t> x, h_0;
+  Buffer<uint16_t> x_, h_0_, h_;
 
   Forward(int T, int B)
-      : T(T),
-        B(B),
-        x(normal(static_cast<size_t>(T) * B * K::H, 1)),
-        w(normal(static_cast<size_t>(K::H) * K::H, 1 / std::sqrt(static_cast<float>(K::H)))),
-        h0(normal(static_cast<size_t>(B) * K::H, 0.5f)),
+      : Problem<K>{T, B},
+        x(normal(rows() * kH, 1)),
+        h_0(normal(B * kH, 0.5f)),
         x_(x),
-        w_(w),
-        h0_(h0),
-        h_(static_cast<size_t>(T) * B * K::H) {}
+        h_0_(h_0),
+        h_(rows() * kH) {}
 
   void operator()(int nb, int steps) {
-    launch(kKernel, shape_of<K>((B + nb - 1) / nb),
-           FwdParams{x_.get(), w_.get(), h0_.get(), h_.get(), steps, B, nb});
+    launch(kKernel, shape_of<K>((this->B + nb - 1) / nb),
+           FwdParams{x_.get(), this->w_.get(), h_0_.get(), h_.get(), steps, this->B, nb});
   }
   Buffer<uint16_t>& result() { return h_; }
 
-  // One step at a time in float64, from the kernel's own previous value.
-  double worst_error() const {
-    const auto h = h_.host();
+  // One row of one step in float64, from the kernel's own previous value.
+  double error(int t, int b) const {
+    const auto h = h_.host(at(t, b), kH);
+    const auto before =
+        t ? h_.host(at(t - 1, b), kH) : std::vector<uint16_t>(&h_0[b * kH], &h_0[b * kH] + kH);
     double worst = 0;
-    for (int t = 0; t < T; ++t)
-      for (int b = 0; b < B; ++b) {
-        const size_t row = (static_cast<size_t>(t) * B + b) * K::H;
-        const uint16_t* before =
-            t ? &h[row - static_cast<size_t>(B) * K::H] : &h0[static_cast<size_t>(b) * K::H];
-        for (int i = 0; i < K::H; ++i) {
-          double a = to_float(x[row + i]);
-          for (int k = 0; k < K::H; ++k)
-            a += static_cast<double>(to_float(w[static_cast<size_t>(i) * K::H + k])) *
-                 to_float(before[k]);
-          raise(worst, std::fabs(std::tanh(a) - to_float(h[row + i])));
-        }
-      }
+    for (size_t i = 0; i < kH; ++i) {
+      double a = to_float(x[at(t, b) + i]);
+      for (size_t k = 0; k < kH; ++k) a += weight(i, k) * to_float(before[k]);
+      worst = worse(worst, std::fabs(std::tanh(a) - to_float(h[i])));
+    }
     return worst;
   }
 };
 
 template <class K>
-struct Backward {
+struct Backward : Problem<K> {
+  using Problem<K>::kH, Problem<K>::rows, Problem<K>::at, Problem<K>::weight;
   static constexpr const char* kPass = "backward";
   static constexpr auto kKernel = rnn_bwd_cluster<K>;
-  const int T, B;
-  std::vector<uint16_t> dy, w, h, dh_n;
-  Buffer<uint16_t> dy_, w_, h_, dh_n_, da_;
+  std::vector<uint16_t> dy, h, dh_n;
+  Buffer<uint16_t> dy_, h_, dh_n_, da_;
   Buffer<float> dh_0_, statistics_;
 
   Backward(int T, int B)
-      : T(T),
-        B(B),
-        dy(normal(static_cast<size_t>(T) * B * K::H, 1)),
-        w(normal(static_cast<size_t>(K::H) * K::H, 1 / std::sqrt(static_cast<float>(K::H)))),
-        h(normal(static_cast<size_t>(T) * B * K::H, 0.3f)),
-        dh_n(normal(static_cast<size_t>(B) * K::H, 1)),
+      : Problem<K>{T, B},
+        dy(normal(rows() * kH, 1)),
+        h(normal(rows() * kH, 0.3f)),
+        dh_n(normal(B * kH, 1)),
         dy_(dy),
-        w_(w),
         h_(h),
         dh_n_(dh_n),
-        da_(static_cast<size_t>(T) * B * K::H),
-        dh_0_(static_cast<size_t>(B) * K::H),
-        statistics_(static_cast<size_t>(T) * B * K::C * K::NWARP * 4) {}
+        da_(rows() * kH),
+        dh_0_(B * kH),
+        statistics_(rows() * K::C * K::NWARP * 4) {}
 
   void operator()(int nb, int steps) {
-    launch(kKernel, shape_of<K>((B + nb - 1) / nb),
-           BwdParams{dy_.get(), w_.get(), h_.get(), dh_n_.get(), da_.get(), dh_0_.get(),
-                     statistics_.get(), steps, B, nb});
+    launch(kKernel, shape_of<K>((this->B + nb - 1) / nb),
+           BwdParams{dy_.get(), this->w_.get(), h_.get(), dh_n_.get(), da_.get(), dh_0_.get(),
+                     statistics_.get(), steps, this->B, nb});
   }
   Buffer<uint16_t>& result() { return da_; }
 
-  double worst_error() const {  // relative to 1 + |da|, and to 1 + |dh_0|
-    const auto da = da_.host();
-    const auto dh_0 = dh_0_.host();
-    const size_t step = static_cast<size_t>(B) * K::H;
+  // Relative to 1 + |da|; the row of step 0 with its dh_0, relative to 1 + |dh_0|.
+  double error(int t, int b) const {
+    const auto da = da_.host(at(t, b), kH);
+    const bool last = t == this->T - 1;
+    const auto carry = last ? std::vector<double>(kH) : carried(da_.host(at(t + 1, b), kH));
     double worst = 0;
-    std::vector<double> carry(K::H);
-    for (int t = T - 1; t >= -1; --t)
-      for (int b = 0; b < B; ++b) {
-        const size_t row = static_cast<size_t>(b) * K::H;
-        std::fill(carry.begin(), carry.end(), 0.0);
-        for (int k = 0; t < T - 1 && k < K::H; ++k) {
-          const double a = to_float(da[(t + 1) * step + row + k]);
-          for (int i = 0; i < K::H; ++i)
-            carry[i] += a * to_float(w[static_cast<size_t>(k) * K::H + i]);
-        }
-        for (int i = 0; i < K::H; ++i) {
-          if (t < 0) {
-            raise(worst, std::fabs(carry[i] - dh_0[row + i]) / (1 + std::fabs(carry[i])));
-            continue;
-          }
-          const size_t at = t * step + row + i;
-          const double out = t == T - 1 ? to_float(dh_n[row + i]) : 0.0;
-          const double state = to_float(h[at]);
-          const double a = (carry[i] + out + to_float(dy[at])) * (1 - state * state);
-          raise(worst, std::fabs(a - to_float(da[at])) / (1 + std::fabs(a)));
-        }
-      }
+    for (size_t i = 0; i < kH; ++i) {
+      const double dh =
+          carry[i] + to_float(dy[at(t, b) + i]) + (last ? to_float(dh_n[b * kH + i]) : 0.f);
+      const double state = to_float(h[at(t, b) + i]), a = dh * (1 - state * state);
+      worst = worse(worst, std::fabs(a - to_float(da[i])) / (1 + std::fabs(a)));
+    }
+    if (t > 0) return worst;
+    const auto wanted = carried(da);
+    const auto dh_0 = dh_0_.host(b * kH, kH);
+    for (size_t i = 0; i < kH; ++i)
+      worst = worse(worst, std::fabs(wanted[i] - dh_0[i]) / (1 + std::fabs(wanted[i])));
     return worst;
+  }
+
+ private:
+  std::vector<double> carried(const std::vector<uint16_t>& da) const {
+    std::vector<double> carry(kH);
+    for (size_t k = 0; k < kH; ++k)
+      for (size_t i = 0; i < kH; ++i) carry[i] += to_float(da[k]) * weight(k, i);
+    return carry;
   }
 };
 
@@ -181,26 +179,28 @@ void measure() {
         .with("C", K::C)
         .with("N", kColumns);
   };
-  {  // right: two clusters, the second one only partly full
+  const auto print_error = [&](const char* of, double worst) {
+    tag("prototype_error").with("of", of).print(worst, "largest abs");
+    if (!(worst <= kBound)) problems.add("error %g of %s, bound %g", worst, of, kBound);
+  };
+  {  // two clusters, the second one only partly full
     Pass<K> pass(4, kColumns + 3);
-    pass(kColumns, 4);
+    pass(kColumns, pass.T);
     finish("check");
-    const double worst = pass.worst_error();
-    if (!(worst <= kBound)) fail("worst error %g, bound %g", worst, kBound);
-    tag("prototype_error").print(worst, "largest abs");
+    double worst = 0;
+    for (int t = 0; t < pass.T; ++t)
+      for (int b = 0; b < pass.B; ++b) worst = worse(worst, pass.error(t, b));
+    print_error("every row, 4 steps", worst);
   }
   constexpr int kShort = 128, kLong = 512, kRuns = 7;
-  // One block an SM, as the product will be; small blocks could share one.
-  const int most =
-      K::C > 1 ? std::min(max_active_clusters(Pass<K>::kKernel, shape_of<K>(1)), sm_count() / K::C)
-               : sm_count();
+  const int most = K::C > 1 ? max_active_clusters(Pass<K>::kKernel, shape_of<K>(1)) : sm_count();
   if (most < 1) fail("no cluster of %d blocks fits on this device", K::C);
   tag("prototype_clusters").print(most, "clusters");
   for (const bool alone : {true, false}) {
-    const int clusters = alone ? 1 : most;
-    Pass<K> pass(kLong, clusters * kColumns);
+    Pass<K> pass(kLong, (alone ? 1 : most) * kColumns);
     unsigned long long first = 0;
     std::vector<double> whole, slope;
+    launch(spin_cycles, {.grid = sm_count(), .block = 32}, 50'000'000);  // clocks up
     for (int run = 0; run < kRuns; ++run) {
       const double few = device_ms([&] { pass(kColumns, kShort); });
       finish("short run");
@@ -209,11 +209,15 @@ void measure() {
       finish("long run");
       const unsigned long long bits = checksum(pass.result());
       if (run == 0) first = bits;
-      if (bits != first) fail("run %d of the same inputs gives other bits", run);
+      if (bits != first) problems.add("run %d of the same inputs gives other bits", run);
       if (run == 0) continue;  // it loads the code
       whole.push_back(many * 1e3 / kLong);
       slope.push_back((many - few) * 1e3 / (kLong - kShort));
     }
+    double worst = 0;  // of rows spread over the steps and the batch
+    for (int i = 0; i < 64; ++i) worst = worse(worst, pass.error(i * 8, (i * 37 + 5) % pass.B));
+    print_error(alone ? "64 rows, one cluster" : "64 rows, all clusters", worst);
+    if (!(worst <= kBound)) continue;  // no time of a wrong result
     tag("prototype_step").with("clusters", alone ? "one" : "all").print(slope, "us");
     tag("prototype_step_with_launch").with("clusters", alone ? "one" : "all").print(whole, "us");
   }
@@ -250,7 +254,7 @@ int main(int argc, char** argv) {
     if (c.H == H && c.C == C && c.N == N) {
       warm_up();
       c.measure(pass == "forward");
-      return 0;
+      return problems.exit_status();
     }
   fail("no kernel for H %d, C %d, N %d", H, C, N);
 }

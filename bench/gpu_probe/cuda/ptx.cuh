@@ -139,16 +139,18 @@ __device__ __forceinline__ void add_release(uint32_t* p, uint32_t v) {
 
 // --- shared memory -------------------------------------------------------------------------------
 
-// Volatile, so that a timed loop of loads stays one.
+// ld.volatile: an asm volatile alone does not keep ptxas from merging equal loads of a timed loop.
 template <int kWords>
 __device__ __forceinline__ void load_shared(uint32_t (&v)[kWords], uint32_t address) {
   static_assert(kWords == 1 || kWords == 2 || kWords == 4);
   if constexpr (kWords == 1) {
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v[0]) : "r"(address));
+    asm volatile("ld.volatile.shared.u32 %0, [%1];" : "=r"(v[0]) : "r"(address));
   } else if constexpr (kWords == 2) {
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v[0]), "=r"(v[1]) : "r"(address));
+    asm volatile("ld.volatile.shared.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(v[0]), "=r"(v[1])
+                 : "r"(address));
   } else {
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.volatile.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
                  : "r"(address));
   }

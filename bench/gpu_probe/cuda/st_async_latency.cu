@@ -7,6 +7,7 @@ struct PingPong {
   int rounds;            // round trips
   long long* cycles;     // [1] for all rounds, by the clock of block 0
   unsigned int* errors;  // [2] wrong words in the last message that each player got
+  unsigned int* sm;      // [2] where the players ran
 };
 
 template <int kWords, ptx::Acquire kAcquire>
@@ -49,6 +50,7 @@ __global__ void ping_pong(PingPong p) {
     for (int w = 0; w < kWords; ++w)
       wrong += box[w] != static_cast<uint32_t>((p.rounds - 1) * 4 + w);
     p.errors[rank == 0 ? 0 : 1] = wrong;
+    p.sm[rank == 0 ? 0 : 1] = ptx::sm_id();
   }
   __syncwarp();
   ptx::cluster_barrier();  // nobody leaves while a message to it may be under way
@@ -58,17 +60,21 @@ template <int kWords, ptx::Acquire kAcquire>
 void measure(int cluster, const char* width, const char* wait) {
   constexpr int kRounds = 2000, kRepeats = 5;
   Buffer<long long> cycles(1);
-  Buffer<unsigned int> errors(2);
-  const Shape shape{.grid = cluster, .block = 32, .cluster = cluster, .shared = 32};
+  Buffer<unsigned int> errors(2), sm(2);
+  const Shape shape{.grid = cluster, .block = 32, .cluster = cluster, .shared = kWholeSm};
   std::vector<double> hops;
   for (int peer = 1; peer < cluster; ++peer)
     for (int repeat = 0; repeat < kRepeats; ++repeat) {
       errors.fill(0xff);
       launch(ping_pong<kWords, kAcquire>, shape,
-             PingPong{static_cast<uint32_t>(peer), kRounds, cycles.get(), errors.get()});
+             PingPong{static_cast<uint32_t>(peer), kRounds, cycles.get(), errors.get(), sm.get()});
       finish("st.async ping-pong");
-      const auto wrong = errors.host();
-      if (wrong[0] || wrong[1]) fail("st.async %s: the last message arrived wrong", width);
+      const auto wrong = errors.host(), where = sm.host();
+      if (wrong[0] || wrong[1]) {
+        problems.add("st.async %s, %s: the last message arrived wrong", width, wait);
+        return;
+      }
+      if (where[0] == where[1]) fail("both players ran on SM %u", where[0]);
       if (repeat > 0)  // the first one warms up the code
         hops.push_back(static_cast<double>(cycles.host()[0]) / kRounds / 2);
     }
@@ -91,4 +97,5 @@ int main(int argc, char** argv) {
   measure_waits<1>(cluster, "b32");
   measure_waits<2>(cluster, "v2.b32");
   measure_waits<4>(cluster, "v4.b32");
+  return problems.exit_status();
 }

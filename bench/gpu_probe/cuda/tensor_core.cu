@@ -277,5 +277,6 @@ int main() {
   measure_loads<1>("32 bits");
   measure_loads<2>("64 bits");
   measure_loads<4>("128 bits");
-  if (wrong) fail("%d values of a fragment are not where the layout puts them", wrong);
+  if (wrong) problems.add("%d values of a fragment are not where the layout puts them", wrong);
+  return problems.exit_status();
 }

@@ -27,7 +27,8 @@ RNN_DEV void fence_mbar_init() { ptx::fence_barrier_init(); }
 RNN_DEV void mbar_arm(uint64_t* b, uint32_t bytes) { ptx::barrier_expect(smem_addr(b), bytes); }
 RNN_DEV void mbar_wait(uint64_t* b, uint32_t parity) {
   const uint32_t barrier = smem_addr(b);
-  wait_until([&] { return ptx::barrier_try_wait<ptx::Acquire::kCta>(barrier, parity); });
+  const auto arrived = [&] { return ptx::barrier_try_wait<ptx::Acquire::kCta>(barrier, parity); };
+  if (!wait_until(arrived)) __trap();  // these kernels cannot go on: the launch fails
 }
 RNN_DEV void st_async(uint32_t address, uint32_t v, uint32_t barrier) {
   const uint32_t word[1] = {v};
