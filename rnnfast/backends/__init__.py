@@ -1,0 +1,62 @@
+"""The backends, and which one serves a problem.
+
+A backend is a module with ``unavailable(problem) -> str`` (why it cannot serve, or "") and either
+``forward`` and ``backward`` (the recurrence, from the input projection on) or ``layers`` (the whole
+stack of a module).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ..cells.rnn import NONLINEARITIES
+from . import cpu, reference, torch_native
+
+BACKENDS = {"cpu": cpu, "torch": torch_native, "reference": reference}  # in "auto"'s order
+
+
+class Problem(NamedTuple):
+    """What a choice of backend depends on."""
+
+    device: str  # a device type
+    dtype: torch.dtype
+    nonlinearity: str
+    projected: bool  # p is given: functional.rnn, not a module
+    residual: bool = False
+
+
+class BackendError(RuntimeError):
+    """The backend that was asked for cannot serve this problem."""
+
+
+def select(name: str, problem: Problem) -> str:
+    """The backend to use: ``name`` itself, or for "auto" the first that serves.
+
+    Raises:
+        ValueError: there is no backend of this name.
+        BackendError: the named one cannot serve; the message says why. There is no fallback.
+    """
+    if name == "auto":  # the last one serves everything
+        return next(n for n, backend in BACKENDS.items() if not backend.unavailable(problem))
+    if name not in BACKENDS:
+        raise ValueError(f"backend: given {name!r}, wanted one of {['auto', *BACKENDS]}")
+    reason = BACKENDS[name].unavailable(problem)
+    if reason:
+        raise BackendError(f"backend {name!r} cannot serve: {reason}")
+    return name
+
+
+def refusals(problem: Problem) -> dict[str, str]:
+    """{backend: why it cannot serve, or ""}, in the order in which "auto" asks."""
+    return {name: backend.unavailable(problem) for name, backend in BACKENDS.items()}
+
+
+def check_nonlinearity(nonlinearity: str) -> None:
+    if nonlinearity not in NONLINEARITIES:
+        raise ValueError(
+            f"Unknown nonlinearity '{nonlinearity}'. Select from "
+            + ", ".join(f"'{n}'" for n in NONLINEARITIES)
+            + "."
+        )

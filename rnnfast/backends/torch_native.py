@@ -1,0 +1,55 @@
+"""torch's own fused kernels (cuDNN on a GPU, a loop of operations on a CPU), for whole stacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from . import Problem
+
+KERNELS = {"tanh": torch._VF.rnn_tanh, "relu": torch._VF.rnn_relu}
+
+
+def unavailable(problem: Problem) -> str:
+    if problem.nonlinearity not in KERNELS:
+        return f"torch has no {problem.nonlinearity} RNN"
+    if problem.projected:
+        return "torch's kernels contain the input projection: they serve rnnfast.RNN alone"
+    if problem.residual:
+        return "torch's stacked kernels have no residual connections"
+    return ""
+
+
+def layers(
+    nonlinearity: str, x: Tensor, hx: Tensor, lengths: Tensor | None, options: tuple
+) -> tuple[Tensor, Tensor]:
+    """All layers: x [T, B, I], hx [L * D, B, H] -> y [T, B, D * H], h_n [L * D, B, H].
+
+    ``options``: weights as in nn.RNN, bias, num_layers, dropout, training, bidirectional.
+    """
+    if lengths is None:
+        return KERNELS[nonlinearity](x, hx, *options, False)
+    # Variable lengths go in as packed data, which has no room for a length of 0.
+    T, B, _ = x.shape
+    lengths = lengths.to("cpu")
+    order = torch.argsort(lengths, descending=True, stable=True)
+    order = order[: int((lengths > 0).sum())]
+    directions = 2 if options[-1] else 1
+    y = x.new_zeros(T, B, directions * hx.shape[2])
+    if order.numel() == 0:
+        return y, hx.clone()
+    rows = order.to(x.device)
+    data, batch_sizes = torch._VF._pack_padded_sequence(x[:, rows], lengths[order], False)
+    data, h_n = packed_layers(nonlinearity, data, hx[:, rows], batch_sizes, options)
+    padded, _ = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, T)
+    return y.index_copy(1, rows, padded), hx.index_copy(1, rows, h_n)
+
+
+def packed_layers(
+    nonlinearity: str, data: Tensor, hx: Tensor, batch_sizes: Tensor, options: tuple
+) -> tuple[Tensor, Tensor]:
+    """The same on packed data [N, I], sorted by length."""
+    return KERNELS[nonlinearity](data, batch_sizes, hx.contiguous(), *options)

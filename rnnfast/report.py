@@ -1,0 +1,69 @@
+"""What is installed, and why a module computes as it does."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import backends
+from .backends import cpu
+from .modules import RNN
+
+
+def info() -> str:
+    """Versions, the compiled extension, and which backend serves what; for bug reports."""
+    import rnnfast
+
+    lines = [
+        f"rnnfast {rnnfast.__version__}",
+        f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}",
+        f"extension: {_extension()}",
+        f"threads: {torch.get_num_threads()}",
+    ]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
+        problem = backends.Problem(device, torch.float32, "tanh", projected=False)
+        lines.append(f"on {device}, float32, tanh:")
+        lines += [f"  {name}: {why or 'serves'}" for name, why in _refusals(problem)]
+    return "\n".join(lines)
+
+
+def explain(rnn: RNN, input: Tensor | PackedSequence) -> str:
+    """Which backend ``rnn(input)`` takes, and why each other one does not.
+
+    Raises:
+        TypeError: ``rnn`` is no rnnfast.RNN.
+    """
+    if not isinstance(rnn, RNN):
+        raise TypeError(f"rnn: given {type(rnn).__name__}, wanted rnnfast.RNN")
+    x = input.data if isinstance(input, PackedSequence) else input
+    problem = rnn._problem(x)
+    chosen = backends.select(rnn.backend, problem)
+    asked = "auto" if rnn.backend == "auto" else "asked for by name"
+    lines = [
+        f"{chosen} ({asked}), for {problem.nonlinearity} in {problem.dtype} on {problem.device}"
+    ]
+    for name, why in _refusals(problem):
+        if name != chosen:
+            lines.append(f"  not {name}: {why or f'{chosen} comes first'}")
+    lines.append(
+        "  second derivatives, forward mode and torch.func transforms: the eager formula, whatever "
+        "the backend"
+    )
+    return "\n".join(lines)
+
+
+def _refusals(problem: backends.Problem) -> list[tuple[str, str]]:
+    return list(backends.refusals(problem).items())
+
+
+def _extension() -> str:
+    if cpu._C is None:
+        return (
+            f"missing ({cpu.WHY_MISSING}). On the CPU torch's own kernels are used instead, which "
+            "are up to tens of times slower for small models; reinstall with a C++ compiler"
+        )
+    return f"rnnfast._C with SIMD level {cpu._C.simd_level()} of {', '.join(cpu._C.simd_levels())}"
