@@ -1,32 +1,53 @@
-# The front door. Each target sets up what it needs; nothing needs a virtual environment of yours.
+# The front door. Each target sets up what it needs in .venv, from Python, a C++ compiler and the
+# package index; versions are in constraints.txt. (On Linux the index holds torch for CUDA, gigabytes
+# of it: without a GPU, point pip at the index of CPU wheels that PyTorch's install page names.)
 PYTHON ?= python3
 RESULTS ?= bench/results
 BIN := .venv/bin
-CUDA := $(filter-out %/rnn_fwd_cluster.cuh %/rnn_bwd_cluster.cuh, \
-	$(shell git ls-files '*.cu' '*.cuh' '*.h'))  # those two stand as they were sketched
+CXX_FILES := $(filter-out %/rnn_fwd_cluster.cuh %/rnn_bwd_cluster.cuh, \
+	$(shell find csrc tests bench -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'))
+# (those two stand as they were sketched)
 
-.PHONY: test lint format gpu-probe clean
+.PHONY: demo test lint sanitize extension format gpu-probe clean
 
-test: lint  ## everything that can be shown without a GPU
+demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits: under 2 minutes
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python -m rnnfast demo
+
+test: export RNNFAST_REQUIRE_EXTENSION = 1  # its tests must not be skipped
+test: lint extension sanitize  ## everything that can be shown without a GPU
 	$(BIN)/python -m pytest
 
-lint: .venv/made
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(CUDA)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
-format: .venv/made
+sanitize: extension  ## the C++ kernels under the address, undefined-behaviour and thread sanitizers
+	$(BIN)/python tests/sanitize.py
+
+extension: .venv/dev  ## recompiles what has changed in csrc
+	RNNFAST_REQUIRE_EXTENSION=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
+format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CUDA)
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 gpu-probe:  ## on a machine with an NVIDIA GPU, nvcc and torch: under 4 minutes
 	$(PYTHON) -m bench.gpu_probe --out $(RESULTS)
 
 clean:
-	rm -rf .venv build .ruff_cache
+	rm -rf .venv build dist rnnfast.egg-info rnnfast/_C* rnnfast/_build.json .ruff_cache
 
-.venv/made: requirements-dev.txt constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+# Without build isolation, so that the pins hold for the build as well and its objects are kept.
+.venv/demo .venv/dev: .venv/%: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools pybind11 ninja
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-build-isolation -e '.[demo$(if $(filter dev,$*),$(comma)dev)]'
 	touch $@
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+comma := ,

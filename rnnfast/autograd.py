@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
+from . import precision
 from .backends import BACKENDS
 from .backends.cpu import empty_rows
 from .cells import rnn as cell
@@ -65,12 +66,14 @@ class _Recurrence(torch.autograd.Function):
     def backward(ctx, grad_y, grad_h_n):
         if grad_y is None and grad_h_n is None:
             return (None,) * 6
-        inputs = (grad_y, grad_h_n, *ctx.saved_tensors, ctx.nonlinearity)
+        y, w_hh, h_0, lengths = ctx.saved_tensors  # once: checkpointing allows no second look
+        inputs = (grad_y, grad_h_n, y, w_hh, h_0, lengths, ctx.nonlinearity)
         if torch.is_grad_enabled() or in_transform():
-            dp, dw_hh, dh_0 = cell.backward(*inputs)
+            with precision.no_autocast(y.device.type):
+                dp, dw_hh, dh_0 = cell.backward(*inputs)
         else:
             dp, dw_hh, dh_0 = torch.ops.rnnfast.rnn_backward(*inputs, ctx.backend)
-        return dp, dw_hh, None if ctx.saved_tensors[2] is None else dh_0, None, None, None
+        return dp, dw_hh, None if h_0 is None else dh_0, None, None, None
 
 
 def recurrence(
@@ -83,7 +86,7 @@ def recurrence(
 ) -> tuple[Tensor, Tensor]:
     """y [T, B, D * H] and h_n [D, B, H] from p [T, B, D * H], w_hh [D, H, H], h_0 [D, B, H]."""
     if backend == "reference" or in_transform():
-        with torch._C._DisableAutocast():
+        with precision.no_autocast(p.device.type):
             return cell.forward(p, w_hh, h_0, lengths, nonlinearity)
     return _Recurrence.apply(p, w_hh, h_0, lengths, nonlinearity, backend)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 from torch import nn
@@ -17,6 +18,7 @@ HOOKS = (
     "_forward_pre_hooks_with_kwargs",
     "_backward_hooks",
     "_backward_pre_hooks",
+    "_is_full_backward_hook",
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks",
@@ -37,7 +39,7 @@ def replace(model: nn.Module, *, report: Callable[[str], object] | None = print)
 
     def twin(old: nn.Module) -> nn.Module | str | None:
         if type(old) is nn.RNN:
-            return _twin(RNN, old)
+            return _strange_parameters(old) or _twin(RNN, old)
         if isinstance(old, nn.RNN):
             return f"{type(old).__name__} is a subclass of nn.RNN"
         return None
@@ -60,7 +62,7 @@ def to_torch(model: nn.Module, *, report: Callable[[str], object] | None = print
 
     def twin(old: nn.Module) -> nn.Module | str | None:
         if type(old) is RNN:
-            return _twin(nn.RNN, old)
+            return _strange_parameters(old) or _twin(nn.RNN, old)
         if isinstance(old, RNN):
             return f"{type(old).__name__} is a subclass of rnnfast.RNN"
         return None
@@ -85,9 +87,21 @@ def _twin(kind: type[nn.Module], old: nn.RNNBase) -> nn.Module:
         setattr(new, name, getattr(old, name))
     new._init_flat_weights()
     new.train(old.training)
-    for hooks in HOOKS:
-        getattr(new, hooks).update(getattr(old, hooks))
+    for hooks in HOOKS:  # the very dictionaries: the handles that remove hooks know them
+        setattr(new, hooks, getattr(old, hooks))
+    for hook in new._load_state_dict_pre_hooks.values():
+        if hook.with_module:
+            hook.module = weakref.ref(new)
     return new
+
+
+def _strange_parameters(old: nn.RNNBase) -> str:
+    """What ``old`` holds and a twin cannot, or "": pruning and the legacy weight_norm put a plain
+    tensor in the place of a parameter."""
+    names = {name for name, _ in old.named_parameters(remove_duplicate=False)}
+    names |= {name for name, _ in (*old.named_buffers(), *old.named_children())}
+    wrong = sorted(names ^ set(old._flat_weights_names))
+    return f"pruning, weight_norm or the like changed {', '.join(wrong)}" if wrong else ""
 
 
 def _swap(
@@ -106,7 +120,7 @@ def _swap(
             say(f"swapped {name or 'model'}: {old} -> {new}")
             twins[old] = new
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
+        for name, child in list(parent._modules.items()):  # named_children() skips second names
             if child in twins:
                 setattr(parent, name, twins[child])
     return twins.get(model, model)

@@ -29,7 +29,8 @@ def rnn(
         w_hh: [D, H, H], or [H, H] for one direction. Direction 1 runs in reverse.
         h_0: [D, B, H], or [B, H] with a 2-D w_hh; None for zeros.
         lengths: [B] in 0..T, a list or an int64 tensor. Steps from lengths[b] on leave the state as
-            it is, put out 0 and take no gradient. A CUDA tensor is clamped, not checked.
+            it is, put out 0 and take no gradient. On a GPU, and in torch.compile, they are clamped,
+            not checked.
         nonlinearity: "tanh", "relu" or "sigmoid".
         backend: "auto", "cpu" or "reference"; a named one serves or raises.
 
@@ -80,7 +81,7 @@ def check_lengths(
     if lengths is None:
         return None
     if not isinstance(lengths, Tensor):
-        if not all(type(n) is int for n in lengths):
+        if not isinstance(lengths, Sequence) or not all(type(n) is int for n in lengths):
             raise ValueError(f"lengths: given {lengths!r}, wanted integers")
         lengths = torch.tensor(lengths, dtype=torch.int64)
     if lengths.shape != (B,) or lengths.dtype != torch.int64:
@@ -88,10 +89,10 @@ def check_lengths(
             f"lengths: given {lengths.dtype} of shape {tuple(lengths.shape)}, "
             f"wanted torch.int64 of shape ({B},)"
         )
-    if lengths.device.type != "cpu":  # looking at the values would synchronize
+    # Looking at the values would synchronize, or break the graph.
+    if lengths.device.type != "cpu" or torch.compiler.is_compiling():
         return lengths.clamp(0, T).to(device)
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = [n for n in lengths.tolist() if not 0 <= n <= T]
-        if wrong:
-            raise ValueError(f"lengths: given {wrong[0]}, wanted 0 to T = {T}")
+    wrong = [n for n in lengths.tolist() if not 0 <= n <= T]
+    if wrong:
+        raise ValueError(f"lengths: given {wrong[0]}, wanted 0 to T = {T}")
     return lengths.to(device)

@@ -60,15 +60,15 @@ class RNN(nn.RNNBase):
     ) -> None:
         if "proj_size" in unknown:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        check_nonlinearity(nonlinearity)
         if unknown:
             name = next(iter(unknown))
             raise TypeError(f"RNN.__init__() got an unexpected keyword argument '{name}'")
-        check_nonlinearity(nonlinearity)
-        if init not in INITS:
+        if init not in list(INITS):
             raise ValueError(f"init: given {init!r}, wanted one of {list(INITS)}")
         if not isinstance(residual, bool):
             raise TypeError(f"residual should be of type bool, got: {type(residual).__name__}")
-        if backend != "auto" and backend not in BACKENDS:
+        if backend not in ["auto", *BACKENDS]:
             raise ValueError(f"backend: given {backend!r}, wanted one of {['auto', *BACKENDS]}")
         self.nonlinearity = nonlinearity
         self.init = init
@@ -102,7 +102,8 @@ class RNN(nn.RNNBase):
             hx: [L * D, B, H], or [L * D, H] unbatched; never batch-first; None for zeros.
             lengths: [B] in 0..T, a list or an int64 tensor, for padded input: steps from lengths[b]
                 on leave the state as it is, put out 0 and take no gradient; the reverse direction
-                begins at lengths[b] - 1. A CUDA tensor is clamped, not checked.
+                begins at lengths[b] - 1. On a GPU, and in torch.compile, they are clamped, not
+                checked.
 
         Returns:
             output, like input with D * H features, and h_n, like hx.
@@ -270,6 +271,9 @@ class RNN(nn.RNNBase):
 
     def _update_flat_weights(self) -> None:
         pass
+
+    def _replicate_for_data_parallel(self) -> RNN:
+        return nn.Module._replicate_for_data_parallel(self)
 
     def flatten_parameters(self) -> None:
         """Packs the parameters for cuDNN, where that can serve; otherwise does nothing."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """The dtype that autocast asks for on this device type; None where it is off."""
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def autocast(device: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -20,3 +25,10 @@ def autocast(device: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
         for x in tensors
     )
+
+
+def no_autocast(device: str) -> AbstractContextManager:
+    """Operations inside take the dtypes they are given, on any device type."""
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()  # "meta" knows none

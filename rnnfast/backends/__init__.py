@@ -54,7 +54,7 @@ def refusals(problem: Problem) -> dict[str, str]:
 
 
 def check_nonlinearity(nonlinearity: str) -> None:
-    if nonlinearity not in NONLINEARITIES:
+    if nonlinearity not in list(NONLINEARITIES):  # a list: what cannot be hashed is refused, too
         raise ValueError(
             f"Unknown nonlinearity '{nonlinearity}'. Select from "
             + ", ".join(f"'{n}'" for n in NONLINEARITIES)

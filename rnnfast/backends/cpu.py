@@ -49,6 +49,7 @@ def forward(
     p = with_dense_rows(p)
     w_hh = w_hh.contiguous()
     h_0 = None if h_0 is None else h_0.contiguous()
+    lengths = None if lengths is None else lengths.contiguous()
     _C.rnn_forward(
         nonlinearity,
         DTYPES[p.dtype],
@@ -87,6 +88,7 @@ def backward(
     grad_y = None if grad_y is None else with_dense_rows(grad_y)
     grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
     w_hh = w_hh.contiguous()
+    lengths = None if lengths is None else lengths.contiguous()
     _C.rnn_backward(
         nonlinearity,
         DTYPES[y.dtype],
@@ -124,14 +126,19 @@ def recurrent_weight_gradient(
     for d in range(D):
         da_d, y_d = da[..., d * H : (d + 1) * H], y[..., d * H : (d + 1) * H]
         after, before = (da_d[:-1], y_d[1:]) if d else (da_d[1:], y_d[:-1])
-        total = after.reshape(-1, H).T @ before.reshape(-1, H)
-        if h_0 is not None:
+        after, before = after.reshape(-1, H), before.reshape(-1, H)
+        if h_0 is None:
+            total = after.T @ before
+        else:
             if d and lengths is not None:
                 last = (lengths - 1).clamp(min=0)
                 began = da_d[last, torch.arange(B, device=da.device)]  # 0 where the length is 0
             else:
                 began = da_d[T - 1 if d else 0]
-            total = torch.addmm(total, began.T, h_0[d])
+            if da.element_size() < 4:  # one sum, rounded once: what is left may be far smaller
+                total = torch.cat([after, began]).T @ torch.cat([before, h_0[d]])
+            else:
+                total = torch.addmm(after.T @ before, began.T, h_0[d])
         dw.append(total)
     return torch.stack(dw) if D > 1 else dw[0].unsqueeze(0)
 

@@ -37,15 +37,18 @@ def layers(
     lengths = lengths.to("cpu")
     order = torch.argsort(lengths, descending=True, stable=True)
     order = order[: int((lengths > 0).sum())]
-    directions = 2 if options[-1] else 1
-    y = x.new_zeros(T, B, directions * hx.shape[2])
-    if order.numel() == 0:
-        return y, hx.clone()
+    if order.numel() == 0:  # a step that nothing takes: all gradients are there, and 0
+        none = torch.zeros((), dtype=torch.bool, device=x.device)
+        zeros = torch.where(none, x[:1], 0), torch.where(none, hx, 0)
+        step, h_n = KERNELS[nonlinearity](*zeros, *options, False)
+        y = step.new_zeros(T, B, step.shape[2])
+        return torch.where(none, step, y), hx.to(h_n.dtype, copy=True)
     rows = order.to(x.device)
     data, batch_sizes = torch._VF._pack_padded_sequence(x[:, rows], lengths[order], False)
     data, h_n = packed_layers(nonlinearity, data, hx[:, rows], batch_sizes, options)
     padded, _ = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, T)
-    return y.index_copy(1, rows, padded), hx.index_copy(1, rows, h_n)
+    y = padded.new_zeros(T, B, padded.shape[2])
+    return y.index_copy(1, rows, padded), hx.to(h_n.dtype).index_copy(1, rows, h_n)
 
 
 def packed_layers(

@@ -1,0 +1,95 @@
+// rnnfast._C: addresses and sizes in, nothing checked but names. Shapes, dtypes and devices were
+// checked by the caller (rnnfast/backends/cpu.py), which also owns all memory.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cpu/dispatch.h"
+#include "cpu/parallel.h"
+
+namespace py = pybind11;
+namespace cpu = rnnfast::cpu;
+
+namespace {
+
+using std::int64_t;
+using Address = std::uintptr_t;
+
+template <class T = void>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+cpu::Nonlinearity nonlinearity_named(const std::string& name) {
+  if (name == "tanh") return cpu::Nonlinearity::kTanh;
+  if (name == "relu") return cpu::Nonlinearity::kRelu;
+  if (name == "sigmoid") return cpu::Nonlinearity::kSigmoid;
+  throw std::invalid_argument("unknown nonlinearity '" + name + "'; known: tanh, relu, sigmoid");
+}
+
+cpu::Dtype dtype_named(const std::string& name) {
+  if (name == "float32") return cpu::Dtype::kFloat32;
+  if (name == "float64") return cpu::Dtype::kFloat64;
+  if (name == "bfloat16") return cpu::Dtype::kBFloat16;
+  if (name == "float16") return cpu::Dtype::kFloat16;
+  throw std::invalid_argument("unknown dtype '" + name +
+                              "'; known: float32, float64, bfloat16, float16");
+}
+
+void rnn_forward(const std::string& nonlinearity, const std::string& dtype, Address p, Address w_hh,
+                 Address h0, Address y, Address h_n, Address lengths, int64_t steps, int64_t batch,
+                 int64_t size, int64_t directions, int64_t heads, int64_t p_stride_t,
+                 int64_t p_stride_b, int64_t y_stride_t, int64_t y_stride_b, int threads) {
+  cpu::ForwardProblem problem;
+  problem.shape = {steps, batch, size, directions, heads};
+  problem.threads = threads;
+  problem.lengths = pointer<const int64_t>(lengths);
+  problem.p = {pointer(p), p_stride_t, p_stride_b};
+  problem.w_hh = pointer(w_hh);
+  problem.h0 = pointer(h0);
+  problem.y = {pointer(y), y_stride_t, y_stride_b};
+  problem.h_n = pointer(h_n);
+  cpu::kernels().elman_forward(nonlinearity_named(nonlinearity), dtype_named(dtype), problem);
+}
+
+void rnn_backward(const std::string& nonlinearity, const std::string& dtype, Address grad_y,
+                  Address grad_h_n, Address y, Address w_hh, Address lengths, Address da,
+                  Address dh0, int64_t steps, int64_t batch, int64_t size, int64_t directions,
+                  int64_t heads, int64_t gy_stride_t, int64_t gy_stride_b, int64_t y_stride_t,
+                  int64_t y_stride_b, int64_t da_stride_t, int64_t da_stride_b, int threads) {
+  cpu::BackwardProblem problem;
+  problem.shape = {steps, batch, size, directions, heads};
+  problem.threads = threads;
+  problem.lengths = pointer<const int64_t>(lengths);
+  problem.grad_y = {pointer(grad_y), gy_stride_t, gy_stride_b};
+  problem.grad_h_n = pointer(grad_h_n);
+  problem.y = {pointer(y), y_stride_t, y_stride_b};
+  problem.w_hh = pointer(w_hh);
+  problem.dp = {pointer(da), da_stride_t, da_stride_b};
+  problem.dh0 = pointer(dh0);
+  cpu::kernels().elman_backward(nonlinearity_named(nonlinearity), dtype_named(dtype), problem);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Native kernels of rnnfast: raw addresses (0 = absent), sizes in elements.";
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  module.def("rnn_forward", &rnn_forward, no_gil, py::arg("nonlinearity"), py::arg("dtype"),
+             py::arg("p"), py::arg("w_hh"), py::arg("h0"), py::arg("y"), py::arg("h_n"),
+             py::arg("lengths"), py::arg("T"), py::arg("B"), py::arg("S"), py::arg("directions"),
+             py::arg("heads"), py::arg("p_stride_t"), py::arg("p_stride_b"), py::arg("y_stride_t"),
+             py::arg("y_stride_b"), py::arg("threads"));
+  module.def("rnn_backward", &rnn_backward, no_gil, py::arg("nonlinearity"), py::arg("dtype"),
+             py::arg("grad_y"), py::arg("grad_h_n"), py::arg("y"), py::arg("w_hh"),
+             py::arg("lengths"), py::arg("da"), py::arg("dh0"), py::arg("T"), py::arg("B"),
+             py::arg("S"), py::arg("directions"), py::arg("heads"), py::arg("gy_stride_t"),
+             py::arg("gy_stride_b"), py::arg("y_stride_t"), py::arg("y_stride_b"),
+             py::arg("da_stride_t"), py::arg("da_stride_b"), py::arg("threads"));
+  module.def("set_openmp", &cpu::set_openmp, py::arg("parallel"), py::arg("thread_num"));
+  module.def("simd_level", [] { return std::string(cpu::kernels().level); });
+  module.def("simd_levels", &cpu::simd_levels);
+  module.def("set_simd_level", &cpu::set_simd_level, py::arg("level"));
+}

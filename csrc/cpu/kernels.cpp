@@ -1,0 +1,68 @@
+// Compiled once per SIMD level, with -DRNNFAST_SIMD_PORTABLE, _AVX2 or _AVX512 and the flags that
+// go with it. Nothing but this level's namespace may leave this object file.
+#include "../cells/rnn.h"
+#include "recurrence.h"
+
+namespace rnnfast::cpu::RNNFAST_LEVEL {
+
+void elman_forward(Nonlinearity, Dtype, const ForwardProblem&);
+void elman_backward(Nonlinearity, Dtype, const BackwardProblem&);
+
+namespace {
+
+template <class F, class S>
+using Elman = cells::Elman<F, Math<Arithmetic<S>>>;
+
+template <class F>
+void forward_as(Dtype dtype, const ForwardProblem& problem) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return forward<Elman<F, float>, float>(problem);
+    case Dtype::kFloat64:
+      return forward<Elman<F, double>, double>(problem);
+    case Dtype::kBFloat16:
+      return forward<Elman<F, BFloat16>, BFloat16>(problem);
+    case Dtype::kFloat16:
+      return forward<Elman<F, Float16>, Float16>(problem);
+  }
+}
+
+template <class F>
+void backward_as(Dtype dtype, const BackwardProblem& problem) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return backward<Elman<F, float>, float>(problem);
+    case Dtype::kFloat64:
+      return backward<Elman<F, double>, double>(problem);
+    case Dtype::kBFloat16:
+      return backward<Elman<F, BFloat16>, BFloat16>(problem);
+    case Dtype::kFloat16:
+      return backward<Elman<F, Float16>, Float16>(problem);
+  }
+}
+
+}  // namespace
+
+void elman_forward(Nonlinearity nonlinearity, Dtype dtype, const ForwardProblem& problem) {
+  switch (nonlinearity) {
+    case Nonlinearity::kTanh:
+      return forward_as<cells::Tanh>(dtype, problem);
+    case Nonlinearity::kRelu:
+      return forward_as<cells::Relu>(dtype, problem);
+    case Nonlinearity::kSigmoid:
+      return forward_as<cells::Sigmoid>(dtype, problem);
+  }
+}
+
+void elman_backward(Nonlinearity nonlinearity, Dtype dtype, const BackwardProblem& problem) {
+  switch (nonlinearity) {
+    case Nonlinearity::kTanh:
+      return backward_as<cells::Tanh>(dtype, problem);
+    case Nonlinearity::kRelu:
+      return backward_as<cells::Relu>(dtype, problem);
+    case Nonlinearity::kSigmoid:
+      return backward_as<cells::Sigmoid>(dtype, problem);
+  }
+}
+
+}  // namespace rnnfast::cpu::RNNFAST_LEVEL

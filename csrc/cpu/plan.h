@@ -1,0 +1,109 @@
+// How one call is cut into tasks and its scratch memory laid out.
+#pragma once
+
+#include "microkernel.h"
+#include "parallel.h"
+#include "problem.h"
+
+namespace rnnfast::cpu::RNNFAST_LEVEL {
+
+// One task = (group, slice of the batch); it runs the whole time loop alone, without barriers.
+struct Plan {
+  int64_t groups;
+  int64_t slices;  // per group
+  int threads;
+};
+
+// Below this many multiply-adds (some 10 us) a second thread costs more than it brings.
+constexpr double kWorthThreads = 2e5;
+// Below this many weights one thread has packed them before a second one is awake.
+constexpr int64_t kWorthPackingTogether = 1 << 16;
+
+RNNFAST_INLINE Plan make_plan(const Shape& shape, int gates, int threads) {
+  Plan plan = {shape.directions * shape.heads, 1, 1};
+  const double work = static_cast<double>(shape.steps) * static_cast<double>(shape.batch) *
+                      static_cast<double>(plan.groups) * static_cast<double>(gates) *
+                      static_cast<double>(shape.size) * static_cast<double>(shape.size);
+  if (threads <= 1 || work < kWorthThreads) return plan;
+  plan.threads = threads;
+  // The fewest slices that give every thread the same number of tasks.
+  plan.slices = threads;
+  for (int64_t slices = 1; slices < threads; ++slices) {
+    if (slices * plan.groups % threads == 0) {
+      plan.slices = slices;
+      break;
+    }
+  }
+  if (plan.slices > shape.batch) plan.slices = shape.batch;
+  return plan;
+}
+
+// Elements rounded up to whole 128-byte blocks, so that no two tasks share a cache line.
+template <class A>
+RNNFAST_INLINE int64_t whole_blocks(int64_t elements) {
+  constexpr int64_t kBlock = 128 / static_cast<int64_t>(sizeof(A));
+  return ceil_div(elements, kBlock) * kBlock;
+}
+
+// Stride of a state row in scratch: room for the last vector's padding, and an odd number of cache
+// lines, since rows a multiple of 4096 bytes apart would compete for one set of the L1 cache.
+template <class A>
+RNNFAST_INLINE int64_t row_stride(int64_t size) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(A));
+  const int64_t lines = ceil_div(size + kLanes<A> - 1, kLine);
+  return (lines | 1) * kLine;
+}
+
+// Where the packed weights of every group lie.
+template <class A>
+struct PackedLayout {
+  int64_t inner;
+  int64_t units;  // vectors of outputs
+  int gates;      // panels per vector of outputs
+  bool bias;
+
+  int64_t panel_stride() const { return (inner + (bias ? 1 : 0)) * kLanes<A>; }
+  int64_t group_stride() const { return whole_blocks<A>(units * gates * panel_stride()); }
+  Packed<A> group(const A* data, int64_t index) const {
+    return {data + index * group_stride(), inner, panel_stride(), bias};
+  }
+};
+
+// Panels for u = W h: outputs are the rows of each gate's [S, S] block.
+template <class S>
+void pack_forward(const S* w, const S* bias, int64_t size, int gates, int64_t unit,
+                  Arithmetic<S>* panels) {
+  using A = Arithmetic<S>;
+  constexpr int L = kLanes<A>;
+  const int64_t first = unit * L;
+  const int64_t outputs = size - first < L ? size - first : L;
+  for (int gate = 0; gate < gates; ++gate) {
+    if (bias != nullptr) {
+      store_raw(panels, load(bias + gate * size + first, outputs));
+      panels += L;
+    }
+    const S* block = w + (gate * size + first) * size;
+    for (int64_t k = 0; k < size; k += L, panels += L * L) {
+      const int64_t count = size - k < L ? size - k : L;
+      A square[L][L] = {};  // of the transpose, read and written a vector at a time
+      for (int64_t i = 0; i < outputs; ++i)
+        store_raw(&square[i][0], load(block + i * size + k, count));
+      for (int64_t j = 0; j < count; ++j) {
+        for (int i = 0; i < L; ++i) panels[j * L + i] = square[i][j];
+      }
+      if (count < L) panels -= (L - count) * L;
+    }
+  }
+}
+
+// Panels for carry = da W: outputs are the columns, the inner index runs over gates * S rows.
+template <class S>
+void pack_backward(const S* w, int64_t size, int gates, int64_t unit, Arithmetic<S>* panels) {
+  constexpr int L = kLanes<Arithmetic<S>>;
+  const int64_t first = unit * L;
+  const int64_t count = size - first;
+  for (int64_t k = 0; k < gates * size; ++k)
+    store_raw(panels + k * L, load(w + k * size + first, count));
+}
+
+}  // namespace rnnfast::cpu::RNNFAST_LEVEL

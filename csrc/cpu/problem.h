@@ -1,0 +1,62 @@
+// What a kernel is asked to do. Plain data without code, so that every SIMD level may include it.
+// Sizes and strides count elements; a null pointer is an absent tensor.
+#pragma once
+
+#include <cstdint>
+
+namespace rnnfast::cpu {
+
+enum class Nonlinearity { kTanh, kRelu, kSigmoid };
+enum class Dtype { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+struct Shape {
+  std::int64_t steps;       // T
+  std::int64_t batch;       // B
+  std::int64_t size;        // S: hidden size of one group
+  std::int64_t directions;  // direction 1 runs in reverse real time
+  std::int64_t heads;       // group = direction * heads + head
+};
+
+// [T, B, groups * values * S], last dimension contiguous; value v of group g at (g*values + v) * S.
+template <class Pointer>
+struct Sequence {
+  Pointer data = nullptr;
+  std::int64_t stride_t = 0;
+  std::int64_t stride_b = 0;
+};
+
+// Contiguous: w_hh [D, heads*gates*S, S], b_hh [D, heads*gates*S], h0 and h_n [D, B, heads*S],
+// carried0 and carried_n [kCarried, D, B, heads*S].
+struct ForwardProblem {
+  Shape shape = {};
+  int threads = 1;
+  const std::int64_t* lengths = nullptr;  // [B], 0..T
+  Sequence<const void*> p;
+  const void* w_hh = nullptr;
+  const void* b_hh = nullptr;
+  const void* h0 = nullptr;
+  const void* carried0 = nullptr;
+  Sequence<void*> y;
+  Sequence<void*> saved;
+  void* h_n = nullptr;
+  void* carried_n = nullptr;
+};
+
+struct BackwardProblem {
+  Shape shape = {};
+  int threads = 1;
+  const std::int64_t* lengths = nullptr;
+  Sequence<const void*> grad_y;
+  const void* grad_h_n = nullptr;
+  const void* grad_carried_n = nullptr;
+  Sequence<const void*> y;
+  Sequence<const void*> saved;
+  const void* w_hh = nullptr;
+  const void* h0 = nullptr;  // read only by cells with kReadsPrevious
+  Sequence<void*> dp;
+  Sequence<void*> du;  // written only by cells with kSplitGradient
+  void* dh0 = nullptr;
+  void* dcarried0 = nullptr;
+};
+
+}  // namespace rnnfast::cpu

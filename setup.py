@@ -1,0 +1,268 @@
+"""Package map and the compiled extension `rnnfast._C`; everything else is in pyproject.toml.
+
+The extension is C++ and pybind11, without torch. Its objects are kept in build/native and rebuilt
+by ninja when a source, a header or a flag changes (without ninja: all of them, one by one).
+No working compiler is no reason to refuse the installation, but it is never silent: the reason is
+printed and kept in rnnfast/_build.json, which `rnnfast.info()` reads. RNNFAST_REQUIRE_EXTENSION=1
+makes it an error. CXX, CPPFLAGS, CXXFLAGS and LDFLAGS are heeded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parent
+PACKAGES = {"rnnfast": "rnnfast", "rnnfast.triton_kernels": "triton_kernels"}
+
+COMMON = shlex.split("-O3 -std=c++20 -fvisibility=hidden -ffp-contract=fast -fPIC -Wall -Wextra")
+# One source, compiled once for each level; the extension picks one when it runs. Never
+# -march=native (wheels run elsewhere), never -fopenmp (the threads are torch's, of the libgomp it
+# has loaded).
+SIMD_SOURCE = "csrc/cpu/kernels.cpp"
+SIMD = {"portable": []}
+SIMD_X86_64 = {
+    "avx2": shlex.split("-mavx2 -mfma -mf16c"),
+    "avx512": shlex.split(
+        "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
+    ),
+}
+LOAD = "import sys; sys.path.insert(0, sys.argv[1]); import _C"
+
+
+class Unavailable(Exception):
+    """Why the extension cannot be built here."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command and the file it makes."""
+
+    rule: str  # compile or link
+    inputs: list[str]
+    output: str
+    command: list[str]
+
+
+@dataclass(frozen=True)
+class Compiler:
+    command: list[str]
+    version: str  # first line of --version
+    target: str  # x86_64-linux-gnu, arm64-apple-darwin24, ...
+
+    @classmethod
+    def find(cls) -> Compiler:
+        if os.name == "nt":
+            raise Unavailable("the extension builds with GCC or Clang on Linux and macOS only")
+        command = shlex.split(os.environ.get("CXX", ""))
+        if not command:
+            names = ("c++", "g++", "clang++")
+            command = [name for name in names if shutil.which(name)][:1]
+        if not command:
+            raise Unavailable(f"no C++ compiler: none of {', '.join(names)} is on the PATH")
+        version = run([*command, "--version"], "the C++ compiler does not run")
+        target = run([*command, "-dumpmachine"], "this C++ compiler is neither GCC nor Clang")
+        return cls(command, version.partition("\n")[0], target.strip())
+
+    def simd(self) -> dict[str, list[str]]:
+        x86_64 = self.target.startswith(("x86_64", "amd64"))
+        return SIMD | SIMD_X86_64 if x86_64 else SIMD
+
+
+def run(command: list[str], complaint: str) -> str:
+    """The output of `command`, or Unavailable with the errors it printed."""
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+    except OSError as error:
+        raise Unavailable(f"{complaint}: {error}") from error
+    if done.returncode:
+        print(done.stdout, flush=True)
+        lines = done.stdout.strip().splitlines()
+        said = [line for line in lines if "error" in line.lower()][:8] or lines[-8:]
+        ended = f"`{shlex.join(command)}` ended with {done.returncode}"
+        raise Unavailable("\n".join([f"{complaint}: {ended}", *said]))
+    return done.stdout
+
+
+def compile_step(compiler: Compiler, source: str, output: str, flags: list[str]) -> Step:
+    user = [*user_flags("CPPFLAGS"), *user_flags("CXXFLAGS")]
+    files = ["-MMD", "-MF", f"{output}.d", "-c", source, "-o", output]
+    command = [*compiler.command, *COMMON, "-Icsrc", *user, *flags, *files]
+    return Step("compile", [source], output, command)
+
+
+def level_flags(compiler: Compiler, level: str) -> list[str]:
+    return [*compiler.simd()[level], f"-DRNNFAST_SIMD_{level.upper()}"]
+
+
+def extension_steps(compiler: Compiler, folder: str, module: str) -> list[Step]:
+    steps = []
+    for source in ["csrc/bindings.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]:
+        output = f"{folder}/{Path(source).stem}"
+        if source == SIMD_SOURCE:
+            for level in compiler.simd():
+                flags = level_flags(compiler, level)
+                steps.append(compile_step(compiler, source, f"{output}.{level}.o", flags))
+        else:  # only the bindings see Python and pybind11
+            flags = python_includes() if source == "csrc/bindings.cpp" else []
+            steps.append(compile_step(compiler, source, f"{output}.o", flags))
+    objects = [step.output for step in steps]
+    link = [*compiler.command, *objects, *link_flags(compiler), "-o", module]
+    return [*steps, Step("link", objects, module, link)]
+
+
+def user_flags(variable: str) -> list[str]:
+    return shlex.split(os.environ.get(variable, ""))
+
+
+def python_includes() -> list[str]:
+    try:
+        import pybind11
+    except ImportError as error:
+        raise Unavailable("pybind11 is not installed") from error
+    include = sysconfig.get_path("include")
+    if not Path(include, "Python.h").exists():
+        raise Unavailable(f"no Python.h in {include}: install Python's development files")
+    return ["-isystem", include, "-isystem", pybind11.get_include()]
+
+
+def link_flags(compiler: Compiler) -> list[str]:
+    macos = "darwin" in compiler.target
+    shared = "-bundle -undefined dynamic_lookup" if macos else "-shared -pthread -ldl"
+    return [*shared.split(), *user_flags("LDFLAGS")]
+
+
+def find_ninja() -> str | None:
+    """This environment's, activated or not, before another on the PATH: objects made by one version
+    of ninja are remade by the next."""
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    return shutil.which("ninja", path=path)
+
+
+def make(steps: list[Step], folder: str) -> None:
+    """Runs what is out of date, in parallel; without ninja everything, one by one."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    ninja = find_ninja()
+    if ninja is None:
+        for step in steps:
+            print(shlex.join(step.command), flush=True)
+            print(run(step.command, "the C++ sources do not build"), end="", flush=True)
+    else:
+        script = Path(folder, "build.ninja")
+        script.write_text(ninja_script(steps, folder))
+        print(run([ninja, "-v", "-f", str(script)], "the C++ sources do not build"), end="")
+
+
+def ninja_script(steps: list[Step], folder: str) -> str:
+    """Commands are written out in full: ninja rebuilds what another command has made."""
+    lines = [
+        f"builddir = {folder}",
+        "rule compile",
+        "  command = $command",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        "  command = $command",
+    ]
+    for step in steps:
+        command = shlex.join(step.command).replace("$", "$$")
+        lines += [
+            f"build {step.output}: {step.rule} {' '.join(step.inputs)}",
+            f"  command = {command}",
+        ]
+    return "\n".join([*lines, ""])
+
+
+class BuildExtension(build_ext):
+    """Compiles into build/native, then puts module and report into the package."""
+
+    def run(self) -> None:
+        (extension,) = self.extensions
+        module = Path(self.get_ext_filename(extension.name))  # rnnfast/_C.<abi>.so
+        folders = [Path(self.build_lib), *([ROOT] if self.inplace else [])]
+        try:
+            built, report = self.build(module.name)
+        except Unavailable as error:
+            if os.environ.get("RNNFAST_REQUIRE_EXTENSION", "0") not in ("", "0"):
+                raise CompileError(f"RNNFAST_REQUIRE_EXTENSION is set, and {error}") from error
+            built, report = None, {"extension": False, "reason": str(error)}
+            warn(str(error))
+        for folder in folders:
+            package = folder / module.parent
+            package.mkdir(parents=True, exist_ok=True)
+            replace(package / module.name, built and built.read_bytes())
+            replace(package / "_build.json", (json.dumps(report, indent=1) + "\n").encode())
+
+    def build(self, file_name: str) -> tuple[Path, dict]:
+        compiler = Compiler.find()
+        folder = f"build/native/{sys.implementation.cache_tag}-{compiler.target}"  # under ROOT
+        make(extension_steps(compiler, folder, f"{folder}/{file_name}"), folder)
+        run([sys.executable, "-c", LOAD, folder], "the extension was built and does not load")
+        report = {
+            "extension": True,
+            "reason": None,
+            "compiler": compiler.version,
+            "target": compiler.target,
+            "flags": shlex.join([*COMMON, *user_flags("CPPFLAGS"), *user_flags("CXXFLAGS")]),
+            "simd": list(compiler.simd()),
+        }
+        return ROOT / folder / file_name, report
+
+    def get_source_files(self) -> list[str]:
+        return []  # MANIFEST.in grafts csrc, headers included
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """What is in build_lib, and where an editable installation finds it in the sources."""
+        if not self.inplace:
+            return {}
+        return {file: str(ROOT / Path(file).relative_to(self.build_lib)) for file in self.made()}
+
+    def get_outputs(self) -> list[str]:
+        return self.made()
+
+    def made(self) -> list[str]:
+        module = Path(self.build_lib, self.get_ext_filename(self.extensions[0].name))
+        return [str(f) for f in (module, module.with_name("_build.json")) if f.exists()]
+
+
+def replace(path: Path, content: bytes | None) -> None:
+    """In one step: a running process may have the old file mapped. None: no stale one, either."""
+    if content is None:
+        path.unlink(missing_ok=True)
+        return
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.write_bytes(content)
+    new.replace(path)
+
+
+def warn(reason: str) -> None:
+    bar = "*" * 92
+    print(
+        f"{bar}\nrnnfast is being installed WITHOUT its compiled kernels: the cpu backend will be "
+        f"missing.\n{reason}\nRNNFAST_REQUIRE_EXTENSION=1 makes this an error.\n{bar}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    setup(
+        packages=[*find_packages(include=["rnnfast", "rnnfast.*"]), "rnnfast.triton_kernels"],
+        package_dir=PACKAGES,
+        ext_modules=[Extension("rnnfast._C", sources=[])],
+        cmdclass={"build_ext": BuildExtension},
+        zip_safe=False,
+    )

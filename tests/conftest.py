@@ -1,0 +1,37 @@
+"""What every test shares: the backends there are, a known seed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from rnnfast.backends import BACKENDS, cpu
+
+# Without a compiler the package works, and its tests say what they left out. Where the extension
+# is required, as in CI, its absence fails.
+_required = os.environ.get("RNNFAST_REQUIRE_EXTENSION", "0") not in ("", "0")
+_cpu_missing = pytest.mark.skipif(
+    cpu._C is None and not _required, reason="the extension rnnfast._C is not built"
+)
+MODULE_BACKENDS = [
+    pytest.param(name, marks=[_cpu_missing] if name == "cpu" else []) for name in BACKENDS
+]
+
+
+@pytest.fixture(params=MODULE_BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that serves a plain rnnfast.RNN on the CPU."""
+    return request.param
+
+
+@pytest.fixture(params=[p for p in MODULE_BACKENDS if p.values != ("torch",)])
+def own_backend(request: pytest.FixtureRequest) -> str:
+    """Those of them that also do what nn.RNN cannot: sigmoid, residual, functional.rnn."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

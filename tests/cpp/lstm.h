@@ -1,0 +1,46 @@
+// An LSTM cell for the test of the time loop (torch's equations and gate order i, f, g, o).
+#pragma once
+
+#include "../../csrc/cells/rnn.h"
+
+namespace rnnfast::cells {
+
+template <class Math>
+struct Lstm {
+  using Vector = typename Math::Vector;
+  static constexpr int kGates = 4;
+  static constexpr int kCarried = 1;  // c
+  static constexpr int kSaved = 5;    // i, f, g, o, c_prev
+  static constexpr bool kRecurrentBias = false;
+  static constexpr bool kSplitGradient = false;
+  static constexpr bool kDirectGradient = false;
+  static constexpr bool kReadsPrevious = false;
+
+  RNNFAST_CELL static Vector forward(const Vector* p, const Vector* u, Vector /*h_prev*/,
+                                     Vector* carried, Vector* saved) {
+    saved[0] = Math::sigmoid(p[0] + u[0]);
+    saved[1] = Math::sigmoid(p[1] + u[1]);
+    saved[2] = Math::tanh(p[2] + u[2]);
+    saved[3] = Math::sigmoid(p[3] + u[3]);
+    saved[4] = carried[0];
+    carried[0] = saved[1] * saved[4] + saved[0] * saved[2];
+    return saved[3] * Math::tanh(carried[0]);
+  }
+
+  RNNFAST_CELL static Vector backward(Vector dh, Vector /*h*/, Vector /*h_prev*/,
+                                      const Vector* saved, Vector* dcarried, Vector* dp,
+                                      Vector* /*du*/) {
+    const Vector i = saved[0], f = saved[1], g = saved[2], o = saved[3], c_prev = saved[4];
+    const typename Math::Scalar one = 1;
+    const Vector n = Math::tanh(f * c_prev + i * g);
+    const Vector dc = dcarried[0] + dh * o * (one - n * n);
+    dp[0] = dc * g * i * (one - i);
+    dp[1] = dc * c_prev * f * (one - f);
+    dp[2] = dc * i * (one - g * g);
+    dp[3] = dh * n * o * (one - o);
+    dcarried[0] = dc * f;
+    return Vector{};
+  }
+};
+
+}  // namespace rnnfast::cells

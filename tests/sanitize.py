@@ -1,0 +1,88 @@
+"""`make sanitize`: builds each program of tests/cpp for each SIMD level, once with each set of
+sanitizers, and runs it. Compiler, levels and flags are those of setup.py."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import setup as package  # noqa: E402
+
+LIMIT = 300  # seconds for one program
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-fsanitize=thread"],
+}
+ENVIRONMENT = {
+    "ASAN_OPTIONS": "detect_stack_use_after_return=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1",
+}
+
+
+def build(sanitizer: str, levels: list[str]) -> list[str]:
+    """The programs: each is one source, which includes the kernels, and the threads."""
+    flags = ["-O1", "-g", "-fno-omit-frame-pointer", *SANITIZERS[sanitizer]]
+    folder = f"build/sanitize/{sanitizer}"
+    compiler = package.Compiler.find()
+    threads = package.compile_step(compiler, "csrc/cpu/parallel.cpp", f"{folder}/parallel.o", flags)
+    steps, programs = [threads], []
+    for source in sorted(Path("tests/cpp").glob("*.cpp")):
+        for level in levels:
+            program = f"{folder}/{source.stem}.{level}"
+            options = [*flags, *package.level_flags(compiler, level)]
+            main = package.compile_step(compiler, source.as_posix(), f"{program}.o", options)
+            objects = [main.output, threads.output]
+            link = [*compiler.command, *flags, *objects, "-pthread", "-ldl", "-o", program]
+            steps += [main, package.Step("link", objects, program, link)]
+            programs.append(program)
+    package.make(steps, folder)
+    return programs
+
+
+def levels_of_this_machine() -> list[str]:
+    (file,) = Path("rnnfast").glob(f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}")
+    spec = importlib.util.spec_from_file_location("_C", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.simd_levels()
+
+
+def passes(program: str) -> bool:
+    # ThreadSanitizer of GCC 12 does not know how far newer kernels randomize addresses.
+    fixed = ["setarch", "-R"] if shutil.which("setarch") else []
+    start = time.monotonic()
+    try:
+        done = subprocess.run([*fixed, program], env=os.environ | ENVIRONMENT, timeout=LIMIT)
+        outcome = "ok" if done.returncode == 0 else f"FAILED with {done.returncode}"
+    except subprocess.TimeoutExpired:
+        outcome = f"FAILED: still running after {LIMIT} s"
+    print(f"{program}: {outcome} ({time.monotonic() - start:.1f} s)", flush=True)
+    return outcome == "ok"
+
+
+def main() -> int:
+    os.chdir(ROOT)
+    levels = levels_of_this_machine()
+    print(f"SIMD levels of this machine: {', '.join(levels)}", flush=True)
+    try:
+        programs = [program for sanitizer in SANITIZERS for program in build(sanitizer, levels)]
+    except package.Unavailable as error:
+        print(error, file=sys.stderr)
+        return 1
+    results = [passes(program) for program in programs]
+    if not results:
+        print("no program in tests/cpp: nothing was checked", file=sys.stderr)
+    return 0 if results and all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,348 @@
+"""The native CPU kernels against one step in float64, restarted from the kernel's own values."""
+
+import ctypes
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+_C = pytest.importorskip("rnnfast._C")
+
+NONLINEARITIES = ("tanh", "relu", "sigmoid")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+VALUE = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
+SLOPE = {
+    "tanh": lambda h: 1 - h * h,
+    "relu": lambda h: (h > 0).to(h.dtype),
+    "sigmoid": lambda h: h * (1 - h),
+}
+
+
+@pytest.fixture(params=_C.simd_levels())
+def level(request):
+    before = _C.simd_level()
+    _C.set_simd_level(request.param)
+    yield request.param
+    _C.set_simd_level(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_torch_thread():
+    """The float64 judge works on small tensors, where torch's threads only get in the way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def address(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+class Case:
+    """Inputs of one call; every output starts as NaN."""
+
+    def __init__(self, shape, dtype, nonlinearity, *, lengths=None, absent=(), batch_major=False):
+        self.T, self.B, self.S, self.D, self.heads = shape
+        self.dtype, self.nonlinearity, self.batch_major = dtype, nonlinearity, batch_major
+        T, B, S, groups = self.T, self.B, self.S, self.D * self.heads
+        generator = torch.Generator().manual_seed(T + 31 * B + 1009 * S + groups)
+
+        def random(*size, scale=1.0):
+            values = torch.randn(*size, generator=generator, dtype=torch.float64) * scale
+            return values.to(dtype)
+
+        self.lengths = None if lengths is None else torch.tensor(lengths, dtype=torch.int64)
+        self.p = self.sequence(random(T, B, groups * S))
+        self.w = random(groups, S, S, scale=0.9 / math.sqrt(S))
+        self.h0 = None if "h0" in absent else random(self.D, B, self.heads * S)
+        self.grad_y = None if "grad_y" in absent else self.sequence(random(T, B, groups * S))
+        self.grad_h_n = None if "grad_h_n" in absent else random(self.D, B, self.heads * S)
+
+    def sequence(self, values):
+        """[T, B, N], stored [B, T, N] if batch-major."""
+        return values.transpose(0, 1).contiguous().transpose(0, 1) if self.batch_major else values
+
+    def empty(self, *size):
+        return self.sequence(torch.full(size, math.nan, dtype=self.dtype))
+
+    def sizes(self):
+        return self.T, self.B, self.S, self.D, self.heads
+
+    def forward(self, threads):
+        y = self.empty(self.T, self.B, self.D * self.heads * self.S)
+        h_n = torch.full((self.D, self.B, self.heads * self.S), math.nan, dtype=self.dtype)
+        _C.rnn_forward(
+            self.nonlinearity, name(self.dtype), address(self.p), address(self.w),
+            address(self.h0), address(y), address(h_n), address(self.lengths), *self.sizes(),
+            *self.p.stride()[:2], *y.stride()[:2], threads,
+        )  # fmt: skip
+        return y, h_n
+
+    def backward(self, y, threads, want_dh0=True):
+        da = self.empty(self.T, self.B, self.D * self.heads * self.S)
+        dh0 = torch.full((self.D, self.B, self.heads * self.S), math.nan, dtype=self.dtype)
+        gy_strides = (0, 0) if self.grad_y is None else self.grad_y.stride()[:2]
+        _C.rnn_backward(
+            self.nonlinearity, name(self.dtype), address(self.grad_y), address(self.grad_h_n),
+            address(y), address(self.w), address(self.lengths), address(da),
+            address(dh0) if want_dh0 else 0, *self.sizes(), *gy_strides, *y.stride()[:2],
+            *da.stride()[:2], threads,
+        )  # fmt: skip
+        return da, dh0
+
+
+def grouped(tensor, case, leading):
+    """[..., groups * S] or [D, B, heads * S] as float64 [groups, ..., B, S]."""
+    if leading == "time":
+        shape = (case.T, case.B, case.D * case.heads, case.S)
+        return tensor.double().reshape(shape).permute(2, 0, 1, 3)
+    shape = (case.D, case.B, case.heads, case.S)
+    return tensor.double().reshape(shape).permute(0, 2, 1, 3).flatten(0, 1)
+
+
+def states(tensor, case):
+    if tensor is None:
+        return torch.zeros(case.D * case.heads, case.B, case.S, dtype=torch.float64)
+    return grouped(tensor, case, "state")
+
+
+def assert_within(actual, expected, scale, case):
+    """|err| <= 2 u_store |result| + 4 sqrt(S) u_operand (|p| + |h||W|), subnormals by spacing."""
+    u_store = torch.finfo(case.dtype).eps / 2
+    u_operand = torch.finfo(torch.float32).eps / 2 if u_store > 1e-10 else u_store
+    spacing = torch.finfo(case.dtype).smallest_normal * 2 * u_store
+    bound = 2 * u_store * expected.abs() + 4 * math.sqrt(case.S) * u_operand * scale + spacing
+    error = (actual - expected).abs()
+    assert not torch.isnan(actual).any()
+    worst = (error / bound).max().item() if error.numel() else 0.0
+    assert worst <= 1, worst
+
+
+def valid_steps(case):
+    steps = torch.arange(case.T)[:, None]
+    lengths = torch.full((case.B,), case.T) if case.lengths is None else case.lengths
+    return steps < lengths, lengths
+
+
+def neighbours(sequence, start, case, towards_start):
+    """What stood one step away, in each group's own time; `start` where the row begins there."""
+    _, lengths = valid_steps(case)
+    moved = torch.empty_like(sequence)
+    rows = torch.arange(case.B)
+    for group in range(sequence.shape[0]):
+        forward_in_time = (group < case.heads) == towards_start
+        if forward_in_time:
+            moved[group, 1:] = sequence[group, :-1]
+            moved[group, 0] = start[group]
+        else:
+            moved[group, :-1] = sequence[group, 1:]
+            has = lengths > 0
+            moved[group, (lengths[has] - 1), rows[has]] = start[group][has]
+            moved[group, -1, lengths == case.T] = start[group][lengths == case.T]
+    return moved
+
+
+def check_forward(case, y, h_n):
+    valid, lengths = valid_steps(case)
+    out, last, first = grouped(y, case, "time"), states(h_n, case), states(case.h0, case)
+    p, w = grouped(case.p, case, "time"), case.w.double()
+    h_prev = neighbours(out, first, case, True)
+    expected = VALUE[case.nonlinearity](p + torch.einsum("gtbk,gnk->gtbn", h_prev, w))
+    scale = p.abs() + torch.einsum("gtbk,gnk->gtbn", h_prev.abs(), w.abs())
+    assert_within(out[:, valid], expected[:, valid], scale[:, valid], case)
+    assert (out[:, ~valid] == 0).all()
+    for group, b in itertools.product(range(out.shape[0]), range(case.B)):
+        end = lengths[b] - 1 if group < case.heads else 0
+        assert torch.equal(last[group, b], out[group, end, b] if lengths[b] else first[group, b])
+
+
+def check_backward(case, y, da, dh0):
+    valid, lengths = valid_steps(case)
+    out, grad = grouped(y, case, "time"), grouped(da, case, "time")
+    w, entering = case.w.double(), states(case.grad_h_n, case)
+    grad_y = torch.zeros_like(out) if case.grad_y is None else grouped(case.grad_y, case, "time")
+    # A product of zero with the entering gradient as its bias: one formula for every step.
+    da_next = neighbours(grad, torch.zeros_like(entering), case, False)
+    enters = torch.zeros_like(grad)
+    for group, b in itertools.product(range(grad.shape[0]), range(case.B)):
+        if lengths[b]:
+            enters[group, lengths[b] - 1 if group < case.heads else 0, b] = entering[group, b]
+    dh = grad_y + enters + torch.einsum("gtbk,gkn->gtbn", da_next, w)
+    scale = grad_y.abs() + enters.abs() + torch.einsum("gtbk,gkn->gtbn", da_next.abs(), w.abs())
+    slope = SLOPE[case.nonlinearity](out)
+    assert_within(grad[:, valid], (dh * slope)[:, valid], scale[:, valid], case)
+    assert (grad[:, ~valid] == 0).all()
+    leaving = torch.zeros_like(entering)
+    for group, b in itertools.product(range(grad.shape[0]), range(case.B)):
+        leaving[group, b] = grad[group, 0 if group < case.heads else lengths[b] - 1, b]
+    expected = torch.einsum("gbk,gkn->gbn", leaving, w)
+    scale = torch.einsum("gbk,gkn->gbn", leaving.abs(), w.abs())
+    empty = (lengths == 0)[None, :, None]
+    expected = torch.where(empty, entering, expected)
+    assert_within(states(dh0, case), expected, torch.where(empty, entering.abs(), scale), case)
+
+
+def bits(tensor):
+    return tensor.contiguous().view(torch.uint8)
+
+
+def check(case):
+    y, h_n = case.forward(1)
+    check_forward(case, y, h_n)
+    da, dh0 = case.backward(y, 1)
+    check_backward(case, y, da, dh0)
+    for threads in (2, 3):
+        again = (*case.forward(threads), *case.backward(y, threads))
+        for one, other in zip((y, h_n, da, dh0), again, strict=True):
+            assert torch.equal(bits(one), bits(other)), threads
+
+
+SIZES = (1, 3, 17, 33, 100, 129)
+BATCHES = (0, 1, 3, 7, 13)
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_every_step_is_within_the_rounding_budget(level, dtype, nonlinearity):
+    for i, (S, B, T) in enumerate(itertools.product(SIZES, BATCHES, (1, 2, 9))):
+        D, heads = 1 + i % 2, 1 + 2 * (i // 2 % 2)
+        lengths = [(5 * b + i) % (T + 1) for b in range(B)] if i % 3 == 0 else None
+        if lengths and B > 1:
+            lengths[:2] = [0, T]
+        absent = [(), ("h0",), ("grad_y",), ("grad_h_n",), ("grad_y", "grad_h_n")][i % 5]
+        shape = (T, B, S, D, heads)
+        check(Case(shape, dtype, nonlinearity, lengths=lengths, absent=absent,
+                   batch_major=i % 4 == 1))  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_a_large_odd_size_is_within_the_rounding_budget(level, dtype):
+    check(Case((3, 13, 650, 2, 1), dtype, "tanh", lengths=[3, 0, 1] + [2] * 10))
+
+
+def test_an_unwanted_initial_gradient_is_not_written(level):
+    case = Case((4, 3, 17, 1, 1), torch.float32, "tanh")
+    y, _ = case.forward(1)
+    da, _ = case.backward(y, 1)
+    da_alone, untouched = case.backward(y, 1, want_dh0=False)
+    assert torch.equal(da, da_alone)
+    assert torch.isnan(untouched).all()
+
+
+def test_padding_is_never_read(level):
+    case = Case((5, 3, 33, 2, 1), torch.float32, "tanh", lengths=[5, 2, 0])
+    valid, _ = valid_steps(case)
+    case.p[~valid] = math.nan
+    case.grad_y[~valid] = math.nan
+    check_values = (*case.forward(1), *case.backward(case.forward(1)[0], 1))
+    assert not any(torch.isnan(value).any() for value in check_values)
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_nan_reaches_only_its_own_row(level, dtype, nonlinearity):
+    case = Case((4, 3, 17, 1, 1), dtype, nonlinearity)
+    case.p[1, 1, 4] = math.nan
+    y, _ = case.forward(1)
+    assert torch.isnan(y[1, 1, 4])
+    assert torch.isnan(y[2:, 1]).all()
+    assert not torch.isnan(y[:, [0, 2]]).any()
+
+
+def pointwise(nonlinearity, a):
+    """f(a) through the kernel: one step without recurrence."""
+    n = a.numel()
+    y, h_n = torch.full_like(a, math.nan), torch.full_like(a, math.nan)
+    w = torch.zeros(1, dtype=a.dtype)
+    _C.rnn_forward(nonlinearity, name(a.dtype), address(a), address(w), 0, address(y),
+                   address(h_n), 0, 1, n, 1, 1, 1, n, 1, n, 1, 1)  # fmt: skip
+    return y
+
+
+def sweep():
+    """Every 4099th float32 pattern, the surroundings of the kernels' own seams, special values."""
+    everywhere = np.arange(0, 2**32, 4099, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    seams = [0.0, 0.625, 10.0, 104.0, 87.3, 88.7, 103.97, 0.34657, np.inf, 1e-38, 9.01]
+    around = np.array([np.float32(s).view(np.uint32) for s in seams], np.uint32)
+    near = (around[:, None].astype(np.int64) + np.arange(-3000, 3000)) & 0x7FFFFFFF
+    near = near.astype(np.uint32).view(np.float32)
+    middle = np.linspace(-12, 12, 400_001, dtype=np.float32)
+    return torch.from_numpy(np.concatenate([everywhere, near.ravel(), -near.ravel(), middle]))
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid"])
+def test_nonlinearities_are_within_two_ulp(level, nonlinearity):
+    a = sweep()
+    actual = pointwise(nonlinearity, a)
+    with np.errstate(all="ignore"):
+        wide = a.numpy().astype(np.float64)
+        exact = np.tanh(wide) if nonlinearity == "tanh" else np.exp(-np.logaddexp(0, -wide))
+    exact = torch.from_numpy(exact)
+    assert torch.equal(torch.isnan(actual), torch.isnan(a))
+    known = ~torch.isnan(a)
+    rounded = exact[known].to(torch.float32)
+    ulp = torch.from_numpy(np.spacing(rounded.abs().numpy()).astype(np.float64))
+    worst = ((actual[known].double() - rounded.double()).abs() / ulp).max().item()
+    assert worst <= 2, worst
+    if nonlinearity == "tanh":  # but for -0, which p + u loses before f sees it
+        nonzero = known & (a != 0)
+        assert torch.equal(torch.signbit(actual[nonzero]), torch.signbit(a[nonzero]))
+    assert actual[known].abs().max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
+def test_storage_conversions_are_those_of_torch(level, dtype):
+    """relu with W = 0 copies, so every pattern goes in and out; an h0 that W scales is rounded."""
+    patterns = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    copied = pointwise("relu", patterns)
+    expected = torch.relu(patterns)
+    same = (copied == expected) | (torch.isnan(copied) & torch.isnan(expected))
+    assert same.all()
+    p = patterns[~torch.isnan(patterns)]
+    for factor in (0.75, 1.0625, 2.0**-7):
+        n = p.numel()
+        y, h_n = torch.empty_like(p), torch.empty_like(p)
+        w, zero = torch.tensor([factor], dtype=dtype), torch.zeros_like(p)
+        _C.rnn_forward("relu", name(dtype), address(zero), address(w), address(p), address(y),
+                       address(h_n), 0, 1, n, 1, 1, 1, n, 1, n, 1, 1)  # fmt: skip
+        expected = torch.relu(p.float() * factor).to(dtype)
+        both_nan = torch.isnan(y) & torch.isnan(expected)
+        assert ((y == expected) | both_nan).all()
+
+
+def test_openmp_and_own_threads_give_the_same_bits(level):
+    """The library is left on torch's libgomp, as the package itself sets it."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        pytest.skip("no /proc/self/maps to find torch's libgomp in")
+    loaded = [line.split()[-1] for line in lines if "libgomp" in line]
+    if not loaded:
+        pytest.skip("this torch runs without libgomp")
+    gomp = ctypes.CDLL(loaded[0])
+    functions = (gomp.GOMP_parallel, gomp.omp_get_thread_num)
+    case = Case((20, 13, 100, 2, 1), torch.float32, "tanh")
+    outputs = []
+    for addresses in ((0, 0), [ctypes.cast(f, ctypes.c_void_p).value for f in functions]):
+        _C.set_openmp(*addresses)
+        y, h_n = case.forward(3)
+        outputs.append((y, h_n, *case.backward(y, 3)))
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(*outputs, strict=True))
+
+
+def test_unknown_names_are_value_errors():
+    arguments = (0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 1, 0, 0, 0, 0, 1)
+    with pytest.raises(ValueError, match="swish"):
+        _C.rnn_forward("swish", "float32", *arguments)
+    with pytest.raises(ValueError, match="float8"):
+        _C.rnn_forward("tanh", "float8", *arguments)
+    with pytest.raises(ValueError, match=r"sse9.*portable"):
+        _C.set_simd_level("sse9")

@@ -1,0 +1,133 @@
+"""The layers of the code: nothing imports from above, and the backends do not know each other."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import rnnfast
+
+PACKAGE = Path(rnnfast.__file__).parent
+
+# From the top down; a module may import from layers below its own, and "cells" from everywhere.
+LAYERS = [
+    {"rnnfast.__main__"},
+    {"rnnfast.demo", "rnnfast.testing"},
+    {"rnnfast"},
+    {"rnnfast.modules", "rnnfast.convert", "rnnfast.report"},
+    {"rnnfast.functional", "rnnfast.init", "rnnfast.precision"},
+    {"rnnfast.autograd"},
+    {"rnnfast.backends"},
+    {"rnnfast._C", "rnnfast.triton_kernels"},
+    {"rnnfast.cells"},
+]
+# Within a layer, and what stands beside the layers.
+ALLOWED = {
+    ("rnnfast.report", "rnnfast"),  # for its __version__, when called
+    ("rnnfast.convert", "rnnfast.modules"),
+    ("rnnfast.report", "rnnfast.modules"),
+    ("rnnfast.functional", "rnnfast.precision"),
+    ("rnnfast.autograd", "rnnfast.precision"),  # a leaf: which dtype, nothing of ours in it
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """Every rnnfast module that ``path`` imports, wherever the line stands."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    known, found = modules(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                up = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*up, *([node.module] if node.module else [])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                found.add(full if full in known or full == "rnnfast._C" else base)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+    return {f for f in found if f.split(".")[0] == "rnnfast"}
+
+
+def type_checking_only(path: Path) -> set[str]:
+    """Names imported for annotations alone."""
+    return {
+        alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for line in node.body
+        for alias in line.names
+    }
+
+
+def unit(module: str) -> str:
+    """The part of the package that a module belongs to: ``rnnfast.cells.rnn`` to the cells."""
+    return ".".join(module.split(".")[:2])
+
+
+def layer(module: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if unit(module) in names)
+
+
+@pytest.mark.parametrize("name", modules())
+def test_every_module_has_a_layer(name):
+    assert any(unit(name) in names for names in LAYERS)
+
+
+@pytest.mark.parametrize("name", modules())
+def test_nothing_imports_from_above(name):
+    for other in imports(name, modules()[name]):
+        if unit(other) != unit(name) and (unit(name), unit(other)) not in ALLOWED:
+            assert layer(other) > layer(name), f"{name} imports {other}"
+
+
+def test_cells_and_precision_are_leaves():
+    for name, path in modules().items():
+        if unit(name) in ("rnnfast.cells", "rnnfast.precision"):
+            assert {unit(other) for other in imports(name, path)} <= {unit(name)}, name
+
+
+def test_backends_do_not_know_each_other():
+    for name, path in modules().items():
+        if name.startswith("rnnfast.backends."):
+            inside = {other for other in imports(name, path) if unit(other) == unit(name)}
+            assert inside <= {"rnnfast.backends"}, name
+            if inside:  # the package's own table, for a type annotation
+                assert type_checking_only(path) == {"Problem"}, name
+
+
+def test_only_backends_know_the_kernels():
+    for name, path in modules().items():
+        if unit(name) != "rnnfast.backends":
+            kernels = {unit(other) for other in imports(name, path)} & LAYERS[-2]
+            assert not kernels or unit(name) == "rnnfast.triton_kernels", name
+
+
+def test_the_reader_of_imports_reads_them():
+    """The test above would pass on an empty answer."""
+    found = modules()
+    assert imports("rnnfast.backends", found["rnnfast.backends"]) == {
+        "rnnfast.cells.rnn",
+        "rnnfast.backends.cpu",
+        "rnnfast.backends.reference",
+        "rnnfast.backends.torch_native",
+    }
+    assert "rnnfast._C" in imports("rnnfast.backends.cpu", found["rnnfast.backends.cpu"])
+    assert imports("rnnfast.functional", found["rnnfast.functional"]) == {
+        "rnnfast.precision",
+        "rnnfast.autograd",
+        "rnnfast.backends",
+    }
+    assert "rnnfast" in imports("rnnfast.report", found["rnnfast.report"])

@@ -1,0 +1,325 @@
+"""Sequences of several lengths: PackedSequence and ``lengths=``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import (
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+)
+from twins import assert_same, assert_same_results, results, twins
+
+import rnnfast
+
+T, B, I, H = 7, 5, 3, 4  # noqa: E741
+SORTED = [7, 5, 5, 2, 1]
+UNSORTED = [2, 7, 1, 5, 5]
+ALL_SHORT = [2, 1, 2, 1, 1]
+
+VARIANTS = {
+    "plain": {},
+    "relu": {"nonlinearity": "relu"},
+    "both ways": {"bidirectional": True},
+    "deep, both ways, no bias": {"num_layers": 2, "bidirectional": True, "bias": False},
+    "deep, batch first": {"num_layers": 3, "batch_first": True},
+}
+
+
+def directions(options):
+    return 2 if options.get("bidirectional") else 1
+
+
+def states(options, batch=B):
+    rows = options.get("num_layers", 1) * directions(options)
+    return torch.randn(rows, batch, H, dtype=torch.float64)
+
+
+# PackedSequence
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+@pytest.mark.parametrize("lengths", [SORTED, UNSORTED])
+@pytest.mark.parametrize("with_hx", [False, True])
+def test_packed_values_and_gradients_are_torchs(case, lengths, with_hx, backend):
+    old, new = twins(backend, I, H, **VARIANTS[case])
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=lengths is SORTED)
+    hx = states(VARIANTS[case]) if with_hx else None
+    assert_same_results(results(new, packed, hx), results(old, packed, hx))
+
+
+@pytest.mark.parametrize("lengths", [SORTED, UNSORTED])
+def test_packed_output_has_the_same_order_objects(lengths, backend):
+    _, new = twins(backend, I, H)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=lengths is SORTED)
+    output, _ = new(packed)
+    assert type(output) is PackedSequence
+    assert output.batch_sizes is packed.batch_sizes
+    assert output.sorted_indices is packed.sorted_indices
+    assert output.unsorted_indices is packed.unsorted_indices
+
+
+def test_packed_states_are_in_the_users_order(backend):
+    """Each sequence alone, from its own row of hx, ends in its own row of h_n."""
+    options = {"num_layers": 2, "bidirectional": True}
+    _, new = twins(backend, I, H, **options)
+    sequences = [torch.randn(n, I, dtype=torch.float64) for n in UNSORTED]
+    hx = states(options)
+    output, h_n = new(pack_sequence(sequences, enforce_sorted=False), hx)
+    padded, _ = pad_packed_sequence(output)
+    for b, x in enumerate(sequences):
+        alone, alone_h_n = new(x, hx[:, b])
+        assert_same(padded[: len(x), b], alone)
+        assert_same(h_n[:, b], alone_h_n)
+
+
+@pytest.mark.parametrize("lengths", [[3], [1, 1], [7] * 5])
+def test_packed_edge_cases(lengths, backend):
+    old, new = twins(backend, I, H, bidirectional=True)
+    x = torch.randn(max(lengths), len(lengths), I, dtype=torch.float64)
+    packed = pack_padded_sequence(x, torch.tensor(lengths))
+    assert_same_results(results(new, packed), results(old, packed))
+
+
+def test_dropout_acts_on_packed_data(backend):
+    _, new = twins(backend, I, H, num_layers=2, dropout=0.5)
+    packed = pack_padded_sequence(torch.randn(T, B, I).double(), torch.tensor(SORTED))
+    torch.manual_seed(1)
+    first, second = new(packed)[0].data, new(packed)[0].data
+    assert not torch.equal(first, second)
+    torch.manual_seed(1)
+    assert torch.equal(new(packed)[0].data, first)
+    new.eval()
+    assert torch.equal(new(packed)[0].data, new(packed)[0].data)
+
+
+BAD_PACKED = {
+    "dtype": (torch.float32, I, None),
+    "dtype before features": (torch.float32, I + 1, None),
+    "features": (torch.float64, I + 1, None),
+    "hx layers": (torch.float64, I, (2, B, H)),
+    "hx batch too small": (torch.float64, I, (1, B - 1, H)),
+    "hx batch too large": (torch.float64, I, (1, B + 1, H)),
+    "hx width": (torch.float64, I, (1, B, H + 1)),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PACKED)
+def test_packed_input_is_refused_as_torch_does(case, backend):
+    dtype, features, hx_shape = BAD_PACKED[case]
+    old, new = twins(backend, I, H)
+    packed = pack_padded_sequence(torch.zeros(T, B, features, dtype=dtype), torch.tensor(SORTED))
+    hx = None if hx_shape is None else torch.zeros(hx_shape, dtype=torch.float64)
+    with pytest.raises((RuntimeError, ValueError)) as wanted:
+        old(packed, hx)
+    with pytest.raises(wanted.type) as got:
+        new(packed, hx)
+    assert got.type is wanted.type
+    assert str(got.value) == str(wanted.value)
+
+
+def test_unsorted_packing_refuses_an_hx_of_another_batch(backend):
+    """nn.RNN takes one that is too large, and silently leaves rows out."""
+    _, new = twins(backend, I, H)
+    x = torch.zeros(T, B, I, dtype=torch.float64)
+    packed = pack_padded_sequence(x, torch.tensor(UNSORTED), enforce_sorted=False)
+    for batch in (B - 1, B + 1):
+        with pytest.raises(RuntimeError, match="Expected hidden size"):
+            new(packed, torch.zeros(1, batch, H, dtype=torch.float64))
+
+
+# lengths=
+
+
+def padded(x, batch_first):
+    return x.transpose(0, 1) if batch_first else x
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+@pytest.mark.parametrize("lengths", [SORTED, UNSORTED, ALL_SHORT])
+def test_lengths_are_what_packing_is(case, lengths, backend):
+    options = VARIANTS[case]
+    first = options.get("batch_first", False)
+    old, new = twins(backend, I, H, **options)
+    x, hx = torch.randn(T, B, I, dtype=torch.float64), states(options)
+
+    class Packing(nn.Module):
+        """nn.RNN on packed data, from padded input to output padded to all T steps."""
+
+        named_parameters = old.named_parameters
+
+        def forward(self, x, hx):
+            packed = pack_padded_sequence(
+                padded(x, first), torch.tensor(lengths), enforce_sorted=False
+            )
+            output, h_n = old(packed, hx)
+            return padded(pad_packed_sequence(output, total_length=T)[0], first), h_n
+
+    found = results(new, padded(x, first), hx, lengths=lengths)
+    assert_same_results(found, results(Packing(), padded(x, first), hx))
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+@pytest.mark.parametrize("lengths", [[0, 7, 3, 0, 6], [0] * 5, [7] * 5])
+def test_lengths_are_what_each_sample_alone_gives(case, lengths, backend):
+    options = VARIANTS[case]
+    first = options.get("batch_first", False)
+    _, new = twins(backend, I, H, **options)
+    x, hx = torch.randn(T, B, I, dtype=torch.float64), states(options)
+
+    class Alone(nn.Module):
+        named_parameters = new.named_parameters
+
+        def forward(self, x, hx):
+            x = padded(x, first)
+            output, h_n = x.new_zeros(T, B, directions(options) * H), []
+            for b, n in enumerate(lengths):
+                if n:
+                    y, h = new(x[:n, b], hx[:, b])
+                    rows = torch.nn.functional.pad(y, (0, 0, 0, T - n)).unsqueeze(1)
+                    output = output.index_add(1, torch.tensor([b]), rows)
+                else:
+                    h = hx[:, b]
+                h_n.append(h)
+            used = sum(p.sum() for p in (x, *new.parameters())) * 0  # lengths of 0 use none
+            return padded(output, first) + used, torch.stack(h_n, 1)
+
+    found = results(new, padded(x, first), hx, lengths=lengths)
+    assert_same_results(found, results(Alone(), padded(x, first), hx))
+
+
+def test_padding_is_never_looked_at(backend):
+    """Not even a NaN in it reaches an output, a state or a gradient."""
+    _, new = twins(backend, I, H, num_layers=2, bidirectional=True)
+    lengths = [0, 7, 3, 1, 6]
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    wanted = results(new, x, lengths=lengths)
+    spoiled = x.clone()
+    for b, n in enumerate(lengths):
+        spoiled[n:, b] = 1e3
+    assert_same_results(results(new, spoiled, lengths=lengths), wanted)
+    for b, n in enumerate(lengths):
+        spoiled[n:, b] = float("nan")
+        assert (wanted["output"][n:, b] == 0).all()
+        assert (wanted["d input"][n:, b] == 0).all()
+    output, h_n = new(spoiled, lengths=lengths)
+    assert_same(output, wanted["output"])
+    assert_same(h_n, wanted["h_n"])
+
+
+def test_lengths_of_zero_give_hx_back(backend):
+    options = {"num_layers": 2, "bidirectional": True}
+    _, new = twins(backend, I, H, **options)
+    hx = states(options)
+    output, h_n = new(torch.randn(T, B, I, dtype=torch.float64), hx, lengths=[0] * B)
+    assert torch.equal(h_n, hx)
+    assert (output == 0).all()
+
+
+def test_lengths_as_list_tuple_and_tensor(backend):
+    _, new = twins(backend, I, H, bidirectional=True)
+    x, hx = torch.randn(T, B, I, dtype=torch.float64), states({"bidirectional": True})
+    wanted = results(new, x, hx, lengths=UNSORTED)
+    given = torch.tensor(UNSORTED)
+    for lengths in (tuple(UNSORTED), given, given.repeat_interleave(2)[::2]):
+        found = results(new, x, hx, lengths=lengths)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert given.tolist() == UNSORTED
+    found = results(new, x, hx, lengths=torch.tensor([3]).expand(B))
+    assert_same_results(found, results(new, x, hx, lengths=[3] * B))
+
+
+def test_lengths_that_cannot_be_looked_at_are_clamped(monkeypatch):
+    """In torch.compile a look would break the graph; a kernel must still not read past T."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    lengths = rnnfast.functional.check_lengths(torch.tensor([9, -3, 2]), 5, 3, torch.device("cpu"))
+    assert lengths.tolist() == [5, 0, 2]
+
+
+def test_full_lengths_change_nothing(backend):
+    _, new = twins(backend, I, H, num_layers=2, bidirectional=True)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    assert_same_results(results(new, x, lengths=[T] * B), results(new, x))
+
+
+def test_lengths_of_an_empty_batch(backend):
+    _, new = twins(backend, I, H)
+    output, h_n = new(torch.zeros(T, 0, I, dtype=torch.float64), lengths=[])
+    assert output.shape == (T, 0, H)
+    assert h_n.shape == (1, 0, H)
+
+
+BAD_LENGTHS = {
+    "below 0": ([7, 5, -1, 2, 1], "lengths: given -1, wanted 0 to T = 7"),
+    "above T": ([7, 8, 5, 2, 1], "lengths: given 8, wanted 0 to T = 7"),
+    "too few": ([7, 5], r"lengths: given torch.int64 of shape \(2,\), wanted .* \(5,\)"),
+    "too many": ([7] * 6, r"lengths: given torch.int64 of shape \(6,\)"),
+    "tensor below 0": (torch.tensor([7, 5, -1, 2, 1]), "lengths: given -1"),
+    "tensor above T": (torch.tensor([7, 8, 5, 2, 1]), "lengths: given 8"),
+    "int32": (torch.tensor(SORTED, dtype=torch.int32), "lengths: given torch.int32"),
+    "float": (torch.tensor(SORTED, dtype=torch.float32), "lengths: given torch.float32"),
+    "two axes": (torch.tensor([SORTED]), r"lengths: given torch.int64 of shape \(1, 5\)"),
+    "scalar": (torch.tensor(5), r"lengths: given torch.int64 of shape \(\)"),
+    "floats in a list": ([7.0, 5.0, 5.0, 2.0, 1.0], "lengths: given .*, wanted integers"),
+    "bools in a list": ([True] * 5, "lengths: given .*, wanted integers"),
+    "text": ("abcde", "lengths: given 'abcde', wanted integers"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LENGTHS)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_bad_lengths_are_refused(case, batch_first, backend):
+    _, new = twins(backend, I, H, batch_first=batch_first)
+    lengths, text = BAD_LENGTHS[case]
+    x = torch.zeros(*((B, T) if batch_first else (T, B)), I, dtype=torch.float64)
+    with pytest.raises(ValueError, match=text):
+        new(x, lengths=lengths)
+
+
+def test_one_number_is_no_list_of_lengths(backend):
+    _, new = twins(backend, I, H)
+    with pytest.raises((TypeError, ValueError), match="lengths"):
+        new(torch.zeros(T, B, I, dtype=torch.float64), lengths=3)
+
+
+def test_lengths_do_not_go_with_unbatched_or_packed_input(backend):
+    _, new = twins(backend, I, H)
+    x = torch.zeros(T, B, I, dtype=torch.float64)
+    with pytest.raises(ValueError, match="lengths: unbatched input has one length"):
+        new(x[:, 0], lengths=[3])
+    with pytest.raises(ValueError, match="lengths: a PackedSequence has its own"):
+        new(pack_padded_sequence(x, torch.tensor(SORTED)), lengths=SORTED)
+
+
+def test_lengths_are_checked_after_what_torch_checks(backend):
+    _, new = twins(backend, I, H)
+    with pytest.raises(RuntimeError, match="Expected hidden size"):
+        new(torch.zeros(T, B, I).double(), torch.zeros(3, B, H).double(), lengths=[99] * B)
+
+
+def test_residual_connections_respect_lengths(own_backend):
+    rnn = rnnfast.RNN(H, H, 3, residual=True, dtype=torch.float64, backend=own_backend)
+    lengths = [0, 7, 3, 1, 6]
+    x, hx = torch.randn(T, B, H, dtype=torch.float64), torch.randn(3, B, H, dtype=torch.float64)
+    output, h_n = rnn(x, hx, lengths=lengths)
+    for b, n in enumerate(lengths):
+        assert (output[n:, b] == 0).all()
+        if n:
+            alone, alone_h_n = rnn(x[:n, b], hx[:, b])
+            assert_same(output[:n, b], alone)
+            assert_same(h_n[:, b], alone_h_n)
+
+
+def test_packed_residual_and_sigmoid(own_backend):
+    rnn = rnnfast.RNN(H, H, 2, "sigmoid", residual=True, dtype=torch.float64, backend=own_backend)
+    x = torch.randn(T, B, H, dtype=torch.float64)
+    packed = pack_padded_sequence(x, torch.tensor(UNSORTED), enforce_sorted=False)
+    output, h_n = rnn(packed)
+    wanted, wanted_h_n = rnn(x, lengths=UNSORTED)
+    assert_same(pad_packed_sequence(output)[0], wanted)
+    assert_same(h_n, wanted_h_n)

@@ -1,0 +1,52 @@
+"""nn.RNN and rnnfast.RNN from the same weights, and what is compared between them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+import rnnfast
+
+
+def twins(backend: str, *args, dtype=torch.float64, **options) -> tuple[nn.RNN, rnnfast.RNN]:
+    old = nn.RNN(*args, dtype=dtype, **options)
+    new = rnnfast.RNN(*args, dtype=dtype, backend=backend, **options)
+    new.load_state_dict(old.state_dict())
+    return old, new
+
+
+def results(module: nn.Module, input, hx: Tensor | None = None, **options) -> dict[str, Tensor]:
+    """Output, h_n and every gradient under fixed gradients of both outputs."""
+    data = input.data if isinstance(input, PackedSequence) else input
+    leaves = {"input": data.detach().clone().requires_grad_()}
+    if hx is not None:
+        leaves["hx"] = hx.detach().clone().requires_grad_()
+    fresh = leaves["input"]
+    if isinstance(input, PackedSequence):
+        fresh = PackedSequence(fresh, *input[1:])
+    output, h_n = module(fresh, leaves.get("hx"), **options)
+    output = output.data if isinstance(output, PackedSequence) else output
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    weight_n = torch.randn(h_n.shape, generator=generator, dtype=torch.float64)
+    leaves |= {name: x for name, x in module.named_parameters() if x.requires_grad}
+    loss = (output * weight).sum() + (h_n * weight_n).sum()
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    found = {"output": output.detach(), "h_n": h_n.detach()}
+    return found | {f"d {name}": g for name, g in zip(leaves, gradients)}
+
+
+def assert_same(actual: Tensor, wanted: Tensor, what: str = "") -> None:
+    """Equal shape and dtype, and in float64 equal to rounding: 1e-12 of the largest entry."""
+    assert actual.shape == wanted.shape, what
+    assert actual.dtype == wanted.dtype == torch.float64, what
+    if wanted.numel():
+        error = (actual - wanted).abs().max().item()
+        assert error <= 1e-12 * wanted.abs().max().item(), f"{what}: error {error}"
+
+
+def assert_same_results(actual: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert actual.keys() == wanted.keys()
+    for name in wanted:
+        assert_same(actual[name], wanted[name], name)
