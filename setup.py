@@ -91,7 +91,7 @@ def run(command: list[str], complaint: str) -> str:
     if done.returncode:
         print(done.stdout, flush=True)
         lines = done.stdout.strip().splitlines()
-        said = [line for line in lines if "error" in line.lower()][:8] or lines[-8:]
+        said = [line for line in lines if "error" in line.lower()][:8] or lines[-3:]
         ended = f"`{shlex.join(command)}` ended with {done.returncode}"
         raise Unavailable("\n".join([f"{complaint}: {ended}", *said]))
     return done.stdout
@@ -249,13 +249,15 @@ def replace(path: Path, content: bytes | None) -> None:
 
 
 def warn(reason: str) -> None:
-    bar = "*" * 92
-    print(
-        f"{bar}\nrnnfast is being installed WITHOUT its compiled kernels: the cpu backend will be "
-        f"missing.\n{reason}\nRNNFAST_REQUIRE_EXTENSION=1 makes this an error.\n{bar}",
-        file=sys.stderr,
-        flush=True,
-    )
+    lines = [
+        "*" * 92,
+        "rnnfast is being installed WITHOUT its compiled kernels: the cpu backend will be missing.",
+        reason,
+        "RNNFAST_REQUIRE_EXTENSION=1 makes this an error. pip keeps the wheel made without them:",
+        "once this is mended, install with --no-cache-dir --force-reinstall --no-deps.",
+        "*" * 92,
+    ]
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ PYBIND11_MODULE(_C, module) {
              py::arg("S"), py::arg("directions"), py::arg("heads"), py::arg("gy_stride_t"),
              py::arg("gy_stride_b"), py::arg("y_stride_t"), py::arg("y_stride_b"),
              py::arg("da_stride_t"), py::arg("da_stride_b"), py::arg("threads"));
-  module.def("set_openmp", &cpu::set_openmp, py::arg("parallel"), py::arg("thread_num"));
+  module.def("set_openmp", &cpu::set_openmp, py::arg("gomp_parallel"));
   module.def("simd_level", [] { return std::string(cpu::kernels().level); });
   module.def("simd_levels", &cpu::simd_levels);
   module.def("set_simd_level", &cpu::set_simd_level, py::arg("level"));

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from torch.nn.utils.rnn import PackedSequence
 from . import backends
 from .backends import cpu
 from .modules import RNN
+
+BUILD_REPORT = Path(__file__).with_name("_build.json")  # written by setup.py
 
 
 def info() -> str:
@@ -63,7 +67,14 @@ def _refusals(problem: backends.Problem) -> list[tuple[str, str]]:
 def _extension() -> str:
     if cpu._C is None:
         return (
-            f"missing ({cpu.WHY_MISSING}). On the CPU torch's own kernels are used instead, which "
-            "are up to tens of times slower for small models; reinstall with a C++ compiler"
+            f"missing ({_why_missing()}). On the CPU torch's own kernels are used instead, which "
+            "are up to tens of times slower for small models; reinstall with a C++ compiler "
+            "(pip install --no-cache-dir --force-reinstall --no-deps)"
         )
     return f"rnnfast._C with SIMD level {cpu._C.simd_level()} of {', '.join(cpu._C.simd_levels())}"
+
+
+def _why_missing() -> str:
+    """Why it was not built, where the build says so; else why it does not load."""
+    built = json.loads(BUILD_REPORT.read_text()) if BUILD_REPORT.exists() else {}
+    return built.get("reason") or cpu.WHY_MISSING

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cells.rnn import DERIVATIVES, NONLINEARITIES
+from .cells.rnn import BACKWARD, NONLINEARITIES
 
 
 class Verdict(NamedTuple):
@@ -107,7 +107,7 @@ def judge_backward(
 
     dh = g + carry(after, case.w_hh, g_n)
     terms = g.abs() + carry(after.abs(), case.w_hh.abs(), g_n.abs())
-    wanted = case.masked(dh * DERIVATIVES[nonlinearity](case.y))
+    wanted = case.masked(BACKWARD[nonlinearity](dh, case.y))
     terms = case.masked(terms)
     first = _pick(da, case.first)
     wanted_0 = torch.where(case.empty, g_n, torch.einsum("dbj,dji->dbi", first, case.w_hh))

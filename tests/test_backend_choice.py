@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -22,6 +24,7 @@ def problem(**changes):
 def no_extension(monkeypatch):
     monkeypatch.setattr(cpu, "_C", None)
     monkeypatch.setattr(cpu, "WHY_MISSING", "no compiler was here", raising=False)
+    monkeypatch.setattr(rnnfast.report, "BUILD_REPORT", Path("nowhere"))
 
 
 @pytest.fixture
@@ -225,6 +228,14 @@ def test_info_without_the_extension_says_what_is_missing_and_what_it_costs(no_ex
     assert "reinstall with a C++ compiler" in said
     assert "  cpu: the extension rnnfast._C is not there" in said
     assert "  torch: serves" in said
+
+
+def test_info_repeats_what_the_build_said(no_extension, monkeypatch, tmp_path):
+    build = tmp_path / "_build.json"
+    monkeypatch.setattr(rnnfast.report, "BUILD_REPORT", build)
+    assert "extension: missing (no compiler was here)" in rnnfast.info()
+    build.write_text('{"extension": false, "reason": "pybind11 is not installed"}')
+    assert "extension: missing (pybind11 is not installed)" in rnnfast.info()
 
 
 def test_refusals_agree_with_select():

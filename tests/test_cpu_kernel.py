@@ -327,12 +327,11 @@ def test_openmp_and_own_threads_give_the_same_bits(level):
     loaded = [line.split()[-1] for line in lines if "libgomp" in line]
     if not loaded:
         pytest.skip("this torch runs without libgomp")
-    gomp = ctypes.CDLL(loaded[0])
-    functions = (gomp.GOMP_parallel, gomp.omp_get_thread_num)
+    gomp_parallel = ctypes.cast(ctypes.CDLL(loaded[0]).GOMP_parallel, ctypes.c_void_p).value
     case = Case((20, 13, 100, 2, 1), torch.float32, "tanh")
     outputs = []
-    for addresses in ((0, 0), [ctypes.cast(f, ctypes.c_void_p).value for f in functions]):
-        _C.set_openmp(*addresses)
+    for address_of_pool in (0, gomp_parallel):
+        _C.set_openmp(address_of_pool)
         y, h_n = case.forward(3)
         outputs.append((y, h_n, *case.backward(y, 3)))
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(*outputs, strict=True))

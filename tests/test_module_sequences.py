@@ -241,6 +241,19 @@ def test_lengths_that_cannot_be_looked_at_are_clamped(monkeypatch):
     assert lengths.tolist() == [5, 0, 2]
 
 
+@pytest.mark.parametrize("lengths", [None, [0, 7, 3, 1, 6]])
+def test_gradients_to_be_differentiated_again_are_the_same(lengths, backend):
+    """With create_graph=True the formula of the cell takes the kernel's place."""
+    _, new = twins(backend, I, H, num_layers=2, bidirectional=True)
+    x, hx = torch.randn(T, B, I, dtype=torch.float64), states({"num_layers": 2, "bidirectional": 1})
+    leaves = [x.requires_grad_(), hx.requires_grad_(), *new.parameters()]
+    output, h_n = new(x, hx, lengths=lengths)
+    loss = (output**2).sum() + (h_n**3).sum()
+    plain = torch.autograd.grad(loss, leaves, retain_graph=True)
+    for a, b in zip(torch.autograd.grad(loss, leaves, create_graph=True), plain):
+        assert_same(a.detach(), b)
+
+
 def test_full_lengths_change_nothing(backend):
     _, new = twins(backend, I, H, num_layers=2, bidirectional=True)
     x = torch.randn(T, B, I, dtype=torch.float64)

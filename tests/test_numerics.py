@@ -35,9 +35,11 @@ def _outputs_start_as_nan():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def threads():
+    """One, where a test says nothing: so many small cases only wait for one another."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield torch.set_num_threads
     torch.set_num_threads(before)
 
@@ -354,10 +356,6 @@ def ratios_to_torch(cases: list[Case], backend: str, batch_first: bool = False) 
     return {name: error_ratio(worst(backend, name), worst(peer, name)) for name in LAYER_RESULTS}
 
 
-def assert_no_worse_than_torch(ratios: dict[str, float]) -> None:
-    assert all(ratio <= 1.25 for ratio in ratios.values()), ratios
-
-
 @pytest.mark.parametrize("f", NONLINEARITIES)
 def test_two_oracles_agree(f):
     case = make_case(6, 3, 5, 1, torch.float64, f)
@@ -392,7 +390,8 @@ def assert_no_worse_than_torch(cases: list[Case], batch_first: bool = False) -> 
 
 @needs_cpu
 @pytest.mark.parametrize(
-    ("T", "B", "H"), [(20, 64, 1), (20, 64, 3), (20, 64, 17), (50, 7, 33), (20, 3, 100), (20, 3, 129)]
+    ("T", "B", "H"),
+    [(20, 64, 1), (20, 64, 3), (20, 64, 17), (50, 7, 33), (20, 3, 100), (20, 3, 129)],
 )
 @pytest.mark.parametrize("f", NONLINEARITIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -447,19 +446,6 @@ def test_two_runs_give_the_same_bits_at_any_number_of_threads(threads, dtype, T,
             assert torch.equal(found[name], first[name]), (name, n)
 
 
-@needs_cpu
-def test_enough_work_runs_on_several_threads_at_once(threads):
-    """The test above means nothing on a kernel that never splits its work."""
-    threads(2)
-    case = make_case(2000, 64, 64)
-    run(case)
-    wall, used = time.perf_counter(), time.process_time()
-    run(case)
-    wall, used = time.perf_counter() - wall, time.process_time() - used
-    assert used > 0  # how many cores were free is not ours to say
-    assert wall > 0
-
-
 SPECIAL = [torch.nan, torch.inf, -torch.inf]
 
 
@@ -479,53 +465,73 @@ def test_nan_and_inf_spread_as_in_torch(where, special, dtype, f):
         assert found[name].isnan().equal(wanted[name].isnan()), name
         assert found[name].isposinf().equal(wanted[name].isposinf()), name
         assert found[name].isneginf().equal(wanted[name].isneginf()), name
-    spoiled = [not found[name].isfinite().all() for name in RESULTS]
-    assert any(spoiled) or special.__abs__() == torch.inf
+    if special != special:
+        assert any(found[name].isnan().any() for name in RESULTS)
 
 
 # -------------------------------------------------------------------------- the judge is awake
 
 
-def verdicts_on(case: Case, found: dict[str, Tensor]) -> dict[str, testing.Verdict]:
-    return {verdict.name: verdict for verdict in judge(case, found)}
-
-
-LONG = (2000, 64, 8)
-
-
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_judge_finds_one_zeroed_step_of_one_row(dtype):
-    case = make_case(*LONG, dtype=dtype)
-    found = run(case, "reference")
-    u = torch.finfo(dtype).eps / 2
-    assert all(verdict.good for verdict in judge(case, found, u_operand=u))
-    for name, sequence in (("y", "y"), ("dp", "dp")):
-        broken = found | {sequence: found[sequence].clone()}
-        broken[sequence][1234, 17] = 0
-        verdict = next(v for v in judge(case, broken, u_operand=u) if v.name == name)
-        assert not verdict.good
-        assert verdict.index[:2] in {(1234, 17), (1235, 17), (1233, 17)}  # it, or the next step
-        assert f"{name}: " in str(verdict)
-
-
-def faults(case: Case) -> dict[str, dict[str, Tensor]]:
-    """{what went wrong: the results of a kernel that does it}."""
+    """A global score at this size is 1e-5."""
+    case = make_case(2000, 64, 8, dtype=dtype)
     right = run(case, "reference")
-    last = torch.zeros_like(right["y"][:1])
-    bias = layer_bias(case)
-    return {
-        "W_hh transposed": run(case._replace(w_hh=case.w_hh.mT), "reference"),
-        "a bias forgotten": run(case._replace(p=case.p - bias), "reference"),
-        "h_0 forgotten": run(case._replace(h_0=torch.zeros_like(case.h_0)), "reference"),
-        "lengths forgotten": run(case._replace(lengths=None), "reference"),
-        "another nonlinearity": run(case._replace(nonlinearity="sigmoid"), "reference"),
-        "forward late by a step": right | {"y": torch.cat([last, right["y"][:-1]])},
-        "backward late by a step": right | {"dp": torch.cat([right["dp"][1:], last])},
-        "grad_h_n forgotten": right
-        | run(case._replace(grad_h_n=None), "reference"),
-        "directions swapped": right | {"y": right["y"].roll(case.w_hh.shape[1], -1)},
-        "one element not written": right | {"y": right["y"].clone().index_put_(
-            [torch.tensor(i) for i in (2, 1, 3)], torch.tensor(torch.nan, dtype=case.p.dtype))},
-        "dW_hh without h_0": right
-        | {"dw_hh": run(case._replace(h_0=None), "reference")["dw_hh"]},
-    }
+    u = torch.finfo(dtype).eps / 2
+    assert_good(case, right, u_operand=u)
+    for name in ("y", "dp"):
+        found = right | {name: right[name].clone()}
+        found[name][1234, 17] = 0
+        (verdict,) = (v for v in judge(case, found, u_operand=u) if v.name == name)
+        assert not verdict.good
+        assert verdict.index[1] == 17
+        assert verdict.index[0] in (1233, 1234, 1235), "it, or the step restarted from it"
+        assert f"{name}: {verdict.ratio:.3g} of its error budget at [" in str(verdict)
+
+
+FAULTS = {  # what is wrong with a kernel: (the results it has wrong, those results)
+    "W_hh transposed": ("y dp", lambda c, r: oracle(c, w_hh=c.w_hh.mT)),
+    "a bias forgotten": ("y", lambda c, r: oracle(c, p=c.p - layer_bias(c))),
+    "h_0 forgotten": ("y", lambda c, r: oracle(c, h_0=torch.zeros_like(c.h_0))),
+    "dW_hh without h_0": ("dw_hh", lambda c, r: {"dw_hh": oracle(c, h_0=None)["dw_hh"]}),
+    "lengths forgotten": ("y h_n dp", lambda c, r: oracle(c, lengths=None)),
+    "h_n a step too early": ("h_n", lambda c, r: {"h_n": r["h_n"] * 0 + r["y"][1, :, :8]}),
+    "another nonlinearity": ("y dp", lambda c, r: oracle(c, nonlinearity="sigmoid")),
+    "forward late by a step": ("y", lambda c, r: {"y": r["y"].roll(1, 0)}),
+    "backward late by a step": ("dp", lambda c, r: {"dp": r["dp"].roll(-1, 0)}),
+    "grad_h_n forgotten": ("dp", lambda c, r: oracle(c, grad_h_n=None)),
+    "grad_y forgotten": ("dp", lambda c, r: oracle(c, grad_y=None)),
+    "directions swapped": ("y", lambda c, r: {"y": r["y"].roll(8, -1)}),
+    "dh_0 not carried": ("dh_0", lambda c, r: {"dh_0": r["dh_0"] * 0}),
+    "one element not written": ("y", lambda c, r: {"y": r["y"].where(c.p < c.p.max(), torch.nan)}),
+}
+
+
+def oracle(case: Case, **changed) -> dict[str, Tensor | None]:
+    return run(case._replace(**changed), "reference")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_judge_finds_a_planted_fault(dtype, fault):
+    case = make_case(9, 5, 8, 2, dtype, seed=3, lengths=True)
+    case.lengths[:2] = torch.tensor([9, 4])
+    right = run(case, "reference")
+    u = torch.finfo(dtype).eps / 2
+    assert_good(case, right, u_operand=u)
+    names, results = FAULTS[fault]
+    bad = {v.name for v in judge(case, right | results(case, right), u_operand=u) if not v.good}
+    assert set(names.split()) <= bad
+
+
+def test_the_sequence_score_names_the_worst_step_and_fails_on_nan():
+    exact = torch.zeros(5, 3, 4, dtype=torch.float64)
+    noise = torch.full_like(exact, 1e-7)
+    noise[3] = 2e-7
+    worst = worst_step([(noise, exact), (-noise, exact)])
+    assert worst == (pytest.approx(2e-7), 3)
+    assert error_ratio(worst, worst_step([(noise / 2, exact)])) == pytest.approx(2)
+    noise[1, 0, 0] = torch.nan
+    broken = worst_step([(noise, exact)])
+    assert broken.t == 1
+    assert not error_ratio(broken, worst) <= 1.25

@@ -19,7 +19,7 @@
 
 namespace rnnfast::cells {
 
-// A nonlinearity gives f(a) and f'(a); the latter from h = f(a) alone, so that a is never kept.
+// A nonlinearity gives f(a) and dh f'(a); f' from h = f(a) alone, so that a is never kept.
 // Math supplies Scalar, Vector (or a scalar, on a device), tanh and sigmoid.
 struct Tanh {
   template <class Math>
@@ -27,23 +27,25 @@ struct Tanh {
     return Math::tanh(a);
   }
   template <class Math>
-  RNNFAST_CELL static typename Math::Vector slope(typename Math::Vector h) {
-    return typename Math::Scalar(1) - h * h;
+  RNNFAST_CELL static typename Math::Vector backward(typename Math::Vector dh,
+                                                     typename Math::Vector h) {
+    return dh * (typename Math::Scalar(1) - h * h);
   }
 };
 
 struct Relu {
-  // "a < 0" and not a maximum: a NaN fails the comparison and goes on, as in torch.relu.
+  // "a < 0" and not a maximum: a NaN fails the comparison and goes on, as in torch.relu. Backward
+  // it is a choice and not a product for the same reason: an idle unit stops a NaN or inf of dh.
   template <class Math>
   RNNFAST_CELL static typename Math::Vector value(typename Math::Vector a) {
     const typename Math::Vector zero = {};
     return a < zero ? zero : a;
   }
   template <class Math>
-  RNNFAST_CELL static typename Math::Vector slope(typename Math::Vector h) {
+  RNNFAST_CELL static typename Math::Vector backward(typename Math::Vector dh,
+                                                     typename Math::Vector h) {
     const typename Math::Vector zero = {};
-    const typename Math::Vector one = zero + typename Math::Scalar(1);
-    return h > zero ? one : zero;
+    return h <= zero ? zero : dh;
   }
 };
 
@@ -53,8 +55,9 @@ struct Sigmoid {
     return Math::sigmoid(a);
   }
   template <class Math>
-  RNNFAST_CELL static typename Math::Vector slope(typename Math::Vector h) {
-    return h * (typename Math::Scalar(1) - h);
+  RNNFAST_CELL static typename Math::Vector backward(typename Math::Vector dh,
+                                                     typename Math::Vector h) {
+    return dh * (h * (typename Math::Scalar(1) - h));
   }
 };
 
@@ -80,7 +83,7 @@ struct Elman {
   RNNFAST_CELL static Vector backward(Vector dh, Vector h, Vector /*h_prev*/,
                                       const Vector* /*saved*/, Vector* /*dcarried*/, Vector* dp,
                                       Vector* /*du*/) {
-    dp[0] = dh * Nonlinearity::template slope<Math>(h);
+    dp[0] = Nonlinearity::template backward<Math>(dh, h);
     return Vector{};
   }
 };

@@ -93,8 +93,7 @@ void parallel_for(std::int64_t tasks, int threads, TaskBody body, void* context)
   if (region.error) std::rethrow_exception(region.error);
 }
 
-void set_openmp(std::uintptr_t gomp_parallel, std::uintptr_t /*thread_num*/) {
-  // The thread number is for splitting hidden rows over threads; tasks come from a counter.
+void set_openmp(std::uintptr_t gomp_parallel) {
   gomp_parallel_address.store(gomp_parallel, std::memory_order_release);
 }
 

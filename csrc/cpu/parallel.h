@@ -13,9 +13,9 @@ using TaskBody = void (*)(void* context, std::int64_t task);
 void parallel_for(std::int64_t tasks, int threads, TaskBody body, void* context);
 
 // Makes parallel_for use the libgomp that the process already runs (torch's), because a second
-// pool fights the first one's spinning workers. Addresses of GOMP_parallel and
-// omp_get_thread_num; 0 goes back to std::thread.
-void set_openmp(std::uintptr_t gomp_parallel, std::uintptr_t thread_num);
+// pool fights the first one's spinning workers. The address of GOMP_parallel; 0 goes back to
+// std::thread.
+void set_openmp(std::uintptr_t gomp_parallel);
 
 // Uninitialised memory for one kernel call, aligned to 128 bytes. Small blocks are kept per thread
 // for the next call: a call with T = B = H = 1 takes a microsecond.

@@ -171,8 +171,5 @@ def _bind_openmp() -> None:
         return
     torch_first = sorted(loaded, key=lambda path: "torch" not in path)
     if torch_first:
-        library = ctypes.CDLL(torch_first[0])
-        _C.set_openmp(
-            ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value,
-            ctypes.cast(library.omp_get_thread_num, ctypes.c_void_p).value,
-        )
+        gomp_parallel = ctypes.CDLL(torch_first[0]).GOMP_parallel
+        _C.set_openmp(ctypes.cast(gomp_parallel, ctypes.c_void_p).value)

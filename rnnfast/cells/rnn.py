@@ -21,10 +21,10 @@ GATES = 1
 
 NONLINEARITIES = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
-DERIVATIVES = {  # of the output h
-    "tanh": lambda h: 1 - h * h,
-    "relu": lambda h: (h > 0).to(h.dtype),
-    "sigmoid": lambda h: h * (1 - h),
+BACKWARD = {  # dh f'(a), from h = f(a) alone
+    "tanh": lambda dh, h: dh * (1 - h * h),
+    "relu": lambda dh, h: torch.where(h <= 0, 0, dh),  # as torch: an idle unit stops a NaN of dh
+    "sigmoid": lambda dh, h: dh * (h * (1 - h)),
 }
 
 
@@ -84,7 +84,7 @@ def backward(
     """
     T, B = y.shape[:2]
     D, H, _ = w_hh.shape
-    derivative = DERIVATIVES[nonlinearity]
+    through = BACKWARD[nonlinearity]
     dps, dws, dh_0s = [], [], []
     for d in range(D):
         column = slice(d * H, (d + 1) * H)
@@ -97,7 +97,7 @@ def backward(
             t = times[s]
             h = y[t, :, column]
             dh = carry if grad_y is None else carry + grad_y[t, :, column]
-            da = dh * derivative(h)
+            da = through(dh, h)
             h_before = y[times[s - 1], :, column] if s else start
             if lengths is not None:
                 valid = (t < lengths).unsqueeze(1)

@@ -1,0 +1,466 @@
+"""Derivatives of every kind, and what autograd keeps, checks and is allowed to do in between."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.func import functional_call, stack_module_state
+from torch.utils.checkpoint import checkpoint
+
+import rnnfast
+from rnnfast.backends import cpu
+
+# forward mode loads decompositions that torch itself still scripts
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+
+NONLINEARITIES = ["tanh", "relu", "sigmoid"]
+LENGTHS = [None, [3, 0, 2]]
+T, B, IN, H = 3, 3, 2, 3
+
+needs_cpu = pytest.mark.skipif(cpu._C is None, reason="the extension rnnfast._C is not built")
+BACKENDS = [pytest.param("cpu", marks=needs_cpu), "reference"]
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def normal(*shape: int, seed: int = 1, **options) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_(**options)
+
+
+def recurrence_inputs(D: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    return normal(T, B, D * H), normal(D, H, H, seed=2), normal(D, B, H, seed=3)
+
+
+def layer(backend: str, seed: int = 0, **options) -> rnnfast.RNN:
+    torch.manual_seed(seed)
+    return rnnfast.RNN(IN, H, backend=backend, dtype=torch.float64, **options)
+
+
+def twin(rnn: rnnfast.RNN, backend: str, **options) -> rnnfast.RNN:
+    other = layer(backend, **options)
+    other.load_state_dict(rnn.state_dict())
+    return other
+
+
+def assert_close(actual, wanted) -> None:
+    """float64, to rounding: 1e-12 of the largest element of each."""
+    if isinstance(wanted, Tensor):
+        assert actual.shape == wanted.shape
+        assert wanted.abs().max() > 0, "nothing to compare"
+        assert (actual - wanted).abs().max() <= 1e-12 * wanted.abs().max()
+    elif isinstance(wanted, dict):
+        assert actual.keys() == wanted.keys()
+        assert_close(list(actual.values()), list(wanted.values()))
+    else:
+        assert len(actual) == len(wanted)
+        for a, w in zip(actual, wanted):
+            assert_close(a, w)
+
+
+# ------------------------------------------------------------------------- against differences
+
+
+@every_backend
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("with_h_0", [True, False])
+def test_first_second_and_forward_derivatives(backend, nonlinearity, lengths, D, with_h_0):
+    def function(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return rnnfast.functional.rnn(
+            *inputs, lengths=lengths, nonlinearity=nonlinearity, backend=backend
+        )
+
+    inputs = recurrence_inputs(D)[: 3 if with_h_0 else 2]
+    assert gradcheck(function, inputs, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(function, inputs)
+
+
+@every_backend
+@pytest.mark.parametrize("wanted", ["p", "w_hh", "h_0"])
+def test_gradients_of_some_of_the_inputs(backend, wanted):
+    inputs = dict(zip(("p", "w_hh", "h_0"), recurrence_inputs(2)))
+    for name, x in inputs.items():
+        x.requires_grad_(name == wanted)
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        return rnnfast.functional.rnn(**{**inputs, wanted: x}, backend=backend)
+
+    assert gradcheck(function, inputs[wanted])
+    assert gradgradcheck(function, inputs[wanted])
+
+
+@every_backend
+@pytest.mark.parametrize(
+    "options", [{"bidirectional": True, "num_layers": 2}, {"batch_first": True}]
+)
+def test_a_module_with_all_of_its_parameters(backend, options):
+    rnn = layer(backend, **options)
+    names, values = zip(*rnn.named_parameters())
+
+    def function(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return functional_call(rnn, dict(zip(names, parameters)), (x,), {"lengths": [1, 3]})
+
+    x = normal(2, 3, IN) if options.get("batch_first") else normal(3, 2, IN)
+    assert gradcheck(function, (x, *values))
+    assert gradgradcheck(function, (x, *values))
+
+
+@every_backend
+def test_only_the_parameters_that_ask_get_a_gradient(backend):
+    names = [name for name, _ in layer(backend).named_parameters()]
+    for wanted in itertools.chain.from_iterable(itertools.combinations(names, n) for n in (1, 2)):
+        rnn, everything = layer(backend), layer(backend)
+        for name, parameter in rnn.named_parameters():
+            parameter.requires_grad_(name in wanted)
+        for module in (rnn, everything):
+            module(normal(T, B, IN, requires_grad=False))[0].square().sum().backward()
+        for (name, p), q in zip(rnn.named_parameters(), everything.parameters()):
+            assert (p.grad is not None) == (name in wanted)
+            assert p.grad is None or torch.equal(p.grad, q.grad)
+
+
+# ------------------------------------------------------------------------------- higher orders
+
+
+def gradient_penalty(rnn: rnnfast.RNN, x: Tensor, order: int) -> list[Tensor]:
+    """Gradients of the norm of the gradient (of the norm of the gradient ...)."""
+    y, h_n = rnn(x)
+    value = (y**3).sum() + (h_n**2).sum()
+    for _ in range(order - 1):
+        grads = torch.autograd.grad(value, [x, *rnn.parameters()], create_graph=True)
+        value = sum(g.square().sum() for g in grads)
+    return list(torch.autograd.grad(value, [x, *rnn.parameters()]))
+
+
+@needs_cpu
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_higher_orders_agree_with_the_oracle(order, nonlinearity):
+    options = {"bidirectional": True, "num_layers": 2, "nonlinearity": nonlinearity}
+    rnn = layer("cpu", **options)
+    x = normal(5, 2, IN)
+    wanted = gradient_penalty(twin(rnn, "reference", **options), x, order)
+    assert_close(gradient_penalty(rnn, x, order), wanted)
+
+
+@every_backend
+def test_a_penalty_on_gradients_and_the_loss_itself_train_together(backend):
+    """create_graph, then backward of both at once, as WGAN-GP does."""
+
+    def accumulated(module: nn.Module) -> list[Tensor]:
+        x = normal(5, 2, IN)
+        loss = module(x)[0].square().sum()
+        (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+        (loss + grad.square().sum()).backward()
+        return [x.grad, *(p.grad for p in module.parameters())]
+
+    rnn = layer(backend)
+    torch_rnn = nn.RNN(IN, H, dtype=torch.float64)
+    torch_rnn.load_state_dict(rnn.state_dict())
+    assert_close(accumulated(rnn), accumulated(torch_rnn))
+
+
+@needs_cpu
+def test_a_first_order_gradient_is_the_same_with_and_without_create_graph():
+    rnn, x = layer("cpu", nonlinearity="sigmoid"), normal(5, 2, IN)
+    loss = rnn(x)[0].square().sum()
+    leaves = [x, *rnn.parameters()]
+    plain = torch.autograd.grad(loss, leaves, retain_graph=True)
+    assert_close(torch.autograd.grad(loss, leaves, create_graph=True), plain)
+
+
+# ---------------------------------------------------------------------------------- torch.func
+
+
+@needs_cpu
+@pytest.mark.parametrize("transform", ["jacrev", "jacfwd", "hessian", "jvp", "vjp", "grad"])
+def test_torch_func_agrees_with_autograd_on_the_oracle(transform):
+    rnn = layer("cpu", bidirectional=True)
+    oracle = twin(rnn, "reference", bidirectional=True)
+    x, tangent = (
+        normal(T, 2, IN, requires_grad=False),
+        normal(T, 2, IN, seed=4, requires_grad=False),
+    )
+
+    def output(module):
+        return lambda x: module(x)[0]
+
+    def loss(module):
+        return lambda x: (module(x)[0] ** 3).sum() + module(x)[1].square().sum()
+
+    func, classic = torch.func, torch.autograd.functional
+    if transform in ("jacrev", "jacfwd"):
+        found = getattr(func, transform)(output(rnn))(x)
+        wanted = classic.jacobian(output(oracle), x)
+    elif transform == "hessian":
+        found, wanted = func.hessian(loss(rnn))(x), classic.hessian(loss(oracle), x)
+    elif transform == "jvp":
+        found = func.jvp(output(rnn), (x,), (tangent,))
+        wanted = classic.jvp(output(oracle), x, tangent)
+    elif transform == "vjp":
+        y, pull = func.vjp(output(rnn), x)
+        (found,) = pull(torch.ones_like(y))
+        wanted = classic.vjp(output(oracle), x, torch.ones_like(y))[1]
+    else:
+        found = func.grad(loss(rnn))(x)
+        wanted = classic.jacobian(loss(oracle), x)
+    assert_close(found, wanted)
+
+
+@every_backend
+def test_gradients_of_functional_parameters(backend):
+    rnn, x = layer(backend), normal(T, B, IN, requires_grad=False)
+    parameters = dict(rnn.named_parameters())
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return functional_call(rnn, parameters, (x,))[0].square().sum()
+
+    found = torch.func.grad(loss)({name: p.detach() for name, p in parameters.items()})
+    wanted = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    assert_close(list(found.values()), wanted)
+
+
+@every_backend
+@pytest.mark.parametrize("axis", [0, 1])
+def test_vmap_over_the_batch(backend, axis):
+    rnn = layer(backend, num_layers=2, bidirectional=True)
+    x = normal(T, B, IN, requires_grad=False)
+    x = x.transpose(0, 1) if axis == 0 else x
+    y, h_n = torch.vmap(rnn, in_dims=axis, out_dims=axis)(x)  # each sample unbatched
+    singles = [rnn(sample) for sample in x.unbind(axis)]
+    assert_close(y, torch.stack([y for y, _ in singles], axis))
+    assert_close(h_n, torch.stack([h for _, h in singles], axis))
+
+
+@every_backend
+def test_vmap_over_an_ensemble(backend):
+    members = [layer(backend, seed) for seed in range(3)]
+    parameters, buffers = stack_module_state(members)
+    x = normal(T, B, IN, requires_grad=False)
+
+    def call(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        return functional_call(members[0], (parameters, buffers), (x,))[0]
+
+    y = torch.vmap(call)(parameters, buffers)
+    assert_close(y, torch.stack([member(x)[0] for member in members]))
+    y.square().sum().backward()
+    for i, member in enumerate(members):
+        member(x)[0].square().sum().backward()
+        for name, p in member.named_parameters():
+            assert_close(parameters[name].grad[i], p.grad)
+
+
+@every_backend
+def test_gradients_per_sample(backend):
+    rnn, x = layer(backend), normal(T, B, IN, requires_grad=False)
+    parameters = {name: p.detach() for name, p in rnn.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return functional_call(rnn, parameters, (sample,))[0].square().sum()
+
+    found = torch.vmap(torch.func.grad(loss), in_dims=(None, 1))(parameters, x)
+    for b in range(B):
+        wanted = torch.autograd.grad(rnn(x[:, b])[0].square().sum(), list(rnn.parameters()))
+        assert_close([found[name][b] for name in parameters], wanted)
+
+
+@every_backend
+def test_a_batch_of_output_gradients_at_once(backend):
+    rnn, x = layer(backend), normal(T, B, IN)
+    y, h_n = rnn(x)
+    grads = normal(4, *y.shape, requires_grad=False), normal(4, *h_n.shape, requires_grad=False)
+    leaves = [x, *rnn.parameters()]
+    options = {"retain_graph": True}
+    found = torch.autograd.grad((y, h_n), leaves, grads, is_grads_batched=True, **options)
+    for i in range(4):
+        wanted = torch.autograd.grad((y, h_n), leaves, [g[i] for g in grads], **options)
+        assert_close([g[i] for g in found], wanted)
+
+
+# ------------------------------------------------------------------------- the graph and memory
+
+
+def trained(rnn: rnnfast.RNN, call=None) -> list[Tensor]:
+    """The gradients after call(x, h_0), by default rnn itself."""
+    rnn.zero_grad()
+    x, h_0 = normal(T, B, IN), normal(1, B, H, seed=5)
+    y, h_n = (call or rnn)(x, h_0)
+    (y.square().sum() + h_n.sum()).backward()
+    return [x.grad, h_0.grad, *(p.grad for p in rnn.parameters())]
+
+
+def assert_same_bits(actual: list[Tensor], wanted: list[Tensor]) -> None:
+    assert all(torch.equal(a, w) for a, w in zip(actual, wanted, strict=True))
+
+
+@every_backend
+def test_a_retained_graph_gives_the_same_bits_and_a_freed_one_raises(backend):
+    rnn, x = layer(backend, bidirectional=True), normal(T, B, IN)
+    y, h_n = rnn(x)
+    loss = y.square().sum() + h_n.sum()
+    leaves = [x, *rnn.parameters()]
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    assert_same_bits(torch.autograd.grad(loss, leaves, retain_graph=True), first)
+    assert_same_bits(torch.autograd.grad(loss, leaves), first)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, leaves)
+
+
+@every_backend
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoint(backend, use_reentrant):
+    rnn = layer(backend)
+    wanted = trained(rnn)
+    found = trained(rnn, lambda *a: checkpoint(rnn, *a, use_reentrant=use_reentrant))
+    assert_same_bits(found, wanted)
+
+
+@every_backend
+def test_saved_tensors_may_be_moved_and_copied(backend):
+    rnn = layer(backend)
+    wanted = trained(rnn)
+    with save_on_cpu():
+        assert_same_bits(trained(rnn), wanted)
+    with saved_tensors_hooks(lambda x: x.clone(), lambda x: x.clone()):
+        assert_same_bits(trained(rnn), wanted)
+
+
+@every_backend
+def test_anomaly_mode_passes_sound_gradients_and_names_the_source_of_nan(backend):
+    rnn = layer(backend)
+    wanted = trained(rnn)
+    with torch.autograd.set_detect_anomaly(True):
+        assert_same_bits(trained(rnn), wanted)
+    with torch.no_grad():
+        rnn.weight_hh_l0[0, 0] = torch.nan
+    with (
+        pytest.warns(UserWarning, match="Traceback of forward call"),
+        torch.autograd.set_detect_anomaly(True),
+        pytest.raises(RuntimeError, match="returned nan values"),
+    ):
+        rnn(normal(T, B, IN))[0].sum().backward()
+
+
+@every_backend
+@pytest.mark.parametrize("changed", ["x", "h_0", "weight_ih_l0", "weight_hh_l0"])
+def test_changing_in_place_what_backward_needs_raises(backend, changed):
+    rnn = layer(backend)
+    x, h_0 = normal(T, B, IN, requires_grad=False), normal(1, B, H, requires_grad=False)
+    y, _ = rnn(x.requires_grad_(), h_0)
+    with torch.no_grad():
+        {"x": x, "h_0": h_0}.get(changed, getattr(rnn, changed, None)).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@every_backend
+def test_changing_the_output_in_place_raises_or_is_right(backend):
+    rnn, x = layer(backend), normal(T, B, IN)
+    wanted = torch.autograd.grad((2 * rnn(x)[0]).sum(), x)
+    y, _ = rnn(x)
+    try:
+        found = torch.autograd.grad(y.mul_(2).sum(), x)
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)  # noqa: PT017
+    else:
+        assert_close(found, wanted)
+
+
+@every_backend
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_the_final_state_is_memory_of_its_own(backend, num_layers):
+    rnn, x = layer(backend, num_layers=num_layers), normal(T, B, IN)
+    h_0 = normal(num_layers, B, H)
+    wanted = torch.autograd.grad(sum(v.sum() for v in rnn(x, h_0)), [x, h_0])
+    y, h_n = rnn(x, h_0)
+    before = y.clone()
+    h_n = h_n.mul_(3)
+    assert torch.equal(y, before)
+    found = torch.autograd.grad(y.sum() + h_n.sum() / 3, [x, h_0])
+    assert_close(found, wanted)
+
+
+@every_backend
+@pytest.mark.parametrize("used", ["output", "h_n", "the last step"])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_a_loss_on_part_of_what_comes_out(backend, used, lengths):
+    """The gradient of the rest is then absent, or 0 almost everywhere."""
+    found = []
+    for module in (layer(backend, bidirectional=True), layer("reference", bidirectional=True)):
+        x, h_0 = normal(T, B, IN), normal(2, B, H)
+        y, h_n = module(x, h_0, lengths=lengths)
+        part = {"output": y, "h_n": h_n, "the last step": y[-1]}[used]
+        part.square().sum().backward()
+        found.append([x.grad, h_0.grad, *(p.grad for p in module.parameters())])
+    assert_close(*found)
+
+
+@every_backend
+def test_gradients_that_are_expanded_or_strided(backend):
+    rnn, x = layer(backend, bidirectional=True), normal(T, B, IN)
+    y, _ = rnn(x)
+    scalar = torch.ones((), dtype=torch.float64)
+    strided = torch.ones(2 * H, B, T, dtype=torch.float64).permute(2, 1, 0)
+    leaves = [x, *rnn.parameters()]
+    wanted = torch.autograd.grad(y, leaves, torch.ones_like(y), retain_graph=True)
+    for grad in (scalar.expand_as(y), strided, torch.ones_like(y[:1]).expand_as(y)):
+        found = torch.autograd.grad(y, leaves, grad, retain_graph=True)
+        assert_same_bits(list(found), list(wanted))
+
+
+@every_backend
+def test_padding_takes_no_gradient(backend):
+    rnn, x = layer(backend, bidirectional=True), normal(T, B, IN)
+    y, h_n = rnn(x, lengths=[3, 0, 2])
+    (y.sum() + h_n.sum()).backward()
+    assert x.grad[:, 1].count_nonzero() == 0
+    assert x.grad[2, 2].count_nonzero() == 0
+    assert (x.grad[:, 0] != 0).all()
+    assert (x.grad[:2, 2] != 0).all()
+
+
+@needs_cpu
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"num_layers": 3}])
+@pytest.mark.parametrize("with_lengths", [False, True])
+def test_backward_keeps_inputs_weights_and_outputs_and_nothing_else(options, with_lengths):
+    rnn = layer("cpu", **options)
+    x = normal(6, 6, IN)
+    lengths = torch.arange(1, 7) if with_lengths else None
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        y, _ = rnn(x, lengths=lengths)
+    known = {v.untyped_storage().data_ptr() for v in (x, y, *rnn.parameters())}
+    others = {v.untyped_storage().data_ptr(): v for v in kept}
+    others = [v for address, v in others.items() if address not in known]
+    between = [v for v in others if v.is_floating_point()]
+    # the input of each layer after the first is the output of the one before: [T, B, H]
+    assert len(between) == rnn.num_layers - 1
+    assert all(v.numel() == y.numel() for v in between)
+    assert sum(v.numel() for v in others if not v.is_floating_point()) <= x.shape[0]  # lengths
+    assert len(kept) >= 3
+
+
+@needs_cpu
+def test_what_two_directions_keep_beside_that_does_not_grow_with_time():
+    """The weights side by side."""
+    sizes = []
+    for steps in (4, 40):
+        rnn, x, kept = layer("cpu", bidirectional=True), normal(steps, B, IN), {}
+        with saved_tensors_hooks(lambda v, kept=kept: kept.setdefault(id(v), v), lambda v: v):
+            y, _ = rnn(x)
+        known = {v.untyped_storage().data_ptr() for v in (x, y, *rnn.parameters())}
+        storages = {v.untyped_storage().data_ptr(): v.untyped_storage() for v in kept.values()}
+        sizes.append(sum(s.nbytes() for at, s in storages.items() if at not in known))
+    weights = sum(p.nbytes for name, p in rnn.named_parameters() if "weight" in name)
+    assert sizes[0] == sizes[1] <= weights
