@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-import multiprocessing
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -425,23 +425,18 @@ def test_copy_of_a_module_with_options_of_its_own():
         assert_same(twin.weight_hh_l0 @ twin.weight_hh_l0.T, torch.eye(H).double())
 
 
-def _child(rnn, x, queue):
-    queue.put(rnn(x)[0].tolist())
+def _output(rnn, x):
+    return rnn(x)[0].tolist()
 
 
 def test_share_memory_and_another_process():
     rnn = rnnfast.RNN(I, H, dtype=torch.float64).share_memory()
     assert all(p.is_shared() for p in rnn.parameters())
     x = x64()
-    wanted = rnn(x)[0].detach()
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    child = context.Process(target=_child, args=(rnn, x, queue))
-    child.start()
-    got = torch.tensor(queue.get(timeout=60), dtype=torch.float64)
-    child.join(60)
-    assert child.exitcode == 0
-    assert torch.equal(got, wanted)
+    spawn = torch.multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as other:
+        got = other.submit(_output, rnn, x).result(timeout=120)
+    assert got == rnn(x)[0].tolist()
 
 
 def test_data_parallel_replica(backend):
