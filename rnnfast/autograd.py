@@ -92,10 +92,11 @@ def recurrence(
 
 
 def in_transform() -> bool:
-    """Whether a torch.func transform or forward-mode differentiation is under way."""
-    if torch.compiler.is_compiling():
-        return False
+    """Whether a torch.func transform or forward-mode differentiation is under way.
+
+    In these words torch.compile knows the answer as it traces.
+    """
     return (
-        torch._C._functorch.peek_interpreter_stack() is not None
+        torch._C._functorch.get_dynamic_layer_stack_depth() > 0
         or torch.autograd.forward_ad._current_level >= 0
     )

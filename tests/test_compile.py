@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import shutil
 
 import pytest
 import torch
@@ -14,7 +13,16 @@ from torch.export import Dim
 import rnnfast
 from rnnfast.backends import cpu
 
+# What torch 2.13 does to itself; any other warning fails.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script"),
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
+]
 needs_cpu = pytest.mark.skipif(cpu._C is None, reason="the extension rnnfast._C is not built")
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler"
+)
 BACKENDS = [pytest.param("cpu", marks=needs_cpu), "reference", "torch"]
 IN, H = 3, 4
 
@@ -31,20 +39,269 @@ def layer(backend: str = "cpu", **options) -> rnnfast.RNN:
     return rnnfast.RNN(IN, H, backend=backend, **options)
 
 
-def compiled(module: nn.Module, backend="aot_eager", **options):
-    return torch.compile(module, fullgraph=True, backend=backend, **options)
+def compiled(function, backend="aot_eager"):
+    return torch.compile(function, fullgraph=True, backend=backend)
 
 
-def results(call, module: nn.Module, *args, **kwargs) -> list[Tensor]:
-    """Outputs, and gradients of all floating inputs and parameters."""
-    leaves = [a.detach().requires_grad_() if a.is_floating_point() else a for a in args]
-    y, h_n = call(*leaves, **kwargs)
-    loss = (y**2).sum() + h_n.sum()
-    floats = [a for a in leaves if a.is_floating_point()]
-    grads = torch.autograd.grad(loss, [*floats, *module.parameters()])
+def results(call, module: nn.Module, *args: Tensor, **options) -> list[Tensor]:
+    """Outputs, and gradients of all inputs and parameters."""
+    leaves = [a.detach().requires_grad_() for a in args]
+    y, h_n = call(*leaves, **options)
+    grads = torch.autograd.grad((y**2).sum() + h_n.sum(), [*leaves, *module.parameters()])
     return [y.detach(), h_n.detach(), *grads]
 
 
 def assert_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
     for a, w in zip(found, wanted, strict=True):
+        assert a.stride() == w.stride()
         assert torch.equal(a, w)
+
+
+OPTIONS = {
+    "plain": {},
+    "stacked": {"num_layers": 2, "bidirectional": True, "batch_first": True},
+    "residual": {"num_layers": 3, "residual": True, "nonlinearity": "sigmoid"},
+    "no bias": {"bias": False, "nonlinearity": "relu"},
+}
+
+
+@needs_cpu
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_compiled_results_and_gradients_equal_eager_ones(compiler, options):
+    rnn = layer(**OPTIONS[options])
+    x, states = torch.randn(5, 2, IN), rnn.num_layers * (1 + bool(rnn.bidirectional))
+    h_0 = torch.randn(states, x.shape[0 if rnn.batch_first else 1], H)
+    call = compiled(rnn, compiler)
+    assert_equal(results(call, rnn, x, h_0), results(rnn, rnn, x, h_0))
+    assert_equal(results(call, rnn, x), results(rnn, rnn, x))  # hx absent
+    unbatched = x[:, 0]
+    assert_equal(results(call, rnn, unbatched), results(rnn, rnn, unbatched))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_compiles_without_a_break(backend):
+    rnn, x = layer(backend, dtype=torch.float64), torch.randn(5, 2, IN, dtype=torch.float64)
+    found, wanted = results(compiled(rnn), rnn, x), results(rnn, rnn, x)
+    for a, w in zip(found, wanted, strict=True):  # torch decomposes its own kernels
+        assert (a - w).abs().max() <= 1e-13 * w.abs().max()
+
+
+@needs_cpu
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize("options", ["plain", "stacked"])
+@pytest.mark.parametrize("with_lengths", [False, True])
+def test_six_sizes_take_at_most_three_compilations(compiler, options, with_lengths):
+    rnn = layer(**OPTIONS[options])
+    counter = CompileCounterWithBackend(compiler)
+    call = compiled(rnn, counter)
+    for T, B in [(6, 2), (9, 2), (12, 3), (20, 4), (7, 5), (11, 2)]:
+        x = torch.randn((B, T, IN) if rnn.batch_first else (T, B, IN))
+        kwargs = {"lengths": torch.randint(0, T + 1, (B,))} if with_lengths else {}
+        assert_equal(results(call, rnn, x, **kwargs), results(rnn, rnn, x, **kwargs))
+    assert 1 <= counter.frame_count <= 3
+
+
+@needs_cpu
+def test_lengths_may_be_a_tensor_or_a_list():
+    rnn, x = layer(bidirectional=True), torch.randn(5, 3, IN)
+    call = compiled(rnn)
+    for lengths in (torch.tensor([5, 0, 2]), torch.tensor([1, 3, 5]), [4, 0, 5]):
+        wanted = results(rnn, rnn, x, lengths=lengths)
+        assert_equal(results(call, rnn, x, lengths=lengths), wanted)
+
+
+@needs_cpu
+def test_lengths_out_of_range_never_reach_a_kernel():
+    """Their values are not seen in a graph: they are clamped, as on a GPU."""
+    rnn, x = layer(bidirectional=True), torch.randn(5, 3, IN)
+    found = results(compiled(rnn), rnn, x, lengths=torch.tensor([9, -4, 5]))
+    assert_equal(found, results(rnn, rnn, x, lengths=[5, 0, 5]))
+
+
+def assert_dropout_works(rnn: rnnfast.RNN, call) -> None:
+    x = torch.randn(5, 2, IN)
+    torch.manual_seed(1)
+    first, second = call(x)[0], call(x)[0]
+    assert not torch.equal(first, second)
+    torch.manual_seed(1)
+    assert torch.equal(call(x)[0], first)
+    rnn.eval()
+    assert torch.equal(call(x)[0], call(x)[0])
+    assert torch.equal(call(x)[0], rnn(x)[0])
+    rnn.train()
+    assert not torch.equal(call(x)[0], call(x)[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:2])
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_dropout_is_random_in_training_and_absent_in_evaluation(compiler, backend):
+    """torch itself loses it: its decomposition never drops anything."""
+    rnn = layer(backend, num_layers=2, dropout=0.5)
+    assert_dropout_works(rnn, compiled(rnn, compiler))
+
+
+@needs_cpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_inside_and_around_a_compiled_call(dtype):
+    rnn, x = layer(), torch.randn(5, 2, IN)
+
+    def inside(*args):
+        with torch.autocast("cpu", dtype):
+            return rnn(*args)
+
+    wanted = results(inside, rnn, x)
+    assert wanted[0].dtype == dtype
+    assert wanted[3].dtype == torch.float32
+    assert_equal(results(compiled(inside), rnn, x), wanted)
+    call = compiled(rnn)
+    with torch.autocast("cpu", dtype):
+        y, h_n = call(x)
+    assert_equal([y, h_n], wanted[:2])
+
+
+@needs_cpu
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "jacrev"])
+def test_transforms_inside_a_compiled_function(transform):
+    rnn, x = layer(), torch.randn(5, 2, IN)
+    functions = {
+        "grad": torch.func.grad(lambda x: rnn(x)[0].square().sum()),
+        "vmap": torch.vmap(lambda x: rnn(x)[0], 1, 1),
+        "jvp": lambda x: torch.func.jvp(lambda x: rnn(x)[0], (x,), (torch.ones_like(x),))[1],
+        "jacrev": torch.func.jacrev(lambda x: rnn(x)[0]),
+    }
+    wanted = functions[transform](x)
+    assert wanted.count_nonzero()
+    assert torch.equal(compiled(functions[transform])(x), wanted)
+
+
+@needs_cpu
+def test_a_training_step_compiles_around_the_module():
+    """Forward, loss and a second module in one graph; weights change between calls."""
+    model = nn.ModuleList([layer(), nn.Linear(H, 2)])
+
+    def loss(x: Tensor) -> Tensor:
+        return model[1](model[0](x)[0]).square().mean()
+
+    x, call = torch.randn(5, 2, IN), compiled(loss)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(3):
+        wanted = torch.autograd.grad(loss(x), list(model.parameters()))
+        optimizer.zero_grad()
+        call(x).backward()
+        assert_equal([p.grad for p in model.parameters()], list(wanted))
+        optimizer.step()
+
+
+@needs_cpu
+def test_a_second_derivative_of_a_compiled_module_is_refused():
+    """By torch, and not computed wrongly."""
+    rnn = layer()
+    x = torch.randn(5, 2, IN, requires_grad=True)
+    loss = compiled(rnn)(x)[0].square().sum()
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        torch.autograd.grad(torch.autograd.grad(loss, x, create_graph=True)[0].sum(), x)
+
+
+@needs_cpu
+@needs_compiler
+def test_inductor():
+    rnn = layer(num_layers=2, batch_first=True, bidirectional=True, dropout=0.5)
+    call = compiled(rnn, "inductor")
+    assert_dropout_works(rnn, call)
+    rnn.eval()
+    x = torch.randn(2, 5, IN)
+    found, wanted = results(call, rnn, x), results(rnn, rnn, x)
+    assert torch.equal(found[0], wanted[0])
+    u = torch.finfo(x.dtype).eps / 2  # T * B terms are added in another order on either side
+    for a, w in zip(found, wanted, strict=True):
+        assert (a - w).norm() <= 2 * 10 * u * w.norm()
+
+
+# -------------------------------------------------------------------------------------- export
+
+
+@needs_cpu
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("options", ["plain", "stacked"])
+def test_an_exported_program_runs_at_other_sizes(strict, options):
+    rnn = layer(**OPTIONS[options]).eval()
+    T, B = Dim("T", min=2, max=4096), Dim("B", min=2, max=256)
+    sizes = {0: B, 1: T} if rnn.batch_first else {0: T, 1: B}
+    program = torch.export.export(
+        rnn, (torch.randn(5, 6, IN),), dynamic_shapes={"input": sizes}, strict=strict
+    )
+    program = program.run_decompositions()
+    assert any(node.target is torch.ops.rnnfast.rnn.default for node in program.graph.nodes)
+    for shape in [(5, 6), (2, 3), (40, 7), (3, 64)]:
+        x = torch.randn(*shape, IN)
+        assert_equal(list(program.module()(x)), list(rnn(x)))
+
+
+@needs_cpu
+def test_an_exported_program_takes_lengths():
+    rnn = layer(bidirectional=True).eval()
+    T, B = Dim("T", min=2, max=4096), Dim("B", min=2, max=256)
+    program = torch.export.export(
+        rnn,
+        (torch.randn(5, 2, IN),),
+        {"lengths": torch.tensor([5, 2])},
+        dynamic_shapes={"input": {0: T, 1: B}, "lengths": {0: B}},
+    )
+    x, lengths = torch.randn(9, 3, IN), torch.tensor([9, 0, 4])
+    assert_equal(list(program.module()(x, lengths=lengths)), list(rnn(x, lengths=lengths)))
+
+
+# ----------------------------------------------------------------------------------- the two ops
+
+
+def op_inputs(dtype=torch.float32, D=2, h_0=True, lengths=False, batch_first=False) -> tuple:
+    T, B = 5, 3
+    p = torch.randn(B, T, D * H).transpose(0, 1) if batch_first else torch.randn(T, B, D * H)
+    w_hh, start = torch.randn(D, H, H), torch.randn(D, B, H) if h_0 else None
+    floats = [x if x is None else x.to(dtype) for x in (p, w_hh, start)]
+    return (*floats, torch.tensor([5, 0, 3]) if lengths else None, "tanh")
+
+
+CASES = [
+    {},
+    {"dtype": torch.float64, "D": 1},
+    {"dtype": torch.bfloat16, "lengths": True},
+    {"h_0": False, "batch_first": True},
+]
+# "reference" is its own formula outside the ops, which keep the order of memory only on kernels
+OPS = [("reference", 0), ("reference", 1), ("reference", 2)]
+OPS += [pytest.param("cpu", case, marks=needs_cpu) for case in range(len(CASES))]
+
+
+@pytest.mark.parametrize(("backend", "case"), OPS)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_opcheck(backend, case, autocast):
+    """Schema, aliasing, fake shapes and strides, under autograd and as AOT traces them."""
+    p, w_hh, h_0, lengths, f = op_inputs(**CASES[case])
+    ops = torch.ops.rnnfast
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        torch.library.opcheck(ops.rnn.default, (p, w_hh, h_0, lengths, f, backend))
+        y, h_n = ops.rnn(p, w_hh, h_0, lengths, f, backend)
+        assert y.dtype == h_n.dtype == p.dtype  # autocast does not leak in
+        for grads in ((torch.randn_like(y), torch.randn_like(h_n)), (None, h_n), (y, None)):
+            args = (*grads, y, w_hh, h_0, lengths, f, backend)
+            torch.library.opcheck(ops.rnn_backward.default, args)
+            assert {g.dtype for g in ops.rnn_backward(*args)} == {p.dtype}
+
+
+@pytest.mark.parametrize(("backend", "case"), OPS)
+def test_the_shapes_that_a_graph_is_built_on_are_the_real_ones(backend, case):
+    """Strides too: inductor relies on them."""
+    inputs = op_inputs(**CASES[case])
+    ops = torch.ops.rnnfast
+    y, h_n = ops.rnn(*inputs, backend)
+    grads = ops.rnn_backward(y, h_n, y, *inputs[1:], backend)
+
+    def meta(x):
+        return x.to("meta") if isinstance(x, Tensor) else x
+
+    fake = ops.rnn(*map(meta, inputs), backend)
+    fake += ops.rnn_backward(*map(meta, (y, h_n, y, *inputs[1:])), backend)
+    for real, made in zip((y, h_n, *grads), fake, strict=True):
+        assert (made.shape, made.stride(), made.dtype) == (real.shape, real.stride(), real.dtype)
