@@ -55,10 +55,11 @@ void rnn_forward(const std::string& nonlinearity, const std::string& dtype, Addr
 }
 
 void rnn_backward(const std::string& nonlinearity, const std::string& dtype, Address grad_y,
-                  Address grad_h_n, Address y, Address w_hh, Address lengths, Address da,
-                  Address dh0, int64_t steps, int64_t batch, int64_t size, int64_t directions,
-                  int64_t heads, int64_t gy_stride_t, int64_t gy_stride_b, int64_t y_stride_t,
-                  int64_t y_stride_b, int64_t da_stride_t, int64_t da_stride_b, int threads) {
+                  Address grad_h_n, Address y, Address w_hh, Address h0, Address lengths,
+                  Address da, Address dw_hh, Address dh0, int64_t steps, int64_t batch,
+                  int64_t size, int64_t directions, int64_t heads, int64_t gy_stride_t,
+                  int64_t gy_stride_b, int64_t y_stride_t, int64_t y_stride_b, int64_t da_stride_t,
+                  int64_t da_stride_b, int threads) {
   cpu::BackwardProblem problem;
   problem.shape = {steps, batch, size, directions, heads};
   problem.threads = threads;
@@ -67,7 +68,9 @@ void rnn_backward(const std::string& nonlinearity, const std::string& dtype, Add
   problem.grad_h_n = pointer(grad_h_n);
   problem.y = {pointer(y), y_stride_t, y_stride_b};
   problem.w_hh = pointer(w_hh);
+  problem.h0 = pointer(h0);
   problem.dp = {pointer(da), da_stride_t, da_stride_b};
+  problem.dw_hh = pointer(dw_hh);
   problem.dh0 = pointer(dh0);
   cpu::kernels().elman_backward(nonlinearity_named(nonlinearity), dtype_named(dtype), problem);
 }
@@ -83,12 +86,18 @@ PYBIND11_MODULE(_C, module) {
              py::arg("heads"), py::arg("p_stride_t"), py::arg("p_stride_b"), py::arg("y_stride_t"),
              py::arg("y_stride_b"), py::arg("threads"));
   module.def("rnn_backward", &rnn_backward, no_gil, py::arg("nonlinearity"), py::arg("dtype"),
-             py::arg("grad_y"), py::arg("grad_h_n"), py::arg("y"), py::arg("w_hh"),
-             py::arg("lengths"), py::arg("da"), py::arg("dh0"), py::arg("T"), py::arg("B"),
-             py::arg("S"), py::arg("directions"), py::arg("heads"), py::arg("gy_stride_t"),
-             py::arg("gy_stride_b"), py::arg("y_stride_t"), py::arg("y_stride_b"),
-             py::arg("da_stride_t"), py::arg("da_stride_b"), py::arg("threads"));
-  module.def("set_openmp", &cpu::set_openmp, py::arg("gomp_parallel"));
+             py::arg("grad_y"), py::arg("grad_h_n"), py::arg("y"), py::arg("w_hh"), py::arg("h0"),
+             py::arg("lengths"), py::arg("da"), py::arg("dw_hh"), py::arg("dh0"), py::arg("T"),
+             py::arg("B"), py::arg("S"), py::arg("directions"), py::arg("heads"),
+             py::arg("gy_stride_t"), py::arg("gy_stride_b"), py::arg("y_stride_t"),
+             py::arg("y_stride_b"), py::arg("da_stride_t"), py::arg("da_stride_b"),
+             py::arg("threads"));
+  module.def(
+      "set_openmp",
+      [](Address parallel, Address num_threads, Address thread_num) {
+        cpu::set_openmp({parallel, num_threads, thread_num});
+      },
+      py::arg("GOMP_parallel"), py::arg("omp_get_num_threads"), py::arg("omp_get_thread_num"));
   module.def("simd_level", [] { return std::string(cpu::kernels().level); });
   module.def("simd_levels", &cpu::simd_levels);
   module.def("set_simd_level", &cpu::set_simd_level, py::arg("level"));

@@ -1,7 +1,8 @@
 // Compiled once per SIMD level, with -DRNNFAST_SIMD_PORTABLE, _AVX2 or _AVX512 and the flags that
 // go with it. Nothing but this level's namespace may leave this object file.
 #include "../cells/rnn.h"
-#include "recurrence.h"
+#include "launch.h"
+#include "math.h"
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 

@@ -25,9 +25,16 @@ struct Packed {
   bool bias;             // the first row of a panel starts the sum
 };
 
+// How the left operand lies in memory: rows of K values, or strips, the values of a tile's rows
+// side by side for each k (a product over points has its operands so, and would have to transpose
+// one).
+enum class Left { kRows, kStrips };
+template <class A>
+constexpr int kStrip = (kTileRows + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+
 // tile[row * P + panel] = sum over k of x[row][k] * panel[k]. Unrolled over rows and panels in
 // full: GCC 12 keeps an array of accumulators in memory otherwise, at a third of the speed.
-template <class A, int M, int P>
+template <class A, Left kLeft, int M, int P>
 [[gnu::noinline]] void multiply(const Packed<A>& w, int64_t first_panel, const A* x,
                                 int64_t x_stride, Vec<A>* tile) {
   constexpr int L = kLanes<A>;
@@ -50,7 +57,8 @@ template <class A, int M, int P>
       for (int j = 0; j < P; ++j) column[j] = load(weights + j * stride + k * L);
 #pragma GCC unroll 12
       for (int i = 0; i < M; ++i) {
-        const Vec<A> value = splat(x[i * x_stride + k]);
+        const Vec<A> value =
+            splat(kLeft == Left::kRows ? x[i * x_stride + k] : x[k * kStrip<A> + i]);
 #pragma GCC unroll 8
         for (int j = 0; j < P; ++j) sum[i][j] += value * column[j];
       }
@@ -79,25 +87,25 @@ struct MultiplyTable {
   Multiply<A> at[kTileRows + 1][kMaxPanels + 1] = {};
 };
 
-template <class A, int M, int P>
+template <class A, Left kLeft, int M, int P>
 constexpr void fill(MultiplyTable<A>& table) {
-  table.at[M][P] = &multiply<A, M, P>;
+  table.at[M][P] = &multiply<A, kLeft, M, P>;
   if constexpr (P < max_panels(M)) {
-    fill<A, M, P + 1>(table);
+    fill<A, kLeft, M, P + 1>(table);
   } else if constexpr (M < kTileRows) {
-    fill<A, M + 1, 1>(table);
+    fill<A, kLeft, M + 1, 1>(table);
   }
 }
 
-template <class A>
+template <class A, Left kLeft>
 constexpr MultiplyTable<A> make_multiply_table() {
   MultiplyTable<A> table;
-  fill<A, 1, 1>(table);
+  fill<A, kLeft, 1, 1>(table);
   return table;
 }
 
-template <class A>
-inline constexpr MultiplyTable<A> kMultiply = make_multiply_table<A>();
+template <class A, Left kLeft>
+inline constexpr MultiplyTable<A> kMultiply = make_multiply_table<A, kLeft>();
 
 // Part i of `total` things dealt out evenly to `parts`.
 RNNFAST_INLINE int64_t part_begin(int64_t total, int64_t parts, int64_t i) {
@@ -108,44 +116,55 @@ RNNFAST_INLINE int64_t part_begin(int64_t total, int64_t parts, int64_t i) {
 
 RNNFAST_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// `total` things cut into runs whose lengths differ by one at most, the longer ones first.
+struct Cut {
+  int64_t total = 0;
+  int64_t runs = 0;
+  int64_t each = 0;
+  int64_t longer = 0;
+
+  RNNFAST_INLINE static Cut of(int64_t total, int64_t runs) {
+    return {total, runs, runs > 0 ? total / runs : 0, runs > 0 ? total % runs : 0};
+  }
+  RNNFAST_INLINE int64_t length(int64_t run) const { return each + (run < longer ? 1 : 0); }
+};
+
 // How the rows of one slice and the vectors of units are cut into tiles; kGates neighbouring
 // panels serve one vector of units.
 struct Tiling {
-  int64_t rows;
-  int64_t row_tiles;
-  int64_t units;  // in vectors
-  int64_t unit_groups;
+  Cut rows;
+  int64_t first_unit;  // units count in vectors
+  Cut units;
 };
 
-RNNFAST_INLINE Tiling make_tiling(int64_t rows, int64_t units, int gates) {
+RNNFAST_INLINE Tiling make_tiling(int64_t rows, int64_t first_unit, int64_t units, int gates) {
   const int64_t most = kAccumulators / gates < kTileRows ? kAccumulators / gates : kTileRows;
-  Tiling tiling = {rows, ceil_div(rows, most), units, 1};
-  const int64_t tallest = ceil_div(rows, tiling.row_tiles);
-  const int64_t wide = max_panels(tallest) / gates;
-  tiling.unit_groups = ceil_div(units, wide > 1 ? wide : 1);
-  return tiling;
+  if (rows == 0) return {{}, first_unit, {}};  // this thread has nothing to compute
+  const Cut row_tiles = Cut::of(rows, ceil_div(rows, most));
+  const int64_t wide = max_panels(row_tiles.length(0)) / gates;
+  return {row_tiles, first_unit, Cut::of(units, ceil_div(units, wide > 1 ? wide : 1))};
 }
 
-// Calls epilogue(row, unit, u) once for each row and vector of units, u pointing at its kGates
-// products. Panels outside, rows inside: the weights stream through the cache once a step.
-// Where skip(first_row, end_row) holds, nobody needs the products and u is undefined.
-template <class A, int kGates, class Skip, class Epilogue>
+// Calls epilogue(row, unit, end, u) for runs of units that cover each row once, u pointing at the
+// kGates products of each unit. Panels outside, rows inside: the weights stream through the cache
+// once a step. Where skip(first_row, end_row) holds, nobody needs the products and u is undefined.
+// x_stride: elements from one row of x to the next, or from one strip to the next.
+template <class A, int kGates, Left kLeft = Left::kRows, class Skip, class Epilogue>
 RNNFAST_INLINE void for_each_product(const Packed<A>& w, const A* x, int64_t x_stride,
                                      const Tiling& tiling, Skip&& skip, Epilogue&& epilogue) {
   Vec<A> tile[kAccumulators];
-  for (int64_t group = 0; group < tiling.unit_groups; ++group) {
-    const int64_t unit = part_begin(tiling.units, tiling.unit_groups, group);
-    const int64_t unit_end = part_begin(tiling.units, tiling.unit_groups, group + 1);
+  int64_t unit = tiling.first_unit;
+  for (int64_t group = 0, unit_end; group < tiling.units.runs; ++group, unit = unit_end) {
+    unit_end = unit + tiling.units.length(group);
     const int64_t panels = (unit_end - unit) * kGates;
-    for (int64_t i = 0; i < tiling.row_tiles; ++i) {
-      const int64_t row = part_begin(tiling.rows, tiling.row_tiles, i);
-      const int64_t row_end = part_begin(tiling.rows, tiling.row_tiles, i + 1);
+    const A* left = x;
+    for (int64_t i = 0, row = 0, row_end; i < tiling.rows.runs; ++i, row = row_end) {
+      row_end = row + tiling.rows.length(i);
       if (!skip(row, row_end))
-        kMultiply<A>.at[row_end - row][panels](w, unit * kGates, x + row * x_stride, x_stride,
-                                               tile);
-      const Vec<A>* u = tile;
+        kMultiply<A, kLeft>.at[row_end - row][panels](w, unit * kGates, left, x_stride, tile);
       for (int64_t r = row; r < row_end; ++r)
-        for (int64_t v = unit; v < unit_end; ++v, u += kGates) epilogue(r, v, u);
+        epilogue(r, unit, unit_end, tile + (r - row) * panels);
+      left += (kLeft == Left::kRows ? row_end - row : 1) * x_stride;
     }
   }
 }

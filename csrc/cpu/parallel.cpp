@@ -1,9 +1,5 @@
 #include "parallel.h"
 
-#include <algorithm>
-#include <atomic>
-#include <exception>
-#include <mutex>
 #include <new>
 #include <system_error>
 #include <thread>
@@ -13,45 +9,51 @@ namespace rnnfast::cpu {
 namespace {
 
 using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+using OmpQuery = int (*)();
 
-std::atomic<std::uintptr_t> gomp_parallel_address{0};
+// Written while the module is set up, before any kernel runs in another thread.
+OpenMp openmp;
 
-// One call of parallel_for. Tasks are claimed from a counter, so that it does not matter how many
-// threads the runtime really gives (libgomp gives one inside another parallel region).
 struct Region {
-  std::int64_t tasks;
-  TaskBody body;
+  TeamBody body;
   void* context;
-  std::atomic<std::int64_t> next{0};
-  std::mutex mutex;
-  std::exception_ptr error;
+  Barrier* barriers;
 };
 
-void work(void* data) {
-  Region& region = *static_cast<Region*>(data);
-  try {
-    for (;;) {
-      const std::int64_t task = region.next.fetch_add(1, std::memory_order_relaxed);
-      if (task >= region.tasks) return;
-      region.body(region.context, task);
-    }
-  } catch (...) {  // must not unwind through libgomp
-    region.next.store(region.tasks, std::memory_order_relaxed);
-    const std::lock_guard<std::mutex> lock(region.mutex);
-    if (!region.error) region.error = std::current_exception();
-  }
+void work_in_openmp(void* data) {
+  const Region& region = *static_cast<const Region*>(data);
+  // libgomp gives fewer threads than asked for where it must: one inside another region.
+  const int index = reinterpret_cast<OmpQuery>(openmp.thread_num)();
+  const int count = reinterpret_cast<OmpQuery>(openmp.num_threads)();
+  region.body(region.context, {index, count, region.barriers});
 }
 
-void run_on_new_threads(Region& region, int threads) {
+void run_on_new_threads(const Region& region, int threads) {
+  std::atomic<int> count{0};  // until it is known how many there are, none begins
+  const auto work = [&region, &count](int index) {
+    while (count.load(std::memory_order_acquire) == 0) std::this_thread::yield();
+    region.body(region.context, {index, count.load(std::memory_order_relaxed), region.barriers});
+  };
   std::vector<std::thread> helpers;
   helpers.reserve(static_cast<std::size_t>(threads - 1));
   try {
-    for (int i = 1; i < threads; ++i) helpers.emplace_back(work, &region);
+    for (int i = 1; i < threads; ++i) helpers.emplace_back(work, i);
   } catch (const std::system_error&) {
-    // No more threads to be had: those that started, and the caller, do all tasks.
+    // No more threads to be had: those that started, and the caller, are the team.
   }
-  work(&region);
+  count.store(static_cast<int>(helpers.size()) + 1, std::memory_order_release);
+  work(0);
   for (std::thread& helper : helpers) helper.join();
+}
+
+constexpr int kSpins = 4000;
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
 }
 
 constexpr std::size_t kAlignment = 128;
@@ -77,25 +79,38 @@ char* allocate(std::size_t bytes) {
 
 }  // namespace
 
-void parallel_for(std::int64_t tasks, int threads, TaskBody body, void* context) {
-  threads = static_cast<int>(std::min<std::int64_t>(threads, tasks));
-  if (threads <= 1) {
-    for (std::int64_t task = 0; task < tasks; ++task) body(context, task);
+void Barrier::wait(int members) noexcept {
+  if (members <= 1) return;
+  const unsigned phase = phase_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members - 1) {
+    arrived_.store(0, std::memory_order_relaxed);  // nobody comes again before the phase changes
+    phase_.store(phase + 1, std::memory_order_release);
     return;
   }
-  Region region{tasks, body, context, {}, {}, {}};
-  const std::uintptr_t address = gomp_parallel_address.load(std::memory_order_acquire);
-  if (address != 0) {
-    reinterpret_cast<GompParallel>(address)(work, &region, static_cast<unsigned>(threads), 0);
+  // A step takes microseconds, so spin; but where threads outnumber cores the last one may be
+  // waiting for this core.
+  for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+    if (spins > kSpins) {
+      std::this_thread::yield();
+    } else {
+      relax();
+    }
+  }
+}
+
+void run_team(int threads, TeamBody body, void* context) {
+  if (threads <= 1) return body(context, {0, 1, nullptr});
+  std::vector<Barrier> barriers(static_cast<std::size_t>(threads));
+  Region region = {body, context, barriers.data()};
+  if (openmp.parallel != 0) {
+    reinterpret_cast<GompParallel>(openmp.parallel)(work_in_openmp, &region,
+                                                    static_cast<unsigned>(threads), 0);
   } else {
     run_on_new_threads(region, threads);
   }
-  if (region.error) std::rethrow_exception(region.error);
 }
 
-void set_openmp(std::uintptr_t gomp_parallel) {
-  gomp_parallel_address.store(gomp_parallel, std::memory_order_release);
-}
+void set_openmp(const OpenMp& runtime) { openmp = runtime; }
 
 Scratch::Scratch(std::size_t bytes) : data_(nullptr), kept_(false) {
   if (bytes > kMostKept || kept_block.busy) {

@@ -1,21 +1,44 @@
 // Threads and scratch memory. Nothing here depends on the SIMD level.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
 namespace rnnfast::cpu {
 
-// Runs body(context, task) once for every task in [0, tasks), on at most `threads` threads, the
-// caller's among them; one thread or one task never leaves the caller. Returns when all are done.
-// The first exception of a body is rethrown here; tasks not begun by then are dropped.
-using TaskBody = void (*)(void* context, std::int64_t task);
-void parallel_for(std::int64_t tasks, int threads, TaskBody body, void* context);
+// Holds each of its members until all have come; what was written before is read after it.
+class alignas(128) Barrier {
+ public:
+  void wait(int members) noexcept;
 
-// Makes parallel_for use the libgomp that the process already runs (torch's), because a second
-// pool fights the first one's spinning workers. The address of GOMP_parallel; 0 goes back to
-// std::thread.
-void set_openmp(std::uintptr_t gomp_parallel);
+ private:
+  std::atomic<int> arrived_{0};
+  std::atomic<unsigned> phase_{0};
+};
+
+// One of several threads that run the same body at the same time.
+struct Member {
+  int index;
+  int count;
+  Barrier* barriers;  // `count` of them, for the body to use as it likes; null when alone
+};
+
+// Runs body(context, member) on `threads` threads at once, the caller's among them, or on as many
+// as can be had; count says how many. One thread never leaves the caller. Returns when all are
+// done. The body must not throw: others may wait for it.
+using TeamBody = void (*)(void* context, const Member& member);
+void run_team(int threads, TeamBody body, void* context);
+
+// Makes run_team use the threads of the libgomp that the process already runs (torch's), because a
+// second pool fights the first one's spinning workers. Addresses of GOMP_parallel,
+// omp_get_num_threads and omp_get_thread_num; zeros go back to std::thread.
+struct OpenMp {
+  std::uintptr_t parallel = 0;
+  std::uintptr_t num_threads = 0;
+  std::uintptr_t thread_num = 0;
+};
+void set_openmp(const OpenMp& runtime);
 
 // Uninitialised memory for one kernel call, aligned to 128 bytes. Small blocks are kept per thread
 // for the next call: a call with T = B = H = 1 takes a microsecond.

@@ -2,29 +2,37 @@
 #pragma once
 
 #include "microkernel.h"
-#include "parallel.h"
 #include "problem.h"
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 
-// One task = (group, slice of the batch); it runs the whole time loop alone, without barriers.
+// One task = (group, slice of the batch), and it runs the whole time loop: alone, or where there
+// are fewer tasks than threads with `parts` threads, each of which computes some of the hidden
+// units and waits for the others after each step.
 struct Plan {
   int64_t groups;
   int64_t slices;  // per group
+  int64_t parts;   // per task
   int threads;
+
+  int64_t tasks() const { return groups * slices; }
 };
 
 // Below this many multiply-adds (some 10 us) a second thread costs more than it brings.
-constexpr double kWorthThreads = 2e5;
-// Below this many weights one thread has packed them before a second one is awake.
-constexpr int64_t kWorthPackingTogether = 1 << 16;
+#ifndef RNNFAST_WORTH_THREADS
+#define RNNFAST_WORTH_THREADS 2e5
+#endif
+// And so it does below this many in a step, where threads wait for one another.
+#ifndef RNNFAST_WORTH_WAITING
+#define RNNFAST_WORTH_WAITING 3e4
+#endif
 
 RNNFAST_INLINE Plan make_plan(const Shape& shape, int gates, int threads) {
-  Plan plan = {shape.directions * shape.heads, 1, 1};
-  const double work = static_cast<double>(shape.steps) * static_cast<double>(shape.batch) *
-                      static_cast<double>(plan.groups) * static_cast<double>(gates) *
+  Plan plan = {shape.directions * shape.heads, 1, 1, 1};
+  const double step = static_cast<double>(shape.batch) * static_cast<double>(gates) *
                       static_cast<double>(shape.size) * static_cast<double>(shape.size);
-  if (threads <= 1 || work < kWorthThreads) return plan;
+  const double work = static_cast<double>(shape.steps) * static_cast<double>(plan.groups) * step;
+  if (threads <= 1 || work < RNNFAST_WORTH_THREADS) return plan;
   plan.threads = threads;
   // The fewest slices that give every thread the same number of tasks.
   plan.slices = threads;
@@ -35,7 +43,17 @@ RNNFAST_INLINE Plan make_plan(const Shape& shape, int gates, int threads) {
     }
   }
   if (plan.slices > shape.batch) plan.slices = shape.batch;
+  if (plan.tasks() < threads && step >= RNNFAST_WORTH_WAITING) plan.parts = threads / plan.tasks();
+  if (plan.tasks() * plan.parts < threads)
+    plan.threads = static_cast<int>(plan.tasks() * plan.parts);
   return plan;
+}
+
+// Offset of one group's units for batch row b in a contiguous [D, B, heads * S].
+RNNFAST_INLINE int64_t state_offset(const Shape& shape, int64_t group, int64_t b) {
+  const int64_t direction = group / shape.heads;
+  const int64_t head = group % shape.heads;
+  return ((direction * shape.batch + b) * shape.heads + head) * shape.size;
 }
 
 // Elements rounded up to whole 128-byte blocks, so that no two tasks share a cache line.

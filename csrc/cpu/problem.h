@@ -52,9 +52,10 @@ struct BackwardProblem {
   Sequence<const void*> y;
   Sequence<const void*> saved;
   const void* w_hh = nullptr;
-  const void* h0 = nullptr;  // read only by cells with kReadsPrevious
+  const void* h0 = nullptr;
   Sequence<void*> dp;
-  Sequence<void*> du;  // written only by cells with kSplitGradient
+  Sequence<void*> du;     // written only by cells with kSplitGradient
+  void* dw_hh = nullptr;  // as w_hh
   void* dh0 = nullptr;
   void* dcarried0 = nullptr;
 };

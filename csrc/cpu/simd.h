@@ -18,6 +18,8 @@
 #endif
 
 #define RNNFAST_INLINE [[gnu::always_inline]] inline
+// After a lambda's parameters: not inlined it would hold what it captures in memory.
+#define RNNFAST_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 

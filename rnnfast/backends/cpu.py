@@ -88,6 +88,8 @@ def backward(
     grad_y = None if grad_y is None else with_dense_rows(grad_y)
     grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
     w_hh = w_hh.contiguous()
+    dw_hh = torch.empty_like(w_hh)
+    h_0 = None if h_0 is None else h_0.contiguous()
     lengths = None if lengths is None else lengths.contiguous()
     _C.rnn_backward(
         nonlinearity,
@@ -96,8 +98,10 @@ def backward(
         _address(grad_h_n),
         y.data_ptr(),
         w_hh.data_ptr(),
+        _address(h_0),
         _address(lengths),
         dp.data_ptr(),
+        dw_hh.data_ptr(),
         dh_0.data_ptr(),
         T,
         B,
@@ -109,38 +113,7 @@ def backward(
         *dp.stride()[:2],
         torch.get_num_threads(),
     )
-    return dp, recurrent_weight_gradient(dp, y, h_0, lengths, D), dh_0
-
-
-def recurrent_weight_gradient(
-    da: Tensor, y: Tensor, h_0: Tensor | None, lengths: Tensor | None, D: int
-) -> Tensor:
-    """dW_hh = sum_t da_t^T h_{t-1} of each direction, h_{t-1} as the step saw it: [D, H, H].
-
-    A step past a row's length has da = 0. The step at which a row begins saw h_0: the first one,
-    or in the reverse direction the last valid one, whose neighbour in y is a 0.
-    """
-    T, B, width = y.shape
-    H = width // D
-    dw = []
-    for d in range(D):
-        da_d, y_d = da[..., d * H : (d + 1) * H], y[..., d * H : (d + 1) * H]
-        after, before = (da_d[:-1], y_d[1:]) if d else (da_d[1:], y_d[:-1])
-        after, before = after.reshape(-1, H), before.reshape(-1, H)
-        if h_0 is None:
-            total = after.T @ before
-        else:
-            if d and lengths is not None:
-                last = (lengths - 1).clamp(min=0)
-                began = da_d[last, torch.arange(B, device=da.device)]  # 0 where the length is 0
-            else:
-                began = da_d[T - 1 if d else 0]
-            if da.element_size() < 4:  # one sum, rounded once: what is left may be far smaller
-                total = torch.cat([after, began]).T @ torch.cat([before, h_0[d]])
-            else:
-                total = torch.addmm(after.T @ before, began.T, h_0[d])
-        dw.append(total)
-    return torch.stack(dw) if D > 1 else dw[0].unsqueeze(0)
+    return dp, dw_hh, dh_0
 
 
 def empty_rows(like: Tensor, width: int) -> Tensor:
@@ -162,14 +135,19 @@ def _address(x: Tensor | None) -> int:
 
 @functools.cache
 def _bind_openmp() -> None:
-    """Lends the kernels the thread pool that torch has: a second one would fight its spinning
-    workers. Without one (torch built on another runtime) they start threads of their own."""
+    _C.set_openmp(*openmp())
+
+
+def openmp() -> tuple[int, int, int]:
+    """What lends the kernels the threads that torch has: a second pool would fight its spinning
+    workers. Zeros where torch has none (built on another runtime): threads of their own."""
     try:
         with open("/proc/self/maps") as maps:
             loaded = {line.split()[-1] for line in maps if "libgomp" in line}
     except OSError:
-        return
-    torch_first = sorted(loaded, key=lambda path: "torch" not in path)
-    if torch_first:
-        gomp_parallel = ctypes.CDLL(torch_first[0]).GOMP_parallel
-        _C.set_openmp(ctypes.cast(gomp_parallel, ctypes.c_void_p).value)
+        return 0, 0, 0
+    if not loaded:
+        return 0, 0, 0
+    runtime = ctypes.CDLL(min(loaded, key=lambda path: "torch" not in path))
+    functions = runtime.GOMP_parallel, runtime.omp_get_num_threads, runtime.omp_get_thread_num
+    return tuple(ctypes.cast(function, ctypes.c_void_p).value for function in functions)
