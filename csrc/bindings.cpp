@@ -38,16 +38,23 @@ cpu::Dtype dtype_named(const std::string& name) {
                               "'; known: float32, float64, bfloat16, float16");
 }
 
-void rnn_forward(const std::string& nonlinearity, const std::string& dtype, Address p, Address w_hh,
-                 Address h0, Address y, Address h_n, Address lengths, int64_t steps, int64_t batch,
-                 int64_t size, int64_t directions, int64_t heads, int64_t p_stride_t,
-                 int64_t p_stride_b, int64_t y_stride_t, int64_t y_stride_b, int threads) {
+// x with w_ih and biases, or else p.
+void rnn_forward(const std::string& nonlinearity, const std::string& dtype, Address p, Address x,
+                 Address w_ih, Address b_ih, Address b_hh, Address w_hh, Address h0, Address y,
+                 Address h_n, Address lengths, int64_t steps, int64_t batch, int64_t size,
+                 int64_t directions, int64_t heads, int64_t input_size, int64_t in_stride_t,
+                 int64_t in_stride_b, int64_t y_stride_t, int64_t y_stride_b, int threads) {
   cpu::ForwardProblem problem;
   problem.shape = {steps, batch, size, directions, heads};
   problem.threads = threads;
   problem.lengths = pointer<const int64_t>(lengths);
-  problem.p = {pointer(p), p_stride_t, p_stride_b};
+  problem.p = {pointer(p), in_stride_t, in_stride_b};
+  problem.x = {pointer(x), in_stride_t, in_stride_b};
+  problem.input_size = input_size;
+  problem.w_ih = pointer(w_ih);
+  problem.b_ih = pointer(b_ih);
   problem.w_hh = pointer(w_hh);
+  problem.b_hh = pointer(b_hh);
   problem.h0 = pointer(h0);
   problem.y = {pointer(y), y_stride_t, y_stride_b};
   problem.h_n = pointer(h_n);
@@ -55,11 +62,13 @@ void rnn_forward(const std::string& nonlinearity, const std::string& dtype, Addr
 }
 
 void rnn_backward(const std::string& nonlinearity, const std::string& dtype, Address grad_y,
-                  Address grad_h_n, Address y, Address w_hh, Address h0, Address lengths,
-                  Address da, Address dw_hh, Address dh0, int64_t steps, int64_t batch,
-                  int64_t size, int64_t directions, int64_t heads, int64_t gy_stride_t,
-                  int64_t gy_stride_b, int64_t y_stride_t, int64_t y_stride_b, int64_t da_stride_t,
-                  int64_t da_stride_b, int threads) {
+                  Address grad_h_n, Address y, Address x, Address w_ih, Address w_hh, Address h0,
+                  Address lengths, Address dp, Address dx, Address dw_ih, Address db, Address dw_hh,
+                  Address dh0, int64_t steps, int64_t batch, int64_t size, int64_t directions,
+                  int64_t heads, int64_t input_size, int64_t gy_stride_t, int64_t gy_stride_b,
+                  int64_t y_stride_t, int64_t y_stride_b, int64_t dp_stride_t, int64_t dp_stride_b,
+                  int64_t x_stride_t, int64_t x_stride_b, int64_t dx_stride_t, int64_t dx_stride_b,
+                  int threads) {
   cpu::BackwardProblem problem;
   problem.shape = {steps, batch, size, directions, heads};
   problem.threads = threads;
@@ -67,9 +76,15 @@ void rnn_backward(const std::string& nonlinearity, const std::string& dtype, Add
   problem.grad_y = {pointer(grad_y), gy_stride_t, gy_stride_b};
   problem.grad_h_n = pointer(grad_h_n);
   problem.y = {pointer(y), y_stride_t, y_stride_b};
+  problem.x = {pointer(x), x_stride_t, x_stride_b};
+  problem.input_size = input_size;
+  problem.w_ih = pointer(w_ih);
   problem.w_hh = pointer(w_hh);
   problem.h0 = pointer(h0);
-  problem.dp = {pointer(da), da_stride_t, da_stride_b};
+  problem.dp = {pointer(dp), dp_stride_t, dp_stride_b};
+  problem.dx = {pointer(dx), dx_stride_t, dx_stride_b};
+  problem.dw_ih = pointer(dw_ih);
+  problem.db = pointer(db);
   problem.dw_hh = pointer(dw_hh);
   problem.dh0 = pointer(dh0);
   cpu::kernels().elman_backward(nonlinearity_named(nonlinearity), dtype_named(dtype), problem);
@@ -81,17 +96,20 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of rnnfast: raw addresses (0 = absent), sizes in elements.";
   const py::call_guard<py::gil_scoped_release> no_gil;
   module.def("rnn_forward", &rnn_forward, no_gil, py::arg("nonlinearity"), py::arg("dtype"),
-             py::arg("p"), py::arg("w_hh"), py::arg("h0"), py::arg("y"), py::arg("h_n"),
-             py::arg("lengths"), py::arg("T"), py::arg("B"), py::arg("S"), py::arg("directions"),
-             py::arg("heads"), py::arg("p_stride_t"), py::arg("p_stride_b"), py::arg("y_stride_t"),
+             py::arg("p"), py::arg("x"), py::arg("w_ih"), py::arg("b_ih"), py::arg("b_hh"),
+             py::arg("w_hh"), py::arg("h0"), py::arg("y"), py::arg("h_n"), py::arg("lengths"),
+             py::arg("T"), py::arg("B"), py::arg("S"), py::arg("directions"), py::arg("heads"),
+             py::arg("I"), py::arg("in_stride_t"), py::arg("in_stride_b"), py::arg("y_stride_t"),
              py::arg("y_stride_b"), py::arg("threads"));
   module.def("rnn_backward", &rnn_backward, no_gil, py::arg("nonlinearity"), py::arg("dtype"),
-             py::arg("grad_y"), py::arg("grad_h_n"), py::arg("y"), py::arg("w_hh"), py::arg("h0"),
-             py::arg("lengths"), py::arg("da"), py::arg("dw_hh"), py::arg("dh0"), py::arg("T"),
-             py::arg("B"), py::arg("S"), py::arg("directions"), py::arg("heads"),
+             py::arg("grad_y"), py::arg("grad_h_n"), py::arg("y"), py::arg("x"), py::arg("w_ih"),
+             py::arg("w_hh"), py::arg("h0"), py::arg("lengths"), py::arg("dp"), py::arg("dx"),
+             py::arg("dw_ih"), py::arg("db"), py::arg("dw_hh"), py::arg("dh0"), py::arg("T"),
+             py::arg("B"), py::arg("S"), py::arg("directions"), py::arg("heads"), py::arg("I"),
              py::arg("gy_stride_t"), py::arg("gy_stride_b"), py::arg("y_stride_t"),
-             py::arg("y_stride_b"), py::arg("da_stride_t"), py::arg("da_stride_b"),
-             py::arg("threads"));
+             py::arg("y_stride_b"), py::arg("dp_stride_t"), py::arg("dp_stride_b"),
+             py::arg("x_stride_t"), py::arg("x_stride_b"), py::arg("dx_stride_t"),
+             py::arg("dx_stride_b"), py::arg("threads"));
   module.def(
       "set_openmp",
       [](Address parallel, Address num_threads, Address thread_num) {

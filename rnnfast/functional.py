@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import precision
-from .autograd import recurrence
+from .autograd import layer
 from .backends import Problem, check_nonlinearity, select
 
 
@@ -66,7 +66,7 @@ def rnn(
             raise RuntimeError(f"{name}: it is on {x.device}, and p on {p.device}")
     lengths = check_lengths(lengths, T, B, p.device)
     chosen = select(backend, Problem(p.device.type, p.dtype, nonlinearity, projected=True))
-    y, h_n = recurrence(p, w_hh, h_0, lengths, nonlinearity, chosen)
+    y, h_n = layer(p, None, None, None, w_hh, h_0, lengths, nonlinearity, chosen)
     return y, h_n[0] if one else h_n
 
 

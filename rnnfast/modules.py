@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import precision
-from .autograd import in_transform, recurrence
+from .autograd import in_transform, layer
 from .backends import BACKENDS, Problem, check_nonlinearity, select, torch_native
 from .functional import check_lengths
 from .init import INITS
@@ -171,7 +171,7 @@ class RNN(nn.RNNBase):
                     "Input and hidden tensors are not at the same device, found input tensor at "
                     f"{input.device} and hidden tensor at {hx.device}"
                 )
-        weight = self.weight_ih_l0
+        weight = self._weight("weight_ih_l0")
         if weight.device != input.device:
             raise RuntimeError(
                 "Input and parameter tensors are not at the same device, found input tensor at "
@@ -203,33 +203,37 @@ class RNN(nn.RNNBase):
             return (y.transpose(0, 1) if batch_first else y), h_n
         D = 2 if self.bidirectional else 1
         h_n = []
-        for layer in range(self.num_layers):
-            w_ih, w_hh, bias = self._layer_weights(layer)
-            p = F.linear(u, w_ih, bias)
-            h_0 = None if hx is None else hx[layer * D : (layer + 1) * D]
-            p, w_hh, h_0 = precision.autocast(u.device.type, p, w_hh, h_0)
-            p = p.transpose(0, 1) if batch_first else p
-            y, h = recurrence(p, w_hh, h_0, lengths, self.nonlinearity, backend)
+        for index in range(self.num_layers):
+            x = u.transpose(0, 1) if batch_first else u
+            h_0 = None if hx is None else hx[index * D : (index + 1) * D]
+            inputs = precision.autocast(u.device.type, x, *self._layer_weights(index), h_0)
+            y, h = layer(*inputs, lengths, self.nonlinearity, backend)
             y = y.transpose(0, 1) if batch_first else y
             h_n.append(h)
-            if layer + 1 < self.num_layers:
+            if index + 1 < self.num_layers:
                 if self.dropout:
                     y = F.dropout(y, self.dropout, self.training)
                 u = y + u if self.residual and y.shape == u.shape else y
         return y, torch.cat(h_n) if len(h_n) > 1 else h_n[0]
 
-    def _layer_weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """W_ih [D * H, I], W_hh [D, H, H] and b_ih + b_hh [D * H] of all directions."""
-        suffixes = ("", "_reverse") if self.bidirectional else ("",)
+    def _layer_weights(self, index: int) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+        """w_ih, b_ih, b_hh and w_hh of all directions, as autograd.layer takes them."""
+        if not self.bidirectional:
+            w_ih, w_hh, *biases = map(self._weight, self._all_weights[index])
+            return w_ih, *(biases or (None, None)), w_hh
+        pairs = zip(self._all_weights[2 * index], self._all_weights[2 * index + 1])
+        w_ih, w_hh, *biases = ([self._weight(a), self._weight(b)] for a, b in pairs)
+        return (
+            torch.cat(w_ih),
+            *(map(torch.cat, biases) if biases else (None, None)),
+            torch.stack(w_hh),
+        )
 
-        def of(name: str) -> list[Tensor]:
-            return [getattr(self, f"{name}_l{layer}{suffix}") for suffix in suffixes]
-
-        w_ih, w_hh = of("weight_ih"), of("weight_hh")
-        biases = [b + c for b, c in zip(of("bias_ih"), of("bias_hh"))] if self.bias else [None]
-        if len(suffixes) == 1:
-            return w_ih[0], w_hh[0].unsqueeze(0), biases[0]
-        return torch.cat(w_ih), torch.stack(w_hh), torch.cat(biases) if self.bias else None
+    def _weight(self, name: str) -> Tensor | None:
+        """As getattr, which takes ten times as long to find a parameter; what is parametrized,
+        pruned or replicated is no parameter."""
+        weight = self._parameters.get(name)
+        return getattr(self, name, None) if weight is None else weight
 
     def _torch_options(self) -> tuple:
         return (
@@ -264,7 +268,7 @@ class RNN(nn.RNNBase):
 
     @property
     def _flat_weights(self) -> list[Tensor | None]:
-        return [getattr(self, name, None) for name in self._flat_weights_names]
+        return [self._weight(name) for name in self._flat_weights_names]
 
     def _init_flat_weights(self) -> None:
         self.flatten_parameters()

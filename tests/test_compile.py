@@ -255,11 +255,17 @@ def test_an_exported_program_takes_lengths():
 # ----------------------------------------------------------------------------------- the two ops
 
 
-def op_inputs(dtype=torch.float32, D=2, h_0=True, lengths=False, batch_first=False) -> tuple:
+def op_inputs(
+    dtype=torch.float32, D=2, h_0=True, lengths=False, batch_first=False, projects=True, bias=True
+) -> tuple:
     T, B = 5, 3
-    p = torch.randn(B, T, D * H).transpose(0, 1) if batch_first else torch.randn(T, B, D * H)
-    w_hh, start = torch.randn(D, H, H), torch.randn(D, B, H) if h_0 else None
-    floats = [x if x is None else x.to(dtype) for x in (p, w_hh, start)]
+    width = IN if projects else D * H
+    x = torch.randn(B, T, width).transpose(0, 1) if batch_first else torch.randn(T, B, width)
+    w_ih = torch.randn(D * H, IN) if projects else None
+    b_ih, b_hh = torch.randn(2, D * H) if projects and bias else (None, None)
+    w_hh = torch.randn(D, H, H) if D == 2 else torch.randn(H, H)
+    start = torch.randn(D, B, H) if h_0 else None
+    floats = [v if v is None else v.to(dtype) for v in (x, w_ih, b_ih, b_hh, w_hh, start)]
     return (*floats, torch.tensor([5, 0, 3]) if lengths else None, "tanh")
 
 
@@ -268,6 +274,8 @@ CASES = [
     {"dtype": torch.float64, "D": 1},
     {"dtype": torch.bfloat16, "lengths": True},
     {"h_0": False, "batch_first": True},
+    {"D": 1, "projects": False},
+    {"bias": False, "lengths": True, "batch_first": True},
 ]
 # "reference" is its own formula outside the ops, which keep the order of memory only on kernels
 OPS = [("reference", 0), ("reference", 1), ("reference", 2)]
@@ -278,16 +286,22 @@ OPS += [pytest.param("cpu", case, marks=needs_cpu) for case in range(len(CASES))
 @pytest.mark.parametrize("autocast", [False, True])
 def test_opcheck(backend, case, autocast):
     """Schema, aliasing, fake shapes and strides, under autograd and as AOT traces them."""
-    p, w_hh, h_0, lengths, f = op_inputs(**CASES[case])
+    inputs = op_inputs(**CASES[case])
+    x, w_ih, _, _, *others = inputs
     ops = torch.ops.rnnfast
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        torch.library.opcheck(ops.rnn.default, (p, w_hh, h_0, lengths, f, backend))
-        y, h_n = ops.rnn(p, w_hh, h_0, lengths, f, backend)
-        assert y.dtype == h_n.dtype == p.dtype  # autocast does not leak in
-        for grads in ((torch.randn_like(y), torch.randn_like(h_n)), (None, h_n), (y, None)):
-            args = (*grads, y, w_hh, h_0, lengths, f, backend)
+        torch.library.opcheck(ops.rnn.default, (*inputs, backend))
+        y, h_n = ops.rnn(*inputs, backend)
+        assert y.dtype == h_n.dtype == x.dtype  # autocast does not leak in
+        for grads, dx_wanted, dw_wanted in (
+            ((torch.randn_like(y), torch.randn_like(h_n)), True, True),
+            ((None, h_n), False, True),
+            ((y, None), True, False),
+        ):
+            *weights, f = others
+            args = (*grads, y, x, w_ih, *weights, dx_wanted, dw_wanted, f, backend)
             torch.library.opcheck(ops.rnn_backward.default, args)
-            assert {g.dtype for g in ops.rnn_backward(*args)} == {p.dtype}
+            assert {g.dtype for g in ops.rnn_backward(*args)} == {x.dtype}
 
 
 @pytest.mark.parametrize(("backend", "case"), OPS)
@@ -296,12 +310,15 @@ def test_the_shapes_that_a_graph_is_built_on_are_the_real_ones(backend, case):
     inputs = op_inputs(**CASES[case])
     ops = torch.ops.rnnfast
     y, h_n = ops.rnn(*inputs, backend)
-    grads = ops.rnn_backward(y, h_n, y, *inputs[1:], backend)
+    x, w_ih, _, _, *others, f = inputs
+    saved = (y, h_n, y, x, w_ih, *others)
+    wanted = (True, True, f, backend)
+    grads = ops.rnn_backward(*saved, *wanted)
 
     def meta(x):
         return x.to("meta") if isinstance(x, Tensor) else x
 
     fake = ops.rnn(*map(meta, inputs), backend)
-    fake += ops.rnn_backward(*map(meta, (y, h_n, y, *inputs[1:])), backend)
+    fake += ops.rnn_backward(*map(meta, saved), *wanted)
     for real, made in zip((y, h_n, *grads), fake, strict=True):
         assert (made.shape, made.stride(), made.dtype) == (real.shape, real.stride(), real.dtype)

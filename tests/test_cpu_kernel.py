@@ -21,6 +21,13 @@ SLOPE = {
 }
 
 
+def rnn_forward(nonlinearity, dtype, p, w_hh, *others):
+    """_C.rnn_forward of a p that is given."""
+    *pointers, T, B, S, D, heads, p_t, p_b, y_t, y_b, threads = others
+    sizes = (T, B, S, D, heads, 0, p_t, p_b, y_t, y_b, threads)
+    _C.rnn_forward(nonlinearity, dtype, p, 0, 0, 0, 0, w_hh, *pointers, *sizes)
+
+
 @pytest.fixture(params=_C.simd_levels())
 def level(request):
     before = _C.simd_level()
@@ -79,7 +86,7 @@ class Case:
     def forward(self, threads):
         y = self.empty(self.T, self.B, self.D * self.heads * self.S)
         h_n = torch.full((self.D, self.B, self.heads * self.S), math.nan, dtype=self.dtype)
-        _C.rnn_forward(
+        rnn_forward(
             self.nonlinearity, name(self.dtype), address(self.p), address(self.w),
             address(self.h0), address(y), address(h_n), address(self.lengths), *self.sizes(),
             *self.p.stride()[:2], *y.stride()[:2], threads,
@@ -92,9 +99,9 @@ class Case:
         gy_strides = (0, 0) if self.grad_y is None else self.grad_y.stride()[:2]
         _C.rnn_backward(
             self.nonlinearity, name(self.dtype), address(self.grad_y), address(self.grad_h_n),
-            address(y), address(self.w), address(self.h0), address(self.lengths), address(da), 0,
-            address(dh0) if want_dh0 else 0, *self.sizes(), *gy_strides, *y.stride()[:2],
-            *da.stride()[:2], threads,
+            address(y), 0, 0, address(self.w), address(self.h0), address(self.lengths), address(da),
+            0, 0, 0, 0, address(dh0) if want_dh0 else 0, *self.sizes(), 0, *gy_strides,
+            *y.stride()[:2], *da.stride()[:2], 0, 0, 0, 0, threads,
         )  # fmt: skip
         return da, dh0
 
@@ -262,7 +269,7 @@ def pointwise(nonlinearity, a):
     n = a.numel()
     y, h_n = torch.full_like(a, math.nan), torch.full_like(a, math.nan)
     w = torch.zeros(1, dtype=a.dtype)
-    _C.rnn_forward(nonlinearity, name(a.dtype), address(a), address(w), 0, address(y),
+    rnn_forward(nonlinearity, name(a.dtype), address(a), address(w), 0, address(y),
                    address(h_n), 0, 1, n, 1, 1, 1, n, 1, n, 1, 1)  # fmt: skip
     return y
 
@@ -311,7 +318,7 @@ def test_storage_conversions_are_those_of_torch(level, dtype):
         n = p.numel()
         y, h_n = torch.empty_like(p), torch.empty_like(p)
         w, zero = torch.tensor([factor], dtype=dtype), torch.zeros_like(p)
-        _C.rnn_forward("relu", name(dtype), address(zero), address(w), address(p), address(y),
+        rnn_forward("relu", name(dtype), address(zero), address(w), address(p), address(y),
                        address(h_n), 0, 1, n, 1, 1, 1, n, 1, n, 1, 1)  # fmt: skip
         expected = torch.relu(p.float() * factor).to(dtype)
         both_nan = torch.isnan(y) & torch.isnan(expected)
@@ -335,8 +342,8 @@ def test_openmp_and_own_threads_give_the_same_bits(level):
 def test_unknown_names_are_value_errors():
     arguments = (0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 1, 0, 0, 0, 0, 1)
     with pytest.raises(ValueError, match="swish"):
-        _C.rnn_forward("swish", "float32", *arguments)
+        rnn_forward("swish", "float32", *arguments)
     with pytest.raises(ValueError, match="float8"):
-        _C.rnn_forward("tanh", "float8", *arguments)
+        rnn_forward("tanh", "float8", *arguments)
     with pytest.raises(ValueError, match=r"sse9.*portable"):
         _C.set_simd_level("sse9")

@@ -14,17 +14,26 @@ namespace {
 template <class F, class S>
 using Elman = cells::Elman<F, Math<Arithmetic<S>>>;
 
+template <class F, class S>
+void forward_from(const ForwardProblem& problem) {
+  if (problem.x.data != nullptr) {
+    forward<Elman<F, S>, S, Arithmetic<S>>(problem);
+  } else {
+    forward<Elman<F, S>, S, S>(problem);
+  }
+}
+
 template <class F>
 void forward_as(Dtype dtype, const ForwardProblem& problem) {
   switch (dtype) {
     case Dtype::kFloat32:
-      return forward<Elman<F, float>, float>(problem);
+      return forward_from<F, float>(problem);
     case Dtype::kFloat64:
-      return forward<Elman<F, double>, double>(problem);
+      return forward_from<F, double>(problem);
     case Dtype::kBFloat16:
-      return forward<Elman<F, BFloat16>, BFloat16>(problem);
+      return forward_from<F, BFloat16>(problem);
     case Dtype::kFloat16:
-      return forward<Elman<F, Float16>, Float16>(problem);
+      return forward_from<F, Float16>(problem);
   }
 }
 

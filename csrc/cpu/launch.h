@@ -1,8 +1,8 @@
 // One call of a kernel: memory, threads, and what each thread does in which order.
 #pragma once
 
+#include "point_gradients.h"
 #include "recurrence.h"
-#include "weight_gradient.h"
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 
@@ -54,31 +54,56 @@ struct Call {
                        parts > 1 ? member.barriers + 1 + number : nullptr};
     for (int64_t task = number; task < plan.tasks(); task += crews) {
       const Slice slice = make_slice(plan, shape.batch, task);
-      if (slice.count > 0) self.work(slice, crew, scratch + task * task_elements);
+      if (slice.count > 0) self.work(slice, crew, member, scratch + task * task_elements);
     }
   }
 };
 
-template <class Cell, class S>
+// P: the type of p in memory, S where it was given, the arithmetic type where it is computed here.
+template <class Cell, class S, class P>
 struct ForwardRun : Call<S> {
   using typename Call<S>::A;
   const ForwardProblem& problem;
   int64_t stride;
+  PackedLayout<A> input_layout;
+  int64_t chunk;       // steps that are projected together
+  int64_t x_elements;  // of each thread's copy of inputs
+  A* input_panels = nullptr;
+  A* inputs = nullptr;
+
+  bool projects() const { return problem.x.data != nullptr; }
+  int64_t all_elements(const Plan& plan) const {
+    const int64_t more = plan.groups * input_layout.group_stride() + plan.threads * x_elements;
+    return this->elements() + (projects() ? more : 0);
+  }
+  void place(const Scratch& memory) {
+    Call<S>::place(memory);
+    input_panels = this->panels + this->elements();
+    inputs = input_panels + this->plan.groups * input_layout.group_stride();
+  }
 
   void pack(int64_t index) const {
     const int64_t size = this->shape.size;
+    const int64_t rows = Cell::kGates * size;
     const int64_t group = index / this->layout.units;
     const int64_t unit = index % this->layout.units;
-    const S* bias = static_cast<const S*>(problem.b_hh);
-    pack_forward(static_cast<const S*>(problem.w_hh) + group * Cell::kGates * size * size,
-                 Cell::kRecurrentBias ? bias + group * Cell::kGates * size : nullptr, size,
-                 Cell::kGates, unit,
-                 this->panels + group * this->layout.group_stride() +
-                     unit * Cell::kGates * this->layout.panel_stride());
+    const auto of_group = [&](const void* data, int64_t values) {
+      return data != nullptr ? static_cast<const S*>(data) + group * rows * values : nullptr;
+    };
+    const S* const b_hh = of_group(problem.b_hh, 1);
+    pack_rows(of_group(problem.w_hh, size), Cell::kRecurrentBias ? b_hh : nullptr,
+              static_cast<const S*>(nullptr), size, size, Cell::kGates, unit,
+              this->panels + group * this->layout.group_stride() +
+                  unit * Cell::kGates * this->layout.panel_stride());
+    if (projects())
+      pack_rows(of_group(problem.w_ih, problem.input_size), of_group(problem.b_ih, 1),
+                Cell::kRecurrentBias ? nullptr : b_hh, problem.input_size, size, Cell::kGates, unit,
+                input_panels + group * input_layout.group_stride() +
+                    unit * Cell::kGates * input_layout.panel_stride());
   }
 
-  void work(const Slice& slice, const Crew& crew, A* memory) const {
-    ForwardTask<Cell, S> task;
+  void work(const Slice& slice, const Crew& crew, const Member& member, A* memory) const {
+    ForwardTask<Cell, S, P> task;
     task.shape = this->shape;
     task.slice = slice;
     task.crew = crew;
@@ -90,28 +115,40 @@ struct ForwardRun : Call<S> {
     task.old_state = memory;
     task.new_state = memory + slice.count * stride;
     task.carried = memory + 2 * slice.count * stride;
+    task.chunk = chunk;
+    if (projects()) {
+      task.input_weights = input_layout.group(input_panels, slice.group);
+      task.inputs = inputs + member.index * x_elements;
+      task.projected = memory + (2 + Cell::kCarried) * slice.count * stride;
+    }
     task.run();
   }
 };
 
-template <class Cell, class S>
+template <class Cell, class S, class P>
 void forward(const ForwardProblem& problem) {
   using A = Arithmetic<S>;
+  using Task = ForwardTask<Cell, S, P>;
   const Shape& shape = problem.shape;
   if (shape.batch == 0 || shape.size == 0) return;
   const Plan plan = make_plan(shape, Cell::kGates, problem.threads);
-  const PackedLayout<A> layout = {shape.size, ceil_div(shape.size, kLanes<A>), Cell::kGates,
-                                  Cell::kRecurrentBias};
+  const int64_t units = ceil_div(shape.size, kLanes<A>);
+  const PackedLayout<A> layout = {shape.size, units, Cell::kGates, Cell::kRecurrentBias};
+  const PackedLayout<A> input_layout = {problem.input_size, units, Cell::kGates,
+                                        problem.b_ih != nullptr};
   const int64_t stride = row_stride<A>(shape.size);
   const int64_t rows = ceil_div(shape.batch, plan.slices);
-  const int64_t each = ForwardTask<Cell, S>::scratch_elements(rows, stride);
-  ForwardRun<Cell, S> run = {{shape, plan, layout, each, nullptr, nullptr}, problem, stride};
-  const Scratch memory(static_cast<std::size_t>(run.elements()) * sizeof(A));
+  const int64_t chunk = problem.x.data != nullptr ? Task::chunk_steps(shape.steps, rows) : 0;
+  const int64_t each = Task::scratch_elements(rows, stride, chunk, shape.size);
+  ForwardRun<Cell, S, P> run = {
+      {shape, plan, layout, each, nullptr, nullptr}, problem, stride, input_layout, chunk,
+      kInputRows * row_stride<A>(problem.input_size)};
+  const Scratch memory(static_cast<std::size_t>(run.all_elements(plan)) * sizeof(A));
   run.place(memory);
   run_team(
       plan.threads,
       [](void* context, const Member& member) {
-        auto& run = *static_cast<ForwardRun<Cell, S>*>(context);
+        auto& run = *static_cast<ForwardRun<Cell, S, P>*>(context);
         run.run(run, member);
       },
       &run);
@@ -123,19 +160,19 @@ struct BackwardRun : Call<S> {
   const BackwardProblem& problem;
   int64_t stride;
   int64_t du_stride;
-  WeightGradient<Cell, S> weight_gradient;
+  PointGradients<Cell, S> gradients;
 
   void pack(int64_t index) const {
     const int64_t size = this->shape.size;
     const int64_t group = index / this->layout.units;
     const int64_t unit = index % this->layout.units;
-    pack_backward(
-        static_cast<const S*>(problem.w_hh) + group * Cell::kGates * size * size, size,
-        Cell::kGates, unit,
+    pack_columns(
+        static_cast<const S*>(problem.w_hh) + group * this->layout.inner * size, this->layout.inner,
+        size, unit,
         this->panels + group * this->layout.group_stride() + unit * this->layout.panel_stride());
   }
 
-  void work(const Slice& slice, const Crew& crew, A* memory) const {
+  void work(const Slice& slice, const Crew& crew, const Member&, A* memory) const {
     BackwardTask<Cell, S> task;
     task.shape = this->shape;
     task.slice = slice;
@@ -159,7 +196,7 @@ void backward(const BackwardProblem& problem) {
   using A = Arithmetic<S>;
   const Shape& shape = problem.shape;
   if (shape.batch == 0 || shape.size == 0) {
-    WeightGradient<Cell, S>::clear(problem);
+    PointGradients<Cell, S>{problem, 1}.clear();
     return;
   }
   const Plan plan = make_plan(shape, Cell::kGates, problem.threads);
@@ -175,18 +212,18 @@ void backward(const BackwardProblem& problem) {
                               du_stride,
                               {problem, plan.threads}};
   const std::size_t loop = static_cast<std::size_t>(run.elements()) * sizeof(A);
-  const std::size_t after = static_cast<std::size_t>(run.weight_gradient.elements()) * sizeof(A);
+  const std::size_t after = static_cast<std::size_t>(run.gradients.elements()) * sizeof(A);
   const Scratch memory(loop > after ? loop : after);  // one use of it after the other
   run.place(memory);
-  run.weight_gradient.place(memory);
+  run.gradients.place(memory);
   run_team(
       plan.threads,
       [](void* context, const Member& member) {
         auto& run = *static_cast<BackwardRun<Cell, S>*>(context);
         run.run(run, member);
-        if (run.problem.dw_hh == nullptr) return;
+        if (!run.gradients.wanted()) return;
         meet(member);
-        run.weight_gradient.run(member);
+        run.gradients.run(member);
       },
       &run);
 }

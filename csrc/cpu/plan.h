@@ -87,25 +87,35 @@ struct PackedLayout {
   }
 };
 
-// Panels for u = W h: outputs are the rows of each gate's [S, S] block.
+// values[0, count) <- a row of the storage type, and zeros up to the end of the last vector.
 template <class S>
-void pack_forward(const S* w, const S* bias, int64_t size, int gates, int64_t unit,
-                  Arithmetic<S>* panels) {
+RNNFAST_INLINE void copy_row(Arithmetic<S>* to, const S* from, int64_t count) {
+  constexpr int L = kLanes<Arithmetic<S>>;
+  for (int64_t i = 0; i < count; i += L) store_raw(to + i, load(from + i, count - i));
+}
+
+// Panels for W v: outputs are the rows of each gate's [outputs, inner] block; before them the sum
+// of the biases that are not null.
+template <class S>
+void pack_rows(const S* w, const S* bias, const S* more_bias, int64_t inner, int64_t outputs,
+               int gates, int64_t unit, Arithmetic<S>* panels) {
   using A = Arithmetic<S>;
   constexpr int L = kLanes<A>;
   const int64_t first = unit * L;
-  const int64_t outputs = size - first < L ? size - first : L;
+  const int64_t here = outputs - first < L ? outputs - first : L;
   for (int gate = 0; gate < gates; ++gate) {
     if (bias != nullptr) {
-      store_raw(panels, load(bias + gate * size + first, outputs));
+      Vec<A> start = load(bias + gate * outputs + first, here);
+      if (more_bias != nullptr) start += load(more_bias + gate * outputs + first, here);
+      store_raw(panels, start);
       panels += L;
     }
-    const S* block = w + (gate * size + first) * size;
-    for (int64_t k = 0; k < size; k += L, panels += L * L) {
-      const int64_t count = size - k < L ? size - k : L;
+    const S* block = w + (gate * outputs + first) * inner;
+    for (int64_t k = 0; k < inner; k += L, panels += L * L) {
+      const int64_t count = inner - k < L ? inner - k : L;
       A square[L][L] = {};  // of the transpose, read and written a vector at a time
-      for (int64_t i = 0; i < outputs; ++i)
-        store_raw(&square[i][0], load(block + i * size + k, count));
+      for (int64_t i = 0; i < here; ++i)
+        store_raw(&square[i][0], load(block + i * inner + k, count));
       for (int64_t j = 0; j < count; ++j) {
         for (int i = 0; i < L; ++i) panels[j * L + i] = square[i][j];
       }
@@ -114,14 +124,13 @@ void pack_forward(const S* w, const S* bias, int64_t size, int gates, int64_t un
   }
 }
 
-// Panels for carry = da W: outputs are the columns, the inner index runs over gates * S rows.
+// Panels for v W: outputs are the columns of [inner, outputs].
 template <class S>
-void pack_backward(const S* w, int64_t size, int gates, int64_t unit, Arithmetic<S>* panels) {
+void pack_columns(const S* w, int64_t inner, int64_t outputs, int64_t unit, Arithmetic<S>* panels) {
   constexpr int L = kLanes<Arithmetic<S>>;
   const int64_t first = unit * L;
-  const int64_t count = size - first;
-  for (int64_t k = 0; k < gates * size; ++k)
-    store_raw(panels + k * L, load(w + k * size + first, count));
+  for (int64_t k = 0; k < inner; ++k)
+    store_raw(panels + k * L, load(w + k * outputs + first, outputs - first));
 }
 
 }  // namespace rnnfast::cpu::RNNFAST_LEVEL

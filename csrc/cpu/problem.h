@@ -25,13 +25,18 @@ struct Sequence {
   std::int64_t stride_b = 0;
 };
 
-// Contiguous: w_hh [D, heads*gates*S, S], b_hh [D, heads*gates*S], h0 and h_n [D, B, heads*S],
-// carried0 and carried_n [kCarried, D, B, heads*S].
+// Contiguous: w_hh [D, heads*gates*S, S], w_ih [D, heads*gates*S, I], b_ih and b_hh
+// [D, heads*gates*S], h0 and h_n [D, B, heads*S], carried0 and carried_n [kCarried, D, B, heads*S].
+// The input is either p, or x [T, B, I] with w_ih and perhaps biases, p = x W_ih^T + b_ih + b_hh.
 struct ForwardProblem {
   Shape shape = {};
   int threads = 1;
   const std::int64_t* lengths = nullptr;  // [B], 0..T
   Sequence<const void*> p;
+  Sequence<const void*> x;
+  std::int64_t input_size = 0;  // I
+  const void* w_ih = nullptr;
+  const void* b_ih = nullptr;
   const void* w_hh = nullptr;
   const void* b_hh = nullptr;
   const void* h0 = nullptr;
@@ -51,11 +56,17 @@ struct BackwardProblem {
   const void* grad_carried_n = nullptr;
   Sequence<const void*> y;
   Sequence<const void*> saved;
+  Sequence<const void*> x;  // and so on to w_ih: where forward had x
+  std::int64_t input_size = 0;
+  const void* w_ih = nullptr;
   const void* w_hh = nullptr;
   const void* h0 = nullptr;
   Sequence<void*> dp;
-  Sequence<void*> du;     // written only by cells with kSplitGradient
-  void* dw_hh = nullptr;  // as w_hh
+  Sequence<void*> du;  // written only by cells with kSplitGradient
+  Sequence<void*> dx;
+  void* dw_ih = nullptr;
+  void* db = nullptr;  // twice, as the gradients of b_ih and b_hh
+  void* dw_hh = nullptr;
   void* dh0 = nullptr;
   void* dcarried0 = nullptr;
 };

@@ -102,7 +102,10 @@ struct Task {
 
 // ---------------------------------------------------------------------------------------- forward
 
-template <class Cell, class S>
+// Rows of x that are copied and projected at once.
+constexpr int64_t kInputRows = 96;
+
+template <class Cell, class S, class P>
 struct ForwardTask : Task<Cell, S> {
   using Base = Task<Cell, S>;
   using Base::L;
@@ -115,15 +118,29 @@ struct ForwardTask : Task<Cell, S> {
   A* new_state;
   A* carried;  // [kCarried][rows]
 
-  static int64_t scratch_elements(int64_t rows, int64_t stride) {
-    return whole_blocks<A>((2 + Cell::kCarried) * rows * stride);
+  // Where x is given: p of a few steps at a time, which is never written out.
+  int64_t chunk;  // steps
+  Packed<A> input_weights;
+  A* inputs;     // this thread's copy of rows of x
+  A* projected;  // [chunk][rows]
+
+  // Enough rows for the weights to be read from the second-level cache a few times only, few
+  // enough for p to stay there.
+  static int64_t chunk_steps(int64_t steps, int64_t rows) {
+    const int64_t chunk = rows > 128 ? 1 : 256 / (rows > 0 ? rows : 1);
+    return chunk < steps ? chunk : steps;
+  }
+  static int64_t scratch_elements(int64_t rows, int64_t stride, int64_t chunk, int64_t size) {
+    return whole_blocks<A>((2 + Cell::kCarried) * rows * stride +
+                           chunk * rows * row_stride<A>(Cell::kGates * size));
   }
 
   void run() {
     begin();
     const int64_t steps = this->shape.steps;
     for (int64_t i = 0; i < steps; ++i) {
-      step(this->reverse() ? steps - 1 - i : i);
+      if (chunk > 0 && i % chunk == 0) project(i, steps - i < chunk ? steps - i : chunk);
+      step(i);
       this->crew.wait();  // new_state is whole, and old_state is read no more
       A* const swap = old_state;
       old_state = new_state;
@@ -160,8 +177,46 @@ struct ForwardTask : Task<Cell, S> {
     });
   }
 
+  RNNFAST_INLINE int64_t time(int64_t i) const {
+    return this->reverse() ? this->shape.steps - 1 - i : i;
+  }
+  int64_t projected_stride() const { return row_stride<A>(Cell::kGates * this->shape.size); }
+
+  // p of the `count` steps from the i-th on: this member's units of it, which nobody else reads.
+  void project(int64_t i, int64_t count) {
+    const int64_t rows = this->slice.count;
+    const int64_t input_stride = row_stride<A>(problem->input_size);
+    const int64_t size = this->shape.size;
+    const auto counts = [&](int64_t index) {
+      return this->lengths == nullptr || time(i + index / rows) < this->length(index % rows);
+    };
+    for (int64_t first = 0, end; first < count * rows; first = end) {
+      end = count * rows - first < kInputRows ? count * rows : first + kInputRows;
+      for (int64_t index = first; index < end; ++index)
+        copy_row(inputs + (index - first) * input_stride,
+                 static_cast<const S*>(problem->x.data) +
+                     time(i + index / rows) * problem->x.stride_t +
+                     (this->slice.first + index % rows) * problem->x.stride_b,
+                 problem->input_size);
+      const Tiling tiles =
+          make_tiling(end - first, this->tiling.first_unit, this->tiling.units.total, Cell::kGates);
+      const auto skip = [&](int64_t row, int64_t row_end) RNNFAST_INLINE_LAMBDA {
+        while (row < row_end && !counts(first + row)) ++row;
+        return row == row_end;
+      };
+      const auto epilogue = [&](int64_t row, int64_t vector, int64_t vector_end, const V* p)
+                                RNNFAST_INLINE_LAMBDA {
+                                  A* const to = projected + (first + row) * projected_stride();
+                                  for (; vector < vector_end; ++vector)
+                                    for (int gate = 0; gate < Cell::kGates; ++gate, ++p)
+                                      store(to + gate * size + vector * L, *p, size - vector * L);
+                                };
+      for_each_product<A, Cell::kGates>(input_weights, inputs, input_stride, tiles, skip, epilogue);
+    }
+  }
+
   struct Step {
-    Rows<const S> p, next_p;
+    Rows<const P> p, next_p;
     Rows<S> y, next_y, saved;
     Rows<const A> old_state;
     Rows<A> new_state, carried;
@@ -169,10 +224,19 @@ struct ForwardTask : Task<Cell, S> {
     int64_t size;
   };
 
-  void step(int64_t t) {
-    const int64_t next = this->reverse() ? t - 1 : t + 1;
-    const Step at = {this->template rows<const S>(problem->p, Cell::kGates, t),
-                     this->template rows<const S>(problem->p, Cell::kGates, next),
+  RNNFAST_INLINE Rows<const P> rows_of_p(int64_t i) const {
+    if constexpr (__is_same(P, A)) {
+      if (chunk > 0)
+        return {projected + i % chunk * this->slice.count * projected_stride(), projected_stride()};
+    }
+    return this->template rows<const P>(problem->p, Cell::kGates, time(i));
+  }
+
+  void step(int64_t i) {
+    const int64_t t = time(i);
+    const int64_t next = time(i + 1);
+    const Step at = {rows_of_p(i),
+                     this->template rows<const P>(problem->p, Cell::kGates, next),
                      this->template rows<S>(problem->y, 1, t),
                      this->template rows<S>(problem->y, 1, next),
                      this->template rows<S>(problem->saved, Cell::kSaved, t),

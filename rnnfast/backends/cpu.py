@@ -38,36 +38,29 @@ def unavailable(problem: Problem) -> str:
 
 
 def forward(
-    p: Tensor, w_hh: Tensor, h_0: Tensor | None, lengths: Tensor | None, nonlinearity: str
+    x: Tensor,
+    w_ih: Tensor | None,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_hh: Tensor,
+    h_0: Tensor | None,
+    lengths: Tensor | None,
+    nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`rnnfast.cells.rnn.forward`; y has the memory order of p (time or batch first)."""
-    T, B, width = p.shape
-    D, H, _ = w_hh.shape
+    """As :func:`rnnfast.autograd.layer`; y has the memory order of x (time or batch first)."""
+    T, B, width = x.shape
     _bind_openmp()
-    y = empty_rows(p, width)
-    h_n = p.new_empty(D, B, H)
-    p = with_dense_rows(p)
-    w_hh = w_hh.contiguous()
-    h_0 = None if h_0 is None else h_0.contiguous()
-    lengths = None if lengths is None else lengths.contiguous()
+    y, h_n = empty_results(x, w_hh)
+    x = with_dense_rows(x)
+    kept = [_contiguous(v) for v in (w_ih, b_ih, b_hh, w_hh, h_0, lengths)]
+    w_ih, b_ih, b_hh, w_hh, h_0, lengths = map(_address, kept)
+    projects = w_ih != 0
     _C.rnn_forward(
-        nonlinearity,
-        DTYPES[p.dtype],
-        p.data_ptr(),
-        w_hh.data_ptr(),
-        _address(h_0),
-        y.data_ptr(),
-        h_n.data_ptr(),
-        _address(lengths),
-        T,
-        B,
-        H,
-        D,
-        1,
-        *p.stride()[:2],
-        *y.stride()[:2],
+        nonlinearity, DTYPES[x.dtype], 0 if projects else x.data_ptr(),
+        x.data_ptr() if projects else 0, w_ih, b_ih, b_hh, w_hh, h_0, y.data_ptr(), h_n.data_ptr(),
+        lengths, T, B, h_n.shape[2], h_n.shape[0], 1, width, *x.stride()[:2], *y.stride()[:2],
         torch.get_num_threads(),
-    )
+    )  # fmt: skip
     return y, h_n
 
 
@@ -75,45 +68,58 @@ def backward(
     grad_y: Tensor | None,
     grad_h_n: Tensor | None,
     y: Tensor,
+    x: Tensor,
+    w_ih: Tensor | None,
     w_hh: Tensor,
     h_0: Tensor | None,
     lengths: Tensor | None,
+    dx_wanted: bool,
+    dw_wanted: bool,
     nonlinearity: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`rnnfast.cells.rnn.backward`; dp has the memory order of y."""
+) -> tuple[Tensor | None, ...]:
+    """dx, dw_ih, db [2, D * H] for b_ih and b_hh, dw_hh, dh_0; None where not wanted.
+
+    Without w_ih, x is p and dx is dp.
+    """
     T, B, _ = y.shape
-    D, H, _ = w_hh.shape
-    dp = torch.empty_like(y)
-    dh_0 = y.new_empty(D, B, H)
+    gradients = empty_gradients(y, x, w_ih, w_hh, dx_wanted, dw_wanted)
+    dx, dw_ih, db, dw_hh, dh_0 = gradients
+    dp = torch.empty_like(y) if w_ih is not None or dx is None else dx
+    dx = None if w_ih is None else dx
     grad_y = None if grad_y is None else with_dense_rows(grad_y)
-    grad_h_n = None if grad_h_n is None else grad_h_n.contiguous()
-    w_hh = w_hh.contiguous()
-    dw_hh = torch.empty_like(w_hh)
-    h_0 = None if h_0 is None else h_0.contiguous()
-    lengths = None if lengths is None else lengths.contiguous()
+    x = with_dense_rows(x)
+    kept = [_contiguous(v) for v in (grad_h_n, w_ih, w_hh, h_0, lengths)]
+    grad_h_n, w_ih, w_hh, h_0, lengths = map(_address, kept)
     _C.rnn_backward(
-        nonlinearity,
-        DTYPES[y.dtype],
-        _address(grad_y),
-        _address(grad_h_n),
-        y.data_ptr(),
-        w_hh.data_ptr(),
-        _address(h_0),
-        _address(lengths),
-        dp.data_ptr(),
-        dw_hh.data_ptr(),
-        dh_0.data_ptr(),
-        T,
-        B,
-        H,
-        D,
-        1,
-        *((0, 0) if grad_y is None else grad_y.stride()[:2]),
-        *y.stride()[:2],
-        *dp.stride()[:2],
-        torch.get_num_threads(),
+        nonlinearity, DTYPES[y.dtype], _address(grad_y), grad_h_n, y.data_ptr(),
+        x.data_ptr() if w_ih else 0, w_ih, w_hh, h_0, lengths, dp.data_ptr(), _address(dx),
+        _address(dw_ih), _address(db), _address(dw_hh), dh_0.data_ptr(), T, B, dh_0.shape[2],
+        dh_0.shape[0], 1, x.shape[2], *_strides(grad_y), *y.stride()[:2], *dp.stride()[:2],
+        *x.stride()[:2], *_strides(dx), torch.get_num_threads(),
+    )  # fmt: skip
+    return gradients
+
+
+def empty_results(x: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor]:
+    """y and h_n, uninitialised."""
+    D = w_hh.shape[0] if w_hh.dim() == 3 else 1
+    H = w_hh.shape[-1]
+    return empty_rows(x, D * H), x.new_empty(D, x.shape[1], H)
+
+
+def empty_gradients(
+    y: Tensor, x: Tensor, w_ih: Tensor | None, w_hh: Tensor, dx_wanted: bool, dw_wanted: bool
+) -> tuple[Tensor | None, ...]:
+    """What backward returns, uninitialised."""
+    D = w_hh.shape[0] if w_hh.dim() == 3 else 1
+    projects = dw_wanted and w_ih is not None
+    return (
+        empty_rows(x, x.shape[2]) if dx_wanted else None,
+        torch.empty_like(w_ih, memory_format=torch.contiguous_format) if projects else None,
+        y.new_empty(2, y.shape[2]) if projects else None,
+        torch.empty_like(w_hh, memory_format=torch.contiguous_format) if dw_wanted else None,
+        y.new_empty(D, y.shape[1], w_hh.shape[-1]),
     )
-    return dp, dw_hh, dh_0
 
 
 def empty_rows(like: Tensor, width: int) -> Tensor:
@@ -129,8 +135,16 @@ def with_dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
+
+
+def _strides(x: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if x is None else x.stride()[:2]
 
 
 @functools.cache

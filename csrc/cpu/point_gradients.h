@@ -1,0 +1,364 @@
+// What is left when da of all steps is known: sums over points (t, b), and products whose inner
+// index runs over points.
+//
+//   dW_hh = sum of du^T h_before    dW_ih = sum of dp^T x    db = sum of dp    dx = dp W_ih
+#pragma once
+
+#include "parallel.h"
+#include "plan.h"
+
+namespace rnnfast::cpu::RNNFAST_LEVEL {
+
+// Points taken at a time: a strip and two panels of them fit the L1 cache.
+constexpr int64_t kChunk = 256;
+
+// Elements of a panel or strip: never a multiple of 4096 bytes, or all that are being packed would
+// compete for one set of the L1 cache.
+template <class A>
+RNNFAST_INLINE constexpr int64_t with_gap(int64_t elements) {
+  return elements + 64 / static_cast<int64_t>(sizeof(A));
+}
+
+template <class S>
+RNNFAST_INLINE void fill_zero(void* data, int64_t elements) {
+  for (int64_t i = 0; data != nullptr && i < elements; ++i) static_cast<S*>(data)[i] = S{};
+}
+
+template <class Cell, class S>
+struct PointGradients {
+  using A = Arithmetic<S>;
+  using V = Vec<A>;
+  static constexpr int L = kLanes<A>;
+
+  const BackwardProblem& problem;
+  int threads;  // at most
+  A* base = nullptr;
+
+  bool wanted() const {
+    return problem.dw_hh != nullptr || problem.dw_ih != nullptr || problem.db != nullptr ||
+           problem.dx.data != nullptr;
+  }
+  int64_t elements() const {
+    if (!wanted()) return 0;
+    const Areas all = areas();
+    return all.end;
+  }
+  void place(const Scratch& memory) { base = reinterpret_cast<A*>(memory.data()); }
+
+  // No points, no sums.
+  void clear() const {
+    fill_zero<S>(problem.dw_hh, width() * size());
+    fill_zero<S>(problem.dw_ih, width() * problem.input_size);
+    fill_zero<S>(problem.db, 2 * width());
+  }
+
+  // Every member of the team calls it.
+  void run(const Member& member) const {
+    Chunk chunk = {*this, areas(), member};
+    chunk.run();
+  }
+
+ private:
+  // Sums are kept in the arithmetic type and rounded once.
+  static constexpr bool kNarrow = sizeof(S) != sizeof(A);
+
+  int64_t size() const { return problem.shape.size; }
+  int64_t groups() const { return problem.shape.directions * problem.shape.heads; }
+  int64_t rows() const { return Cell::kGates * size(); }  // of a group's dW
+  int64_t width() const { return groups() * rows(); }     // of dp
+  static int64_t panels_of(int64_t columns) {
+    return whole_blocks<A>(ceil_div(columns, L) * with_gap<A>(L * kChunk));
+  }
+  int64_t most_tiles() const { return ceil_div(rows(), kTileRows) + 2 * threads; }
+  static int64_t strip() { return whole_blocks<A>(with_gap<A>(kChunk * kStrip<A>)); }
+  PackedLayout<A> input_layout() const {
+    return {width(), ceil_div(problem.input_size, L), 1, false};
+  }
+
+  // Where everything lies in scratch.
+  struct Areas {
+    int64_t state_panels, input_panels, strips, w_ih, dp_rows, sum_hh, sum_ih, sum_b, end;
+  };
+  Areas areas() const {
+    const bool inputs = problem.dw_ih != nullptr;
+    const bool dx = problem.dx.data != nullptr;
+    Areas at = {};
+    at.input_panels = at.state_panels + (problem.dw_hh != nullptr ? panels_of(size()) : 0);
+    at.strips = at.input_panels + (inputs ? panels_of(problem.input_size) : 0);
+    at.w_ih = at.strips + most_tiles() * strip();
+    at.dp_rows = at.w_ih + (dx ? input_layout().group_stride() : 0);
+    const int64_t dp_rows = (kChunk + threads) * row_stride<A>(width());
+    at.sum_hh = at.dp_rows + (dx ? whole_blocks<A>(dp_rows) : 0);
+    at.sum_ih = at.sum_hh + (kNarrow ? whole_blocks<A>(width() * size()) : 0);
+    at.sum_b = at.sum_ih + (kNarrow ? whole_blocks<A>(width() * problem.input_size) : 0);
+    at.end = at.sum_b +
+             (problem.db != nullptr ? whole_blocks<A>(groups() * most_tiles() * 2 * kStrip<A>) : 0);
+    return at;
+  }
+
+  // The points in hand, seen from one thread. Of the dW it computes some of the rows, of dx some
+  // of the points.
+  struct Chunk {
+    const PointGradients& shared;
+    const Areas areas;
+    const Member& member;
+    const BackwardProblem& problem = shared.problem;
+    const Shape& shape = problem.shape;
+    int64_t first_row = part_begin(shared.rows(), member.count, member.index);
+    int64_t end_row = part_begin(shared.rows(), member.count, member.index + 1);
+    Tiling tiling = make_tiling(end_row - first_row, 0, 0, 1);  // units as each product has them
+    int64_t next_t = 0, next_b = 0;
+    int64_t points = 0;
+    int64_t t[kChunk] = {}, b[kChunk] = {};
+    const S* du[kChunk] = {};
+    const S* right[kChunk] = {};  // h_before, then x; null for a state of zeros
+
+    void run() {
+      begin();
+      while (gather()) {
+        if (problem.dw_ih != nullptr) {
+          for (int64_t k = 0; k < points; ++k)
+            right[k] = static_cast<const S*>(problem.x.data) + t[k] * problem.x.stride_t +
+                       b[k] * problem.x.stride_b;
+          pack_panels(areas.input_panels, problem.input_size);
+        }
+        for (int64_t group = 0; group < shared.groups(); ++group) sum_group(group);
+        if (problem.dx.data != nullptr) input_gradient();
+      }
+      end();
+    }
+
+   private:
+    A* at(int64_t area) const { return shared.base + area; }
+    void meet() const {
+      if (member.count > 1) member.barriers[0].wait(member.count);
+    }
+    A* sums(int64_t area, void* result) const {
+      return kNarrow ? at(area) : static_cast<A*>(result);
+    }
+    // Calls body(row of width()) for the rows of all groups that this thread computes.
+    template <class Body>
+    void for_each_row(Body&& body) const {
+      for (int64_t group = 0; group < shared.groups(); ++group)
+        for (int64_t row = first_row; row < end_row; ++row) body(group * shared.rows() + row);
+    }
+
+    void begin() {
+      for_each_row([&](int64_t row) {
+        if (problem.dw_hh != nullptr)
+          fill_zero<A>(sums(areas.sum_hh, problem.dw_hh) + row * shape.size, shape.size);
+        if (problem.dw_ih != nullptr)
+          fill_zero<A>(sums(areas.sum_ih, problem.dw_ih) + row * problem.input_size,
+                       problem.input_size);
+      });
+      if (problem.db != nullptr)
+        for (int64_t group = 0; group < shared.groups(); ++group)
+          fill_zero<A>(own_sums(group), tiling.rows.runs * 2 * kStrip<A>);
+      if (problem.dx.data == nullptr) return;
+      const PackedLayout<A> layout = shared.input_layout();
+      const int64_t end = part_begin(layout.units, member.count, member.index + 1);
+      for (int64_t unit = part_begin(layout.units, member.count, member.index); unit < end; ++unit)
+        pack_columns(static_cast<const S*>(problem.w_ih), layout.inner, problem.input_size, unit,
+                     at(areas.w_ih) + unit * layout.panel_stride());
+    }  // the others read it after a chunk's first meeting
+
+    void end() const {
+      for_each_row([&](int64_t row) {
+        if constexpr (kNarrow) {
+          if (problem.dw_hh != nullptr)
+            write(problem.dw_hh, at(areas.sum_hh), row * shape.size, shape.size);
+          if (problem.dw_ih != nullptr)
+            write(problem.dw_ih, at(areas.sum_ih), row * problem.input_size, problem.input_size);
+        }
+      });
+      for (int64_t group = 0; problem.db != nullptr && group < shared.groups(); ++group)
+        write_sums(group);
+    }
+
+    static void write(void* result, const A* sums, int64_t first, int64_t count) {
+      for (int64_t i = 0; i < count; i += L)
+        store(static_cast<S*>(result) + first + i, narrow<S>(load(sums + first + i, count - i)),
+              count - i);
+    }
+
+    // The next points within their row's length; false when there are none left.
+    bool gather() {
+      points = 0;
+      for (; next_t < shape.steps; ++next_t, next_b = 0) {
+        for (; next_b < shape.batch; ++next_b) {
+          if (points == kChunk) return true;
+          if (problem.lengths == nullptr || next_t < problem.lengths[next_b]) {
+            t[points] = next_t;
+            b[points++] = next_b;
+          } else if (problem.dx.data != nullptr && next_b % member.count == member.index) {
+            fill_zero<S>(static_cast<S*>(problem.dx.data) + next_t * problem.dx.stride_t +
+                             next_b * problem.dx.stride_b,
+                         problem.input_size);
+          }
+        }
+      }
+      return points > 0;
+    }
+
+    void sum_group(int64_t group) {
+      const Sequence<void*>& du_of = Cell::kSplitGradient ? problem.du : problem.dp;
+      const bool reverse = group >= shape.heads;
+      for (int64_t k = 0; k < points; ++k) {
+        du[k] = static_cast<const S*>(du_of.data) + t[k] * du_of.stride_t + b[k] * du_of.stride_b +
+                group * shared.rows();
+        const int64_t length = problem.lengths != nullptr ? problem.lengths[b[k]] : shape.steps;
+        if (t[k] != (reverse ? length - 1 : 0)) {
+          right[k] = static_cast<const S*>(problem.y.data) +
+                     (reverse ? t[k] + 1 : t[k] - 1) * problem.y.stride_t +
+                     b[k] * problem.y.stride_b + group * shape.size;
+        } else if (problem.h0 != nullptr) {
+          right[k] = static_cast<const S*>(problem.h0) + state_offset(shape, group, b[k]);
+        } else {
+          right[k] = nullptr;
+        }
+      }
+      if (problem.dw_hh != nullptr) pack_panels(areas.state_panels, shape.size);
+      if (end_row > first_row) pack_strips();
+      meet();
+      if (end_row > first_row) {
+        const int64_t row = group * shared.rows() + first_row;
+        if (problem.dw_hh != nullptr)
+          multiply(areas.state_panels, shape.size,
+                   sums(areas.sum_hh, problem.dw_hh) + row * shape.size);
+        if (problem.dw_ih != nullptr)
+          multiply(areas.input_panels, problem.input_size,
+                   sums(areas.sum_ih, problem.dw_ih) + row * problem.input_size);
+        if (problem.db != nullptr) sum_strips(own_sums(group));
+      }
+      meet();  // the panels may change
+    }
+
+    // Both copies go along the rows of the points, which come from far away.
+    void pack_panels(int64_t area, int64_t columns) const {
+      const int64_t units = ceil_div(columns, L);
+      const int64_t first = part_begin(units, member.count, member.index);
+      const int64_t end = part_begin(units, member.count, member.index + 1);
+      const int64_t whole = columns / L < end ? columns / L : end;
+      const int64_t stride = with_gap<A>(points * L);
+      const int64_t count = points;
+      A* to = at(area) + first * stride;
+      for (int64_t k = 0; k < count; ++k, to += L) {
+        const S* const from = right[k];
+        A* panel = to;
+        if (from == nullptr) {
+          for (int64_t unit = first; unit < end; ++unit, panel += stride) store_raw(panel, V{});
+          continue;
+        }
+        int64_t unit = first;
+        for (; unit < whole; ++unit, panel += stride) store_raw(panel, load(from + unit * L));
+        if (unit < end) store_raw(panel, load(from + unit * L, columns - unit * L));
+      }
+    }
+
+    // A member has at most one tile more than it would have of all tiles together.
+    int64_t first_tile() const { return first_row / kTileRows + 2 * member.index; }
+    A* own_strips() const { return at(areas.strips) + first_tile() * strip(); }
+    int64_t strip_stride() const { return with_gap<A>(points * kStrip<A>); }
+
+    void pack_strips() const {
+      const Cut tiles = tiling.rows;
+      const int64_t rest = shared.rows() - first_row;
+      const int64_t stride = strip_stride();
+      const int64_t count = points;
+      A* to = own_strips();
+      for (int64_t k = 0; k < count; ++k, to += kStrip<A>) {
+        const S* const from = du[k] + first_row;
+        A* strip = to;
+        for (int64_t i = 0, row = 0; i < tiles.runs; row += tiles.length(i), ++i, strip += stride) {
+          if (row + kStrip<A> <= rest) {
+            for (int r = 0; r < kStrip<A>; r += L) store_raw(strip + r, load(from + row + r));
+          } else {
+            for (int r = 0; r < kStrip<A> && row + r < rest; r += L)
+              store_raw(strip + r, load(from + row + r, rest - row - r));
+          }
+        }
+      }
+    }
+
+    // sum[row][column] += the product, for this thread's rows.
+    void multiply(int64_t panels, int64_t columns, A* sum) const {
+      Tiling tiles = make_tiling(end_row - first_row, 0, ceil_div(columns, L), 1);
+      const Packed<A> packed = {at(panels), points, with_gap<A>(points * L), false};
+      for_each_product<A, 1, Left::kStrips>(
+          packed, own_strips(), strip_stride(), tiles, [](int64_t, int64_t) { return false; },
+          [&](int64_t row, int64_t vector, int64_t end, const V* product) RNNFAST_INLINE_LAMBDA {
+            for (; vector < end; ++vector, ++product) {
+              A* const to = sum + row * columns + vector * L;
+              const int64_t rest = columns - vector * L;
+              store(to, load(to, rest) + product[0], rest);
+            }
+          });
+    }
+
+    // db of this thread's rows, as the strips lie: for each tile the sums, then what their
+    // additions rounded away. Without it one sum over many points errs more than torch's, which is
+    // a tree.
+    A* own_sums(int64_t group) const {
+      return at(areas.sum_b) + (group * shared.most_tiles() + first_tile()) * 2 * kStrip<A>;
+    }
+
+    void sum_strips(A* sums) const {
+      constexpr int64_t kFew = 8;
+      const int64_t stride = strip_stride();
+      for (int64_t i = 0; i < tiling.rows.runs; ++i, sums += 2 * kStrip<A>) {
+        for (int r = 0; r < kStrip<A>; r += L) {
+          const A* const from = own_strips() + i * stride + r;
+          V sum = load(sums + r), lost = load(sums + kStrip<A> + r);
+          for (int64_t begin = 0; begin < points; begin += kFew) {
+            const int64_t end = points - begin < kFew ? points : begin + kFew;
+            V part = load(from + begin * kStrip<A>);
+            for (int64_t k = begin + 1; k < end; ++k) part += load(from + k * kStrip<A>);
+            const V total = sum + part;  // Knuth's exact addition
+            const V added = total - sum;
+            lost += (sum - (total - added)) + (part - added);
+            sum = total;
+          }
+          store_raw(sums + r, sum);
+          store_raw(sums + kStrip<A> + r, lost);
+        }
+      }
+    }
+
+    void write_sums(int64_t group) const {
+      const A* sums = own_sums(group);
+      S* const to = static_cast<S*>(problem.db) + group * shared.rows() + first_row;
+      for (int64_t i = 0, row = 0; i < tiling.rows.runs; ++i, sums += 2 * kStrip<A>) {
+        for (int r = 0; r < tiling.rows.length(i); ++r, ++row) {
+          const Raw<S> value = narrow<S>(splat(sums[r] + sums[kStrip<A> + r]));
+          store(to + row, value, 1);
+          store(to + shared.width() + row, value, 1);
+        }
+      }
+    }
+
+    void input_gradient() const {
+      const PackedLayout<A> layout = shared.input_layout();
+      const int64_t stride = row_stride<A>(layout.inner);
+      const int64_t first = part_begin(points, member.count, member.index);
+      const int64_t count = part_begin(points, member.count, member.index + 1) - first;
+      A* const rows = at(areas.dp_rows) + first * stride;
+      for (int64_t k = 0; k < count; ++k)
+        copy_row(rows + k * stride,
+                 static_cast<const S*>(problem.dp.data) + t[first + k] * problem.dp.stride_t +
+                     b[first + k] * problem.dp.stride_b,
+                 layout.inner);
+      const int64_t columns = problem.input_size;
+      for_each_product<A, 1>(
+          layout.group(at(areas.w_ih), 0), rows, stride, make_tiling(count, 0, layout.units, 1),
+          [](int64_t, int64_t) { return false; },
+          [&](int64_t row, int64_t vector, int64_t end, const V* product) RNNFAST_INLINE_LAMBDA {
+            S* const to = static_cast<S*>(problem.dx.data) + t[first + row] * problem.dx.stride_t +
+                          b[first + row] * problem.dx.stride_b;
+            for (; vector < end; ++vector, ++product)
+              store(to + vector * L, narrow<S>(product[0]), columns - vector * L);
+          });
+    }
+  };
+};
+
+}  // namespace rnnfast::cpu::RNNFAST_LEVEL
