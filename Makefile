@@ -8,7 +8,7 @@ CXX_FILES := $(filter-out %/rnn_fwd_cluster.cuh %/rnn_bwd_cluster.cuh, \
 	$(shell find csrc tests bench -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'))
 # (those two stand as they were sketched)
 
-.PHONY: demo test lint sanitize extension format gpu-probe clean
+.PHONY: demo test lint sanitize extension format bench gpu-probe clean
 
 demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits: under 2 minutes
 	$(BIN)/python setup.py --quiet build_ext --inplace
@@ -34,6 +34,12 @@ format: .venv/dev
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
+bench: .venv/bench extension  ## rnnfast.RNN against nn.RNN and jax.lax.scan, on an idle machine
+	$(BIN)/python -m bench.rnn --out $(RESULTS)
+	$(BIN)/python -m pytest bench/rnn/cases.py --benchmark-storage=build/benchmarks \
+		--benchmark-autosave --benchmark-max-time=0.5 --benchmark-warmup=on \
+		--benchmark-columns=median,iqr,rounds
+
 gpu-probe:  ## on a machine with an NVIDIA GPU, nvcc and torch: under 4 minutes
 	$(PYTHON) -m bench.gpu_probe --out $(RESULTS)
 
@@ -41,13 +47,15 @@ clean:
 	rm -rf .venv build dist rnnfast.egg-info rnnfast/_C* rnnfast/_build.json .ruff_cache
 
 # Without build isolation, so that the pins hold for the build as well and its objects are kept.
-.venv/demo .venv/dev: .venv/%: pyproject.toml constraints.txt | .venv/bin/python
+.venv/demo .venv/dev .venv/bench: .venv/%: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools pybind11 ninja
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-		--no-build-isolation -e '.[demo$(if $(filter dev,$*),$(comma)dev)]'
+		--no-build-isolation -e '.[$(EXTRAS_$*)]'
 	touch $@
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-comma := ,
+EXTRAS_demo := demo
+EXTRAS_dev := demo,dev
+EXTRAS_bench := demo,dev,bench

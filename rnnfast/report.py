@@ -60,6 +60,16 @@ def explain(rnn: RNN, input: Tensor | PackedSequence) -> str:
     return "\n".join(lines)
 
 
+def cpu_name() -> str:
+    """As Linux and, failing that, Python calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def _refusals(problem: backends.Problem) -> list[tuple[str, str]]:
     return list(backends.refusals(problem).items())
 

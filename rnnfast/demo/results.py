@@ -11,6 +11,7 @@ from rich.table import Table
 
 import rnnfast
 
+from ..report import cpu_name
 from .tasks import Task
 from .training import (
     BATCH_SIZE,
@@ -89,16 +90,6 @@ def machine() -> dict:
         "rnnfast": rnnfast.__version__,
         "rnnfast_backend": rnnfast.explain(rnn, torch.zeros(1, 1, 1)).partition(",")[0],
     }
-
-
-def cpu_name() -> str:
-    """As Linux and, failing that, Python calls it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def table(result: dict) -> Table:
