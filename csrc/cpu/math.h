@@ -1,4 +1,6 @@
-// Vectorised tanh and sigmoid. The polynomials are our own: bench/ladder/polynomials.py.
+// Vectorised tanh and sigmoid, one source for float and double. The polynomials are our own:
+// bench/ladder/polynomials.py. Largest errors, and what else was tried:
+// bench/ladder/activations.md.
 #pragma once
 
 #include "simd.h"
@@ -6,93 +8,141 @@
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 
 template <class A>
-struct Math;
+struct MathConstants;
 
 template <>
-struct Math<float> {
-  using Scalar = float;
-  using Vector = Vec<float>;
-
-  // exp(x) for -104 <= x <= 88 as (1 + tail) * 2^exponent; the caller scales, since 2^-150 is no
-  // float.
-  struct Exponential {
-    Vector mantissa;
-    Bits32 exponent;
+struct MathConstants<float> {
+  using Bits = std::uint32_t;
+  static constexpr int kMantissaBits = 23;
+  static constexpr int kBias = 127;
+  static constexpr float kInverseLog2 = 0x1.715476p0f;
+  static constexpr float kLog2High = 0x1.62e4p-1f;  // 16 bits: exact times any exponent
+  static constexpr float kLog2Low = 0x1.7f7d1cp-20f;
+  // Beyond it the result rounds to 1. With so few powers of two one part of ln 2 will do.
+  static constexpr float kTanhLimit = 10.0f;
+  static constexpr float kTanhSeam = 0.5625f;
+  static constexpr float kTanhLog2High = 0x1.62e43p-1f;
+  static constexpr float kTanhLog2Low = 0.0f;
+  // exp of the bottom is below half of the least subnormal; beyond the top the result rounds to 1.
+  static constexpr float kSigmoidBottom = -104.0f;
+  static constexpr float kSigmoidTop = 18.0f;
+  static constexpr int kLift = 64;
+  static constexpr float kLower = 0x1p-64f;
+  static constexpr float kSigmoidScale = 1.5f;
+  static constexpr float kTanhNear[] = {
+      -0.33333313879465202036f, 0.1333245195930986894f,     -0.05383739596598564407f,
+      0.021007313887361264955f, -0.0061796007726469633011f,
   };
-
-  RNNFAST_INLINE static Exponential exponential(Vector x) {
-    constexpr float kShift = 0x1.8p23f;        // adding it rounds to an integer in the low bits
-    constexpr float kLog2High = 0x1.62e4p-1f;  // 16 bits: exact times any exponent
-    constexpr float kLog2Low = 0x1.7f7d1cp-20f;
-    const Vector shifted = x * 0x1.715476p0f + kShift;
-    const Vector n = shifted - kShift;
-    const Vector r = (x - n * kLog2High) - n * kLog2Low;
-    Vector tail = r * 0.000197903524509f + 0.00139446486652f;
-    tail = tail * r + 0.00833349700838f;
-    tail = tail * r + 0.0416662950925f;
-    tail = tail * r + 0.166666658694f;
-    tail = tail * r + 0.500000006764f;
-    return {(tail * (r * r) + r) + 1.0f,
-            bit_cast<Bits32>(shifted) - bit_cast<std::uint32_t>(kShift)};
-  }
-
-  RNNFAST_INLINE static Vector power_of_two(Bits32 exponent) {
-    return bit_cast<Vector>((exponent + 127u) << 23);
-  }
-
-  RNNFAST_INLINE static Vector tanh(Vector x) {
-    const Bits32 sign = bit_cast<Bits32>(x) & 0x80000000u;
-    const Vector magnitude = bit_cast<Vector>(bit_cast<Bits32>(x) ^ sign);
-    // Near zero by x (1 + z P(z)), since 1 - 2/(e+1) would cancel there.
-    const Vector z = magnitude * magnitude;
-    Vector near = z * 0.00214296179742f - 0.00817739820371f;
-    near = near * z + 0.0217007032191f;
-    near = near * z - 0.053946763065f;
-    near = near * z + 0.133332060085f;
-    near = near * z - 0.333333308027f;
-    near = near * (z * magnitude) + magnitude;
-    // From 10 on the result is 1; a NaN fails the comparison and stays.
-    const Vector ten = splat(10.0f);
-    const Vector doubled = 2.0f * (magnitude > ten ? ten : magnitude);
-    const Exponential e = exponential(doubled);
-    const Vector far = 1.0f - 2.0f / (e.mantissa * power_of_two(e.exponent) + 1.0f);
-    const Vector result = magnitude <= 0.625f ? near : far;
-    return bit_cast<Vector>(bit_cast<Bits32>(result) | sign);
-  }
-
-  RNNFAST_INLINE static Vector sigmoid(Vector x) {
-    const Vector magnitude = bit_cast<Vector>(bit_cast<Bits32>(x) & 0x7fffffffu);
-    const Vector limit = splat(104.0f);  // exp(-104) is below half of the least subnormal
-    const Exponential e = exponential(-(magnitude > limit ? limit : magnitude));
-    // Two factors, so that a subnormal result is rounded once and not flushed.
-    const Bits32 half = bit_cast<Bits32>(bit_cast<Vec<std::int32_t>>(e.exponent) >> 1);
-    const Vector decay = e.mantissa * power_of_two(half) * power_of_two(e.exponent - half);
-    const Vector one = splat(1.0f);
-    const Vector sum = one + decay;
-    const Vector result = (x < 0.0f ? decay : one) / sum;
-    // What the addition rounded away is half of the error that is left. 1/sum is at hand: it is
-    // one minus the result below zero, the result itself above.
-    const Vector lost = decay - (sum - one);
-    return result - result * (lost * (x < 0.0f ? one - result : result));
-  }
+  static constexpr float kExpTail[] = {
+      0.4999999815397110884f,    0.1666654362180036946f,    0.041667199922470474636f,
+      0.0083665205264429919151f, 0.0013882516842670304814f,
+  };
 };
 
 template <>
-struct Math<double> {
-  using Scalar = double;
-  using Vector = Vec<double>;
+struct MathConstants<double> {
+  using Bits = std::uint64_t;
+  static constexpr int kMantissaBits = 52;
+  static constexpr int kBias = 1023;
+  static constexpr double kInverseLog2 = 0x1.71547652b82fep0;
+  static constexpr double kLog2High = 0x1.62e42fefa38p-1;  // 42 bits
+  static constexpr double kLog2Low = 0x1.ef35793c7673p-45;
+  static constexpr double kTanhLimit = 20.0;
+  static constexpr double kTanhSeam = 0.5625;
+  static constexpr double kTanhLog2High = kLog2High;
+  static constexpr double kTanhLog2Low = kLog2Low;
+  static constexpr double kSigmoidBottom = -746.0;
+  static constexpr double kSigmoidTop = 38.0;
+  static constexpr int kLift = 512;
+  static constexpr double kLower = 0x1p-512;
+  static constexpr double kSigmoidScale = 1.3125;
+  static constexpr double kTanhNear[] = {
+      -0.33333333333333277786,    0.13333333333323123851,      -0.053968253961719175851,
+      0.021869488327128997876,    -0.0088632316348093165316,   0.0035920822263925953699,
+      -0.0014554794918012503077,  0.00058818303989281609744,   -0.00023271469287869103372,
+      0.000082358777944036815137, -0.000018902658464565870835,
+  };
+  static constexpr double kExpTail[] = {
+      0.50000000000000000085,     0.16666666666666676507,   0.041666666666666508749,
+      0.0083333333333216916518,   0.0013888888888962385109, 0.0001984126988596576839,
+      0.000024801587172517582703, 2.755724437424932442e-6,  2.7557402654290011346e-7,
+      2.5108978885952181978e-8,   2.0875328209992652596e-9,
+  };
+};
 
+template <class A>
+struct Math {
+  using Scalar = A;
+  using Vector = Vec<A>;
+
+  // Two ways and a choice: near zero x (1 + z P(z)) with z = x^2, and 1 - 2 / (exp(2|x|) + 1),
+  // which cancels there. Both add something small to what is exact, and so err by little more than
+  // the last rounding; one fraction for all x is cheaper, and its RMS error is 1.7 times this one.
   RNNFAST_INLINE static Vector tanh(Vector x) {
-    for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_tanh(x[i]);
-    return x;
+    const Bits sign = bit_cast<Bits>(x) & kSign;
+    const Vector magnitude = bit_cast<Vector>(bit_cast<Bits>(x) ^ sign);
+    const Vector limit = splat(C::kTanhLimit);
+    // A NaN fails this comparison, as those below, and stays.
+    const Vector a = magnitude > limit ? limit : magnitude;
+    const Vector z = a * a;
+    const Vector near = polynomial(C::kTanhNear, z, A(1), A(1)) * (z * a) + a;
+    // 2a = n ln(2) + 2r
+    constexpr A kShift = shift(-1);
+    const Vector shifted = a * (2 * C::kInverseLog2) + kShift;
+    const Vector n = shifted - kShift;
+    Vector r = a - n * (C::kTanhLog2High / 2);
+    if constexpr (C::kTanhLog2Low != 0) r = r - n * (C::kTanhLog2Low / 2);
+    const Vector slope = polynomial(C::kExpTail, r, A(4), A(2)) * r + A(2);
+    const Vector half_sum = power_of_two(shifted) * (slope * r + A(1)) + A(0.5);
+    const Vector far = A(1) - A(1) / half_sum;
+    const Vector result = a <= C::kTanhSeam ? near : far;
+    return bit_cast<Vector>(bit_cast<Bits>(result) | sign);
   }
 
+  // With x = n ln(2) + r and s = 2^n: 1 / (1 + exp(-x)) = s / (s + exp(-r)).
   RNNFAST_INLINE static Vector sigmoid(Vector x) {
-    for (int i = 0; i < kLanes<double>; ++i) {
-      const double decay = __builtin_exp(-__builtin_fabs(x[i]));
-      x[i] = (x[i] < 0 ? decay : 1) / (1 + decay);
-    }
-    return x;
+    const Vector bottom = splat(C::kSigmoidBottom);
+    const Vector top = splat(C::kSigmoidTop);
+    Vector a = x < bottom ? bottom : x;
+    a = a > top ? top : a;
+    // 2^n is no number for the least results: `lifted` is, and the last multiplication alone rounds
+    // to a subnormal.
+    constexpr A kShift = shift(C::kLift);
+    const Vector shifted = a * C::kInverseLog2 + kShift;
+    const Vector n = shifted - kShift;
+    const Vector r = (a - n * C::kLog2High) - n * C::kLog2Low;
+    const Vector lifted = power_of_two(shifted);
+    // The fraction is scaled so that its denominator stays away from powers of two, above which
+    // half an ulp is the largest part of a number.
+    constexpr A k = C::kSigmoidScale;
+    const Vector slope = polynomial(C::kExpTail, r, k, A(-1)) * r - k;
+    const Vector sum = slope * r + (lifted * (C::kLower * k) + k);
+    return k / sum * lifted * C::kLower;
+  }
+
+ private:
+  using C = MathConstants<A>;
+  using Bits = Vec<typename C::Bits>;
+  static constexpr typename C::Bits kSign = typename C::Bits(1) << (8 * sizeof(A) - 1);
+
+  // Adding it rounds to an integer n, and leaves the exponent field of 2^(n + lift) in the low
+  // bits.
+  static constexpr A shift(int lift) {
+    return A(typename C::Bits(3) << (C::kMantissaBits - 1)) + A(C::kBias + lift);
+  }
+  RNNFAST_INLINE static Vector power_of_two(Vector shifted) {
+    return bit_cast<Vector>(bit_cast<Bits>(shifted) << C::kMantissaBits);
+  }
+
+  // scale * P(ratio * x). Coefficients, lowest first, are scaled when it is compiled.
+  template <int kTerms>
+  RNNFAST_INLINE static Vector polynomial(const A (&coefficients)[kTerms], Vector x, A scale,
+                                          A ratio) {
+    A power[kTerms] = {scale};
+    for (int i = 1; i < kTerms; ++i) power[i] = power[i - 1] * ratio;
+    Vector sum = splat(coefficients[kTerms - 1] * power[kTerms - 1]);
+    for (int i = kTerms - 2; i >= 0; --i) sum = sum * x + coefficients[i] * power[i];
+    return sum;
   }
 };
 
