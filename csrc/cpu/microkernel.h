@@ -137,8 +137,10 @@ struct Tiling {
   Cut units;
 };
 
+template <Left kLeft = Left::kRows>
 RNNFAST_INLINE Tiling make_tiling(int64_t rows, int64_t first_unit, int64_t units, int gates) {
-  const int64_t most = kAccumulators / gates < kTileRows ? kAccumulators / gates : kTileRows;
+  constexpr int64_t kMost = kLeft == Left::kRows ? kRowsOfTile : kTileRows;
+  const int64_t most = kAccumulators / gates < kMost ? kAccumulators / gates : kMost;
   if (rows == 0) return {{}, first_unit, {}};  // this thread has nothing to compute
   const Cut row_tiles = Cut::of(rows, ceil_div(rows, most));
   const int64_t wide = max_panels(row_tiles.length(0)) / gates;

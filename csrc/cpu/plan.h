@@ -43,6 +43,8 @@ RNNFAST_INLINE Plan make_plan(const Shape& shape, int gates, int threads) {
     }
   }
   if (plan.slices > shape.batch) plan.slices = shape.batch;
+  // A slice of one row reads all weights for a single product each.
+  if (shape.batch < 2 * plan.slices && step >= RNNFAST_WORTH_WAITING) plan.slices = 1;
   if (plan.tasks() < threads && step >= RNNFAST_WORTH_WAITING) plan.parts = threads / plan.tasks();
   if (plan.tasks() * plan.parts < threads)
     plan.threads = static_cast<int>(plan.tasks() * plan.parts);

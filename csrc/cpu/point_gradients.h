@@ -10,7 +10,7 @@
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 
 // Points taken at a time: a strip and two panels of them fit the L1 cache.
-constexpr int64_t kChunk = 256;
+constexpr int64_t kChunk = 128;
 
 // Elements of a panel or strip: never a multiple of 4096 bytes, or all that are being packed would
 // compete for one set of the L1 cache.
@@ -106,7 +106,8 @@ struct PointGradients {
     const Shape& shape = problem.shape;
     int64_t first_row = part_begin(shared.rows(), member.count, member.index);
     int64_t end_row = part_begin(shared.rows(), member.count, member.index + 1);
-    Tiling tiling = make_tiling(end_row - first_row, 0, 0, 1);  // units as each product has them
+    Tiling tiling =
+        make_tiling<Left::kStrips>(end_row - first_row, 0, 0, 1);  // units as each product has them
     int64_t next_t = 0, next_b = 0;
     int64_t points = 0;
     int64_t t[kChunk] = {}, b[kChunk] = {};
@@ -282,7 +283,8 @@ struct PointGradients {
 
     // sum[row][column] += the product, for this thread's rows.
     void multiply(int64_t panels, int64_t columns, A* sum) const {
-      Tiling tiles = make_tiling(end_row - first_row, 0, ceil_div(columns, L), 1);
+      const Tiling tiles =
+          make_tiling<Left::kStrips>(end_row - first_row, 0, ceil_div(columns, L), 1);
       const Packed<A> packed = {at(panels), points, with_gap<A>(points * L), false};
       for_each_product<A, 1, Left::kStrips>(
           packed, own_strips(), strip_stride(), tiles, [](int64_t, int64_t) { return false; },

@@ -44,7 +44,7 @@ struct Rows {
   RNNFAST_INLINE T* at(int64_t row, int64_t unit) const { return data + row * stride + unit; }
   // Asks for the line ahead of its use: rows lie too far apart for the hardware to see a stream.
   RNNFAST_INLINE void prefetch(int64_t row, int64_t unit) const {
-    if (data != nullptr) __builtin_prefetch(at(row, unit));
+    __builtin_prefetch(at(row, unit));
   }
 };
 
@@ -79,11 +79,10 @@ struct Task {
   RNNFAST_INLINE int64_t length(int64_t row) const {
     return lengths != nullptr ? lengths[slice.first + row] : shape.steps;
   }
-  // The slice's rows of the sequence at step t, from this group's first value on; t may lie one
-  // step outside, where there is nothing to see.
+  // The slice's rows of the sequence at step t, from this group's first value on.
   template <class To, class Pointer>
   RNNFAST_INLINE Rows<To> rows(const Sequence<Pointer>& sequence, int values, int64_t t) const {
-    if (sequence.data == nullptr || t < 0 || t >= shape.steps) return {};
+    if (sequence.data == nullptr) return {};
     return {static_cast<To*>(sequence.data) + t * sequence.stride_t +
                 slice.first * sequence.stride_b + slice.group * values * shape.size,
             sequence.stride_b};
@@ -234,9 +233,9 @@ struct ForwardTask : Task<Cell, S> {
 
   void step(int64_t i) {
     const int64_t t = time(i);
-    const int64_t next = time(i + 1);
+    const int64_t next = time(i + 1 < this->shape.steps ? i + 1 : i);  // for what is prefetched
     const Step at = {rows_of_p(i),
-                     this->template rows<const P>(problem->p, Cell::kGates, next),
+                     rows_of_p(i + 1 < this->shape.steps ? i + 1 : i),
                      this->template rows<S>(problem->y, 1, t),
                      this->template rows<S>(problem->y, 1, next),
                      this->template rows<S>(problem->saved, Cell::kSaved, t),
@@ -254,15 +253,16 @@ struct ForwardTask : Task<Cell, S> {
       while (row < end && !active(row)) ++row;
       return row == end;
     };
-    const auto epilogue = [&](int64_t row, int64_t vector, int64_t end, const V* u)
-                              RNNFAST_INLINE_LAMBDA {
-                                if (active(row)) {
-                                  for (; vector < end; ++vector, u += Cell::kGates)
-                                    point(at, row, vector * L, u);
-                                } else {
-                                  for (; vector < end; ++vector) pass(at, row, vector * L);
-                                }
-                              };
+    const auto epilogue = [&](int64_t row, int64_t vector, int64_t end,
+                              const V* u) RNNFAST_INLINE_LAMBDA {
+      if (active(row)) {
+        for (; vector < end && end * L <= at.size; ++vector, u += Cell::kGates)
+          point<true>(at, row, vector * L, u);
+        for (; vector < end; ++vector, u += Cell::kGates) point<false>(at, row, vector * L, u);
+      } else {
+        for (; vector < end; ++vector) pass(at, row, vector * L);
+      }
+    };
     for_each_product<A, Cell::kGates>(weights, old_state, this->stride, this->tiling, skip,
                                       epilogue);
   }
@@ -273,6 +273,8 @@ struct ForwardTask : Task<Cell, S> {
     store(at.y.at(row, unit), Raw<S>{}, at.size - unit);
   }
 
+  // Kept short: several of them at once, divisions and all, fit what the processor looks ahead.
+  template <bool kWhole>
   RNNFAST_INLINE static void point(const Step& at, int64_t row, int64_t unit, const V* u) {
     const int64_t count = at.size - unit;
     at.next_p.prefetch(row, unit);
@@ -280,17 +282,18 @@ struct ForwardTask : Task<Cell, S> {
     Values<V, Cell::kGates> p;
     Values<V, Cell::kCarried> state;
     Values<V, Cell::kSaved> saved;
-    for (int i = 0; i < Cell::kGates; ++i) p.at[i] = load(at.p.at(row, unit + i * at.size), count);
+    for (int i = 0; i < Cell::kGates; ++i)
+      p.at[i] = load_if<kWhole>(at.p.at(row, unit + i * at.size), count);
     for (int i = 0; i < Cell::kCarried; ++i)
       state.at[i] = load(at.carried.at(row, unit) + i * at.carried_stride);
     const V h_prev = load(at.old_state.at(row, unit));
     const Raw<S> h = narrow<S>(Cell::forward(p.at, u, h_prev, state.at, saved.at));
-    store(at.y.at(row, unit), h, count);
+    store_if<kWhole>(at.y.at(row, unit), h, count);
     store_raw(at.new_state.at(row, unit), widen<S>(h));
     for (int i = 0; i < Cell::kCarried; ++i)
       store_raw(at.carried.at(row, unit) + i * at.carried_stride, state.at[i]);
     for (int i = 0; i < Cell::kSaved; ++i)
-      store(at.saved.at(row, unit + i * at.size), narrow<S>(saved.at[i]), count);
+      store_if<kWhole>(at.saved.at(row, unit + i * at.size), narrow<S>(saved.at[i]), count);
   }
 };
 
@@ -359,9 +362,12 @@ struct BackwardTask : Task<Cell, S> {
 
   void step(int64_t t) {
     const bool reverse = this->reverse();
-    const int64_t next = reverse ? t + 1 : t - 1;
+    const int64_t steps = this->shape.steps;
+    const int64_t before = reverse ? t + 1 : t - 1;
+    const int64_t next = before < 0 || before == steps ? t : before;  // for what is prefetched
     const Step at = {this->template rows<const S>(problem->grad_y, 1, t),
-                     this->template rows<const S>(problem->grad_y, 1, next),
+                     this->template rows<const S>(
+                         problem->grad_y.data != nullptr ? problem->grad_y : problem->y, 1, next),
                      this->template rows<const S>(problem->y, 1, t),
                      this->template rows<const S>(problem->y, 1, next),
                      this->template rows<const S>(problem->y, 1, next),
@@ -375,7 +381,6 @@ struct BackwardTask : Task<Cell, S> {
                      {dcarried, this->stride},
                      this->slice.count * this->stride,
                      this->shape.size};
-    const int64_t steps = this->shape.steps;
     const int64_t* const lengths =
         this->lengths != nullptr ? this->lengths + this->slice.first : nullptr;
     const auto length = [=](int64_t row) RNNFAST_INLINE_LAMBDA {
@@ -394,10 +399,14 @@ struct BackwardTask : Task<Cell, S> {
         for (; vector < end; ++vector) pass(at, row, vector * L);
       } else if (enters(row)) {
         for (; vector < end; ++vector)
-          point(at, t, row, vector * L, this->state_or_zero(problem->grad_h_n, 0, row, vector * L));
+          point<false>(at, t, row, vector * L,
+                       this->state_or_zero(problem->grad_h_n, 0, row, vector * L));
+      } else if (end * L <= at.size) {
+        for (; vector < end; ++vector, ++product)
+          point<true>(at, t, row, vector * L, carry(at, row, vector * L, product));
       } else {
         for (; vector < end; ++vector, ++product)
-          point(at, t, row, vector * L, carry(at, row, vector * L, product));
+          point<false>(at, t, row, vector * L, carry(at, row, vector * L, product));
       }
     };
     for_each_product<A, 1>(weights, old_du, du_stride, this->tiling, skip, epilogue);
@@ -409,13 +418,10 @@ struct BackwardTask : Task<Cell, S> {
   }
 
   // With several gates the rest of the last vector belongs to the next gate.
+  template <bool kWhole>
   RNNFAST_INLINE static void keep_du(const Step& at, int64_t row, int64_t unit, int gate, V value) {
     A* const to = at.new_du.at(row, gate * at.size + unit);
-    if constexpr (Cell::kGates == 1) {
-      store_raw(to, value);
-    } else {
-      store(to, value, at.size - unit);
-    }
+    store_if<kWhole || Cell::kGates == 1>(to, value, at.size - unit);
   }
 
   // A step outside the row's length: the gradient waits, nothing flows into p.
@@ -423,7 +429,7 @@ struct BackwardTask : Task<Cell, S> {
     const int64_t count = at.size - unit;
     for (int i = 0; i < Cell::kGates; ++i) {
       const int64_t place = unit + i * at.size;
-      keep_du(at, row, unit, i, load(at.old_du.at(row, place), count));
+      keep_du<false>(at, row, unit, i, load(at.old_du.at(row, place), count));
       store(at.dp.at(row, place), Raw<S>{}, count);
       if constexpr (Cell::kSplitGradient) store(at.du.at(row, place), Raw<S>{}, count);
     }
@@ -435,18 +441,19 @@ struct BackwardTask : Task<Cell, S> {
     return load(at.before.at(row, unit), at.size - unit);
   }
 
+  template <bool kWhole>
   RNNFAST_INLINE void point(const Step& at, int64_t t, int64_t row, int64_t unit, V dh) const {
     const int64_t count = at.size - unit;
     at.next_grad_y.prefetch(row, unit);
     at.next_y.prefetch(row, unit);
     at.next_dp.prefetch(row, unit);
-    if (at.grad_y.data != nullptr) dh += load(at.grad_y.at(row, unit), count);
-    const V h = load(at.y.at(row, unit), count);
+    if (at.grad_y.data != nullptr) dh += load_if<kWhole>(at.grad_y.at(row, unit), count);
+    const V h = load_if<kWhole>(at.y.at(row, unit), count);
     V h_before = {};
     if constexpr (Cell::kReadsPrevious) h_before = state_before(at, t, row, unit);
     Values<V, Cell::kSaved> saved;
     for (int i = 0; i < Cell::kSaved; ++i)
-      saved.at[i] = load(at.saved.at(row, unit + i * at.size), count);
+      saved.at[i] = load_if<kWhole>(at.saved.at(row, unit + i * at.size), count);
     Values<V, Cell::kCarried> state;
     for (int i = 0; i < Cell::kCarried; ++i)
       state.at[i] = load(at.dcarried.at(row, unit) + i * at.dcarried_stride);
@@ -458,12 +465,12 @@ struct BackwardTask : Task<Cell, S> {
       store_raw(at.dcarried.at(row, unit) + i * at.dcarried_stride, state.at[i]);
     for (int i = 0; i < Cell::kGates; ++i) {
       Raw<S> stored = narrow<S>(dp.at[i]);
-      store(at.dp.at(row, unit + i * at.size), stored, count);
+      store_if<kWhole>(at.dp.at(row, unit + i * at.size), stored, count);
       if constexpr (Cell::kSplitGradient) {
         stored = narrow<S>(du.at[i]);
-        store(at.du.at(row, unit + i * at.size), stored, count);
+        store_if<kWhole>(at.du.at(row, unit + i * at.size), stored, count);
       }
-      keep_du(at, row, unit, i, widen<S>(stored));
+      keep_du<kWhole>(at, row, unit, i, widen<S>(stored));
     }
   }
 

@@ -28,19 +28,23 @@ using std::int64_t;
 #if defined(RNNFAST_SIMD_AVX512)
 constexpr int kVectorBytes = 64;
 constexpr int kAccumulators = 24;  // of 32 registers
-constexpr int kTileRows = 8;
+constexpr int kTileRows = 8;       // at most
+constexpr int kRowsOfTile = 8;     // where the left operand lies in rows
 #elif defined(RNNFAST_SIMD_AVX2)
 constexpr int kVectorBytes = 32;
 constexpr int kAccumulators = 12;  // of 16 registers
 constexpr int kTileRows = 6;
+constexpr int kRowsOfTile = 4;
 #elif defined(__aarch64__)
 constexpr int kVectorBytes = 16;
 constexpr int kAccumulators = 24;
 constexpr int kTileRows = 8;
+constexpr int kRowsOfTile = 8;
 #else
 constexpr int kVectorBytes = 16;
 constexpr int kAccumulators = 12;
 constexpr int kTileRows = 6;
+constexpr int kRowsOfTile = 4;
 #endif
 
 // Storage of the 2-byte types. Not _Float16: GCC has it in C++ from version 12 on only.
@@ -220,6 +224,20 @@ RNNFAST_INLINE void store(S* to, Raw<S> raw, int64_t count) {
     store_raw(to, raw);
   } else {
     store_raw(to, raw, count);
+  }
+}
+
+// The same for a count that is known to be whole when it is compiled: without the branch.
+template <bool kWhole, class S>
+RNNFAST_INLINE Vec<Arithmetic<S>> load_if(const S* from, int64_t count) {
+  return kWhole ? load(from) : load(from, count);
+}
+template <bool kWhole, class S>
+RNNFAST_INLINE void store_if(S* to, Raw<S> raw, int64_t count) {
+  if constexpr (kWhole) {
+    store_raw(to, raw);
+  } else {
+    store(to, raw, count);
   }
 }
 
