@@ -10,7 +10,7 @@
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 
 // Points taken at a time: a strip and two panels of them fit the L1 cache.
-constexpr int64_t kChunk = 128;
+constexpr int64_t kChunk = 256;
 
 // Elements of a panel or strip: never a multiple of 4096 bytes, or all that are being packed would
 // compete for one set of the L1 cache.
