@@ -8,6 +8,8 @@ CXX_FILES := $(filter-out %/rnn_fwd_cluster.cuh %/rnn_bwd_cluster.cuh, \
 	$(shell find csrc tests bench -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'))
 # (those two stand as they were sketched)
 
+OF_EVERY_LEVEL := $(addprefix tests/test_,numerics.py module_contract.py module_sequences.py)
+
 .PHONY: demo test lint sanitize extension format bench gpu-probe clean
 
 demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits: under 2 minutes
@@ -17,6 +19,9 @@ demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits: under 2 m
 test: export RNNFAST_REQUIRE_EXTENSION = 1  # its tests must not be skipped
 test: lint extension sanitize  ## everything that can be shown without a GPU
 	$(BIN)/python -m pytest
+	levels=$$($(BIN)/python -c 'from rnnfast import _C; print(*_C.simd_levels()[:-1])') && \
+		for level in $$levels; do echo "SIMD level $$level:" && \
+		RNNFAST_SIMD=$$level $(BIN)/python -m pytest $(OF_EVERY_LEVEL) || exit 1; done
 
 lint: .venv/dev
 	$(BIN)/ruff check .

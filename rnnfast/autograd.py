@@ -23,7 +23,7 @@ _library.define(
     "rnn(Tensor x, Tensor? w_ih, Tensor? b_ih, Tensor? b_hh, Tensor w_hh, Tensor? h_0,"
     " Tensor? lengths, str nonlinearity, str backend) -> (Tensor, Tensor)"
 )
-# An empty tensor in the place of a gradient that is not wanted.
+# An empty tensor in the place of a gradient that is not there, or not wanted.
 _library.define(
     "rnn_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor y, Tensor x, Tensor? w_ih, Tensor w_hh,"
     " Tensor? h_0, Tensor? lengths, bool dx_wanted, bool dw_wanted, str nonlinearity, str backend)"
@@ -50,7 +50,7 @@ def _rnn_shapes(x, w_ih, b_ih, b_hh, w_hh, h_0, lengths, nonlinearity, backend):
 def _rnn_backward_shapes(
     grad_y, grad_h_n, y, x, w_ih, w_hh, h_0, lengths, dx_wanted, dw_wanted, nonlinearity, backend
 ):
-    return _with_empty(y, empty_gradients(y, x, w_ih, w_hh, dx_wanted, dw_wanted))
+    return _with_empty(y, empty_gradients(y, x, w_ih, w_hh, h_0, dx_wanted, dw_wanted))
 
 
 def _with_empty(like: Tensor, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:

@@ -191,10 +191,7 @@ class RNN(nn.RNNBase):
     def _layers(
         self, u: Tensor, hx: Tensor | None, lengths: Tensor | None, batch_first: bool
     ) -> tuple[Tensor, Tensor]:
-        """u [T, B, I], or [B, T, I] with batch_first -> output so ordered, h_n [L * D, B, H].
-
-        Each layer projects all its steps at once, outside the recurrence.
-        """
+        """u [T, B, I], or [B, T, I] with batch_first -> output so ordered, h_n [L * D, B, H]."""
         backend = self._backend(u)
         if backend == "torch":
             x = u.transpose(0, 1) if batch_first else u

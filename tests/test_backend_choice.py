@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,21 @@ def calls(monkeypatch):
     watch("torch", BACKENDS["torch"], "packed_layers")
     watch("reference", BACKENDS["reference"], "forward")
     return seen
+
+
+@has_extension
+def test_the_environment_selects_a_simd_level():
+    def run(level: str) -> subprocess.CompletedProcess:
+        code = "import rnnfast; print(rnnfast.info())"
+        environment = os.environ | {"RNNFAST_SIMD": level}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    for level in cpu._C.simd_levels():
+        assert f"with SIMD level {level} of" in run(level).stdout
+    refused = run("sse9")
+    assert refused.returncode != 0
+    assert "RNNFAST_SIMD: SIMD level 'sse9' is not usable here; usable: portable" in refused.stderr
 
 
 def test_order_of_auto():

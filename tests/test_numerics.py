@@ -369,8 +369,8 @@ def test_two_oracles_agree(f):
 def judged(ratios: dict[str, float], cases: list[Case]) -> dict[str, float]:
     """Those of them that say something about the kernel.
 
-    Left out is what pools fewer than 100 values a step, which is chance, and gradients of ReLU in 16
-    bits, where one unit that rounds to the other side of 0 outweighs all rounding.
+    Left out is what pools fewer than 100 values a step, which is chance, and gradients of ReLU in
+    16 bits, where one unit that rounds to the other side of 0 outweighs all rounding.
     """
     _, B, H = *cases[0].p.shape[:2], cases[0].w_hh.shape[1]
     pooled = dict.fromkeys(LAYER_RESULTS, len(cases) * B * H)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,12 @@ try:
 except ImportError as error:
     _C = None
     WHY_MISSING = str(error)
+
+if _C is not None and os.environ.get("RNNFAST_SIMD"):  # for tests: levels differ in speed alone
+    try:
+        _C.set_simd_level(os.environ["RNNFAST_SIMD"])
+    except ValueError as error:
+        raise ValueError(f"RNNFAST_SIMD: {error}") from None
 
 DTYPES = {
     torch.float32: "float32",
@@ -77,12 +84,14 @@ def backward(
     dw_wanted: bool,
     nonlinearity: str,
 ) -> tuple[Tensor | None, ...]:
-    """dx, dw_ih, db [2, D * H] for b_ih and b_hh, dw_hh, dh_0; None where not wanted.
+    """dx, dw_ih, db [2, D * H] for b_ih and b_hh, dw_hh, dh_0; None where there is none, or where
+    it is not wanted.
 
     Without w_ih, x is p and dx is dp.
     """
     T, B, _ = y.shape
-    gradients = empty_gradients(y, x, w_ih, w_hh, dx_wanted, dw_wanted)
+    H = w_hh.shape[-1]
+    gradients = empty_gradients(y, x, w_ih, w_hh, h_0, dx_wanted, dw_wanted)
     dx, dw_ih, db, dw_hh, dh_0 = gradients
     dp = torch.empty_like(y) if w_ih is not None or dx is None else dx
     dx = None if w_ih is None else dx
@@ -93,8 +102,8 @@ def backward(
     _C.rnn_backward(
         nonlinearity, DTYPES[y.dtype], _address(grad_y), grad_h_n, y.data_ptr(),
         x.data_ptr() if w_ih else 0, w_ih, w_hh, h_0, lengths, dp.data_ptr(), _address(dx),
-        _address(dw_ih), _address(db), _address(dw_hh), dh_0.data_ptr(), T, B, dh_0.shape[2],
-        dh_0.shape[0], 1, x.shape[2], *_strides(grad_y), *y.stride()[:2], *dp.stride()[:2],
+        _address(dw_ih), _address(db), _address(dw_hh), _address(dh_0), T, B, H,
+        y.shape[2] // H, 1, x.shape[2], *_strides(grad_y), *y.stride()[:2], *dp.stride()[:2],
         *x.stride()[:2], *_strides(dx), torch.get_num_threads(),
     )  # fmt: skip
     return gradients
@@ -108,17 +117,22 @@ def empty_results(x: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def empty_gradients(
-    y: Tensor, x: Tensor, w_ih: Tensor | None, w_hh: Tensor, dx_wanted: bool, dw_wanted: bool
+    y: Tensor,
+    x: Tensor,
+    w_ih: Tensor | None,
+    w_hh: Tensor,
+    h_0: Tensor | None,
+    dx_wanted: bool,
+    dw_wanted: bool,
 ) -> tuple[Tensor | None, ...]:
     """What backward returns, uninitialised."""
-    D = w_hh.shape[0] if w_hh.dim() == 3 else 1
     projects = dw_wanted and w_ih is not None
     return (
         empty_rows(x, x.shape[2]) if dx_wanted else None,
         torch.empty_like(w_ih, memory_format=torch.contiguous_format) if projects else None,
         y.new_empty(2, y.shape[2]) if projects else None,
         torch.empty_like(w_hh, memory_format=torch.contiguous_format) if dw_wanted else None,
-        y.new_empty(D, y.shape[1], w_hh.shape[-1]),
+        None if h_0 is None else torch.empty_like(h_0, memory_format=torch.contiguous_format),
     )
 
 
