@@ -63,12 +63,12 @@ void rnn_forward(const std::string& nonlinearity, const std::string& dtype, Addr
 
 void rnn_backward(const std::string& nonlinearity, const std::string& dtype, Address grad_y,
                   Address grad_h_n, Address y, Address x, Address w_ih, Address w_hh, Address h0,
-                  Address lengths, Address dp, Address dx, Address dw_ih, Address db, Address dw_hh,
-                  Address dh0, int64_t steps, int64_t batch, int64_t size, int64_t directions,
-                  int64_t heads, int64_t input_size, int64_t gy_stride_t, int64_t gy_stride_b,
-                  int64_t y_stride_t, int64_t y_stride_b, int64_t dp_stride_t, int64_t dp_stride_b,
-                  int64_t x_stride_t, int64_t x_stride_b, int64_t dx_stride_t, int64_t dx_stride_b,
-                  int threads) {
+                  Address lengths, Address dp, Address dx, Address dw_ih, Address db_ih,
+                  Address db_hh, Address dw_hh, Address dh0, int64_t steps, int64_t batch,
+                  int64_t size, int64_t directions, int64_t heads, int64_t input_size,
+                  int64_t gy_stride_t, int64_t gy_stride_b, int64_t y_stride_t, int64_t y_stride_b,
+                  int64_t dp_stride_t, int64_t dp_stride_b, int64_t x_stride_t, int64_t x_stride_b,
+                  int64_t dx_stride_t, int64_t dx_stride_b, int threads) {
   cpu::BackwardProblem problem;
   problem.shape = {steps, batch, size, directions, heads};
   problem.threads = threads;
@@ -84,7 +84,8 @@ void rnn_backward(const std::string& nonlinearity, const std::string& dtype, Add
   problem.dp = {pointer(dp), dp_stride_t, dp_stride_b};
   problem.dx = {pointer(dx), dx_stride_t, dx_stride_b};
   problem.dw_ih = pointer(dw_ih);
-  problem.db = pointer(db);
+  problem.db_ih = pointer(db_ih);
+  problem.db_hh = pointer(db_hh);
   problem.dw_hh = pointer(dw_hh);
   problem.dh0 = pointer(dh0);
   cpu::kernels().elman_backward(nonlinearity_named(nonlinearity), dtype_named(dtype), problem);
@@ -104,9 +105,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("rnn_backward", &rnn_backward, no_gil, py::arg("nonlinearity"), py::arg("dtype"),
              py::arg("grad_y"), py::arg("grad_h_n"), py::arg("y"), py::arg("x"), py::arg("w_ih"),
              py::arg("w_hh"), py::arg("h0"), py::arg("lengths"), py::arg("dp"), py::arg("dx"),
-             py::arg("dw_ih"), py::arg("db"), py::arg("dw_hh"), py::arg("dh0"), py::arg("T"),
-             py::arg("B"), py::arg("S"), py::arg("directions"), py::arg("heads"), py::arg("I"),
-             py::arg("gy_stride_t"), py::arg("gy_stride_b"), py::arg("y_stride_t"),
+             py::arg("dw_ih"), py::arg("db_ih"), py::arg("db_hh"), py::arg("dw_hh"), py::arg("dh0"),
+             py::arg("T"), py::arg("B"), py::arg("S"), py::arg("directions"), py::arg("heads"),
+             py::arg("I"), py::arg("gy_stride_t"), py::arg("gy_stride_b"), py::arg("y_stride_t"),
              py::arg("y_stride_b"), py::arg("dp_stride_t"), py::arg("dp_stride_b"),
              py::arg("x_stride_t"), py::arg("x_stride_b"), py::arg("dx_stride_t"),
              py::arg("dx_stride_b"), py::arg("threads"));

@@ -25,9 +25,9 @@ _library.define(
 )
 # An empty tensor in the place of a gradient that is not there, or not wanted.
 _library.define(
-    "rnn_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor y, Tensor x, Tensor? w_ih, Tensor w_hh,"
+    "rnn_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor y, Tensor? x, Tensor? w_ih, Tensor w_hh,"
     " Tensor? h_0, Tensor? lengths, bool dx_wanted, bool dw_wanted, str nonlinearity, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -50,7 +50,7 @@ def _rnn_shapes(x, w_ih, b_ih, b_hh, w_hh, h_0, lengths, nonlinearity, backend):
 def _rnn_backward_shapes(
     grad_y, grad_h_n, y, x, w_ih, w_hh, h_0, lengths, dx_wanted, dw_wanted, nonlinearity, backend
 ):
-    return _with_empty(y, empty_gradients(y, x, w_ih, w_hh, h_0, dx_wanted, dw_wanted))
+    return _with_empty(y, empty_gradients(y, w_ih, w_hh, h_0, dx_wanted, dw_wanted))
 
 
 def _with_empty(like: Tensor, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
@@ -62,29 +62,34 @@ _library.impl("rnn_backward", _rnn_backward, "CompositeExplicitAutograd")
 torch.library.register_fake("rnnfast::rnn", _rnn_shapes, lib=_library)
 torch.library.register_fake("rnnfast::rnn_backward", _rnn_backward_shapes, lib=_library)
 
-_PLAIN = {Tensor, nn.Parameter, type(None)}
+_TYPES = {Tensor, nn.Parameter}
+# What a tensor is, as the dispatcher sees it: memory on the CPU and nothing more. No wrapper of a
+# transform, no pending negation, no zeros without memory.
+with torch.inference_mode():
+    _KEYS = {torch._C._dispatch_keys(torch.empty(0)).raw_repr()}
+_KEYS.add(torch._C._dispatch_keys(torch.empty(0)).raw_repr())
 
 
 def _direct(*tensors: Tensor | None) -> bool:
-    """Whether nobody looks at the ops: then the backend is called without the dispatcher, which
-    takes a quarter of a small call."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and all(type(x) in _PLAIN for x in tensors)
-    )
-
-
-def _batched(x: Tensor | None) -> bool:
-    """By torch.autograd.grad(is_grads_batched=True), which is no transform of torch.func."""
-    return x is not None and torch._C._functorch.is_legacy_batchedtensor(x)
+    """Whether the dispatcher has nothing to do: then the backend is called without it, which saves
+    a quarter of a small call."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    keys = torch._C._dispatch_keys
+    return all(x is None or (type(x) in _TYPES and keys(x).raw_repr() in _KEYS) for x in tensors)
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w_ih, b_ih, b_hh, w_hh, h_0, lengths, nonlinearity, backend):
-        y, h_n = _forward(x, w_ih, b_ih, b_hh, w_hh, h_0, lengths, nonlinearity, backend)
-        ctx.save_for_backward(y, x, w_ih, w_hh, h_0, lengths)
+    def forward(ctx, x, w_ih, b_ih, b_hh, w_hh, h_0, lengths, nonlinearity, backend, direct):
+        inputs = (x, w_ih, b_ih, b_hh, w_hh, h_0, lengths, nonlinearity)
+        y, h_n = _forward(inputs, backend, direct)
+        kept = x if w_ih is not None and any(ctx.needs_input_grad[1:5]) else None
+        ctx.save_for_backward(y, kept, w_ih, w_hh, h_0, lengths)
         ctx.nonlinearity, ctx.backend = nonlinearity, backend
         ctx.set_materialize_grads(False)
         return y, h_n
@@ -92,26 +97,23 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y, grad_h_n):
         if grad_y is None and grad_h_n is None:
-            return (None,) * 9
+            return (None,) * 10
         saved = ctx.saved_tensors  # once: checkpointing allows no second look
-        dx_wanted, *dw_wanted = ctx.needs_input_grad[:5]
-        inputs = (grad_y, grad_h_n, *saved, dx_wanted, any(dw_wanted), ctx.nonlinearity)
+        needs = ctx.needs_input_grad
+        inputs = (grad_y, grad_h_n, *saved, needs[0], any(needs[1:5]), ctx.nonlinearity)
         if torch.is_grad_enabled() or in_transform():
             with precision.no_autocast(saved[0].device.type):
-                dx, dw_ih, db, dw_hh, dh_0 = reference.backward(*inputs)
-        elif _direct(grad_y, grad_h_n, *saved) and not _batched(grad_y) and not _batched(grad_h_n):
-            dx, dw_ih, db, dw_hh, dh_0 = BACKENDS[ctx.backend].backward(*inputs)
+                gradients = reference.backward(*inputs)
+        elif _direct(grad_y, grad_h_n, *saved):
+            gradients = BACKENDS[ctx.backend].backward(*inputs)
         else:
-            dx, dw_ih, db, dw_hh, dh_0 = torch.ops.rnnfast.rnn_backward(*inputs, ctx.backend)
-        needs = ctx.needs_input_grad
-        db_ih, db_hh = db.unbind() if needs[2] or needs[3] else (None, None)
-        gradients = (dx, dw_ih, db_ih, db_hh, dw_hh, dh_0)
-        return *(g if need else None for g, need in zip(gradients, needs)), None, None, None
+            gradients = torch.ops.rnnfast.rnn_backward(*inputs, ctx.backend)
+        wanted = (g if need else None for g, need in zip(gradients, needs))
+        return *wanted, None, None, None, None
 
 
-def _forward(x, w_ih, b_ih, b_hh, w_hh, h_0, lengths, nonlinearity, backend):
-    inputs = (x, w_ih, b_ih, b_hh, w_hh, h_0, lengths, nonlinearity)
-    if _direct(*inputs[:7]):
+def _forward(inputs: tuple, backend: str, direct: bool) -> tuple[Tensor, Tensor]:
+    if direct:
         return BACKENDS[backend].forward(*inputs)
     return torch.ops.rnnfast.rnn(*inputs, backend)
 
@@ -146,9 +148,22 @@ def layer(
     if backend == "reference" or in_transform():
         with precision.no_autocast(x.device.type):
             return reference.forward(*inputs)
+    direct = _direct(*inputs[:7])
+    if not direct:
+        _check_devices(*inputs[:6])
     if not torch.is_grad_enabled():
-        return _forward(*inputs, backend)
-    return (_apply if _direct(*inputs[:7]) else _Layer.apply)(*inputs, backend)
+        return _forward(inputs, backend, direct)
+    return (_apply if direct else _Layer.apply)(*inputs, backend, direct)
+
+
+def _check_devices(x: Tensor, *others: Tensor | None) -> None:
+    """The dispatcher would take a "meta" weight for a call without values."""
+    for value in others:
+        if value is not None and value.device != x.device:
+            raise RuntimeError(
+                "Input and parameter tensors are not at the same device, found input tensor at "
+                f"{x.device} and parameter tensor at {value.device}"
+            )
 
 
 def in_transform() -> bool:

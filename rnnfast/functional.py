@@ -95,4 +95,4 @@ def check_lengths(
     wrong = [n for n in lengths.tolist() if not 0 <= n <= T]
     if wrong:
         raise ValueError(f"lengths: given {wrong[0]}, wanted 0 to T = {T}")
-    return lengths.to(device)
+    return lengths.to(device, copy=True)  # nobody changes them after they were checked

@@ -101,7 +101,7 @@ class Case:
         _C.rnn_backward(
             self.nonlinearity, name(self.dtype), address(self.grad_y), address(self.grad_h_n),
             address(y), 0, 0, address(self.w), address(self.h0), address(self.lengths), address(da),
-            0, 0, 0, 0, address(dh0) if want_dh0 else 0, *self.sizes(), 0, *gy_strides,
+            0, 0, 0, 0, 0, address(dh0) if want_dh0 else 0, *self.sizes(), 0, *gy_strides,
             *y.stride()[:2], *da.stride()[:2], 0, 0, 0, 0, threads,
         )  # fmt: skip
         return da, dh0

@@ -16,7 +16,7 @@ using Elman = cells::Elman<F, Math<Arithmetic<S>>>;
 
 template <class F, class S>
 void forward_from(const ForwardProblem& problem) {
-  if (problem.x.data != nullptr) {
+  if (problem.w_ih != nullptr) {
     forward<Elman<F, S>, S, Arithmetic<S>>(problem);
   } else {
     forward<Elman<F, S>, S, S>(problem);

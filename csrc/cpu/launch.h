@@ -71,7 +71,7 @@ struct ForwardRun : Call<S> {
   A* input_panels = nullptr;
   A* inputs = nullptr;
 
-  bool projects() const { return problem.x.data != nullptr; }
+  bool projects() const { return problem.w_ih != nullptr; }
   int64_t all_elements(const Plan& plan) const {
     const int64_t more = plan.groups * input_layout.group_stride() + plan.threads * x_elements;
     return this->elements() + (projects() ? more : 0);
@@ -138,7 +138,7 @@ void forward(const ForwardProblem& problem) {
                                         problem.b_ih != nullptr};
   const int64_t stride = row_stride<A>(shape.size);
   const int64_t rows = ceil_div(shape.batch, plan.slices);
-  const int64_t chunk = problem.x.data != nullptr ? Task::chunk_steps(shape.steps, rows) : 0;
+  const int64_t chunk = problem.w_ih != nullptr ? Task::chunk_steps(shape.steps, rows) : 0;
   const int64_t each = Task::scratch_elements(rows, stride, chunk, shape.size);
   ForwardRun<Cell, S, P> run = {
       {shape, plan, layout, each, nullptr, nullptr}, problem, stride, input_layout, chunk,

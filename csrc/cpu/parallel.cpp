@@ -1,7 +1,6 @@
 #include "parallel.h"
 
 #include <new>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -38,8 +37,8 @@ void run_on_new_threads(const Region& region, int threads) {
   helpers.reserve(static_cast<std::size_t>(threads - 1));
   try {
     for (int i = 1; i < threads; ++i) helpers.emplace_back(work, i);
-  } catch (const std::system_error&) {
-    // No more threads to be had: those that started, and the caller, are the team.
+  } catch (...) {
+    // No more threads to be had, or no memory: those that started, and the caller, are the team.
   }
   count.store(static_cast<int>(helpers.size()) + 1, std::memory_order_release);
   work(0);

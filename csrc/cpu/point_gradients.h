@@ -1,7 +1,8 @@
 // What is left when da of all steps is known: sums over points (t, b), and products whose inner
 // index runs over points.
 //
-//   dW_hh = sum of du^T h_before    dW_ih = sum of dp^T x    db = sum of dp    dx = dp W_ih
+//   dW_hh = sum of du^T h_before    db_hh = sum of du
+//   dW_ih = sum of dp^T x           db_ih = sum of dp         dx = dp W_ih
 #pragma once
 
 #include "parallel.h"
@@ -35,7 +36,7 @@ struct PointGradients {
   A* base = nullptr;
 
   bool wanted() const {
-    return problem.dw_hh != nullptr || problem.dw_ih != nullptr || problem.db != nullptr ||
+    return problem.dw_hh != nullptr || problem.dw_ih != nullptr || problem.db_ih != nullptr ||
            problem.dx.data != nullptr;
   }
   int64_t elements() const {
@@ -49,7 +50,8 @@ struct PointGradients {
   void clear() const {
     fill_zero<S>(problem.dw_hh, width() * size());
     fill_zero<S>(problem.dw_ih, width() * problem.input_size);
-    fill_zero<S>(problem.db, 2 * width());
+    fill_zero<S>(problem.db_ih, width());
+    fill_zero<S>(problem.db_hh, width());
   }
 
   // Every member of the team calls it.
@@ -69,6 +71,9 @@ struct PointGradients {
   static int64_t panels_of(int64_t columns) {
     return whole_blocks<A>(ceil_div(columns, L) * with_gap<A>(L * kChunk));
   }
+  // Without a du of its own a cell has one sum for both biases.
+  static constexpr int64_t kBiases = Cell::kSplitGradient ? 2 : 1;
+  int64_t sums_of_group() const { return whole_blocks<A>(most_tiles() * 2 * kStrip<A>); }
   int64_t most_tiles() const { return ceil_div(rows(), kTileRows) + 2 * threads; }
   static int64_t strip() { return whole_blocks<A>(with_gap<A>(kChunk * kStrip<A>)); }
   PackedLayout<A> input_layout() const {
@@ -91,8 +96,7 @@ struct PointGradients {
     at.sum_hh = at.dp_rows + (dx ? whole_blocks<A>(dp_rows) : 0);
     at.sum_ih = at.sum_hh + (kNarrow ? whole_blocks<A>(width() * size()) : 0);
     at.sum_b = at.sum_ih + (kNarrow ? whole_blocks<A>(width() * problem.input_size) : 0);
-    at.end = at.sum_b +
-             (problem.db != nullptr ? whole_blocks<A>(groups() * most_tiles() * 2 * kStrip<A>) : 0);
+    at.end = at.sum_b + (problem.db_ih != nullptr ? kBiases * groups() * sums_of_group() : 0);
     return at;
   }
 
@@ -152,9 +156,9 @@ struct PointGradients {
           fill_zero<A>(sums(areas.sum_ih, problem.dw_ih) + row * problem.input_size,
                        problem.input_size);
       });
-      if (problem.db != nullptr)
-        for (int64_t group = 0; group < shared.groups(); ++group)
-          fill_zero<A>(own_sums(group), tiling.rows.runs * 2 * kStrip<A>);
+      if (problem.db_ih != nullptr)
+        for (int64_t i = 0; i < kBiases * shared.groups(); ++i)
+          fill_zero<A>(own_sums(i), tiling.rows.runs * 2 * kStrip<A>);
       if (problem.dx.data == nullptr) return;
       const PackedLayout<A> layout = shared.input_layout();
       const int64_t end = part_begin(layout.units, member.count, member.index + 1);
@@ -172,8 +176,10 @@ struct PointGradients {
             write(problem.dw_ih, at(areas.sum_ih), row * problem.input_size, problem.input_size);
         }
       });
-      for (int64_t group = 0; problem.db != nullptr && group < shared.groups(); ++group)
-        write_sums(group);
+      for (int64_t group = 0; problem.db_ih != nullptr && group < shared.groups(); ++group) {
+        write_sums(problem.db_ih, kBiases * group, group);
+        write_sums(problem.db_hh, kBiases * group + kBiases - 1, group);
+      }
     }
 
     static void write(void* result, const A* sums, int64_t first, int64_t count) {
@@ -226,10 +232,17 @@ struct PointGradients {
         if (problem.dw_hh != nullptr)
           multiply(areas.state_panels, shape.size,
                    sums(areas.sum_hh, problem.dw_hh) + row * shape.size);
+        if constexpr (Cell::kSplitGradient) {
+          if (problem.db_ih != nullptr) sum_strips(own_sums(2 * group + 1));
+          for (int64_t k = 0; k < points; ++k)
+            du[k] = static_cast<const S*>(problem.dp.data) + t[k] * problem.dp.stride_t +
+                    b[k] * problem.dp.stride_b + group * shared.rows();
+          pack_strips();
+        }
         if (problem.dw_ih != nullptr)
           multiply(areas.input_panels, problem.input_size,
                    sums(areas.sum_ih, problem.dw_ih) + row * problem.input_size);
-        if (problem.db != nullptr) sum_strips(own_sums(group));
+        if (problem.db_ih != nullptr) sum_strips(own_sums(kBiases * group));
       }
       meet();  // the panels may change
     }
@@ -300,8 +313,8 @@ struct PointGradients {
     // db of this thread's rows, as the strips lie: for each tile the sums, then what their
     // additions rounded away. Without it one sum over many points errs more than torch's, which is
     // a tree.
-    A* own_sums(int64_t group) const {
-      return at(areas.sum_b) + (group * shared.most_tiles() + first_tile()) * 2 * kStrip<A>;
+    A* own_sums(int64_t index) const {
+      return at(areas.sum_b) + index * shared.sums_of_group() + first_tile() * 2 * kStrip<A>;
     }
 
     void sum_strips(A* sums) const {
@@ -326,14 +339,14 @@ struct PointGradients {
       }
     }
 
-    void write_sums(int64_t group) const {
-      const A* sums = own_sums(group);
-      S* const to = static_cast<S*>(problem.db) + group * shared.rows() + first_row;
+    void write_sums(void* db, int64_t index, int64_t group) const {
+      const A* sums = own_sums(index);
+      S* const to = static_cast<S*>(db) + group * shared.rows() + first_row;
       for (int64_t i = 0, row = 0; i < tiling.rows.runs; ++i, sums += 2 * kStrip<A>) {
         for (int r = 0; r < tiling.rows.length(i); ++r, ++row) {
-          const Raw<S> value = narrow<S>(splat(sums[r] + sums[kStrip<A> + r]));
-          store(to + row, value, 1);
-          store(to + shared.width() + row, value, 1);
+          const A sum = sums[r], lost = sums[kStrip<A> + r];
+          const A total = lost == lost ? sum + lost : sum;  // of an infinite sum that is inf - inf
+          store(to + row, narrow<S>(splat(total)), 1);
         }
       }
     }

@@ -65,7 +65,8 @@ struct BackwardProblem {
   Sequence<void*> du;  // written only by cells with kSplitGradient
   Sequence<void*> dx;
   void* dw_ih = nullptr;
-  void* db = nullptr;  // twice, as the gradients of b_ih and b_hh
+  void* db_ih = nullptr;  // both or neither
+  void* db_hh = nullptr;
   void* dw_hh = nullptr;
   void* dh0 = nullptr;
   void* dcarried0 = nullptr;

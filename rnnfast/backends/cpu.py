@@ -56,6 +56,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`rnnfast.autograd.layer`; y has the memory order of x (time or batch first)."""
     T, B, width = x.shape
+    _check(x, w_ih, b_ih, b_hh, w_hh, h_0)
     _bind_openmp()
     y, h_n = empty_results(x, w_hh)
     x = with_dense_rows(x)
@@ -75,7 +76,7 @@ def backward(
     grad_y: Tensor | None,
     grad_h_n: Tensor | None,
     y: Tensor,
-    x: Tensor,
+    x: Tensor | None,
     w_ih: Tensor | None,
     w_hh: Tensor,
     h_0: Tensor | None,
@@ -84,29 +85,71 @@ def backward(
     dw_wanted: bool,
     nonlinearity: str,
 ) -> tuple[Tensor | None, ...]:
-    """dx, dw_ih, db [2, D * H] for b_ih and b_hh, dw_hh, dh_0; None where there is none, or where
-    it is not wanted.
+    """dx, dw_ih, db_ih, db_hh, dw_hh, dh_0; None where there is none, or where it is not wanted.
 
-    Without w_ih, x is p and dx is dp.
+    Without w_ih, dx is dp. x is needed for dw_ih alone.
     """
-    T, B, _ = y.shape
+    y = with_dense_rows(y)
+    T, B, width = y.shape
     H = w_hh.shape[-1]
-    gradients = empty_gradients(y, x, w_ih, w_hh, h_0, dx_wanted, dw_wanted)
-    dx, dw_ih, db, dw_hh, dh_0 = gradients
-    dp = torch.empty_like(y) if w_ih is not None or dx is None else dx
+    D = w_hh.shape[0] if w_hh.dim() == 3 else 1
+    gradients = empty_gradients(y, w_ih, w_hh, h_0, dx_wanted, dw_wanted)
+    dx, *others = gradients
+    dp = empty_rows(y, width) if w_ih is not None or dx is None else dx
     dx = None if w_ih is None else dx
     grad_y = None if grad_y is None else with_dense_rows(grad_y)
-    x = with_dense_rows(x)
+    x = with_dense_rows(x) if w_ih is not None and dw_wanted else None
     kept = [_contiguous(v) for v in (grad_h_n, w_ih, w_hh, h_0, lengths)]
     grad_h_n, w_ih, w_hh, h_0, lengths = map(_address, kept)
     _C.rnn_backward(
-        nonlinearity, DTYPES[y.dtype], _address(grad_y), grad_h_n, y.data_ptr(),
-        x.data_ptr() if w_ih else 0, w_ih, w_hh, h_0, lengths, dp.data_ptr(), _address(dx),
-        _address(dw_ih), _address(db), _address(dw_hh), _address(dh_0), T, B, H,
-        y.shape[2] // H, 1, x.shape[2], *_strides(grad_y), *y.stride()[:2], *dp.stride()[:2],
-        *x.stride()[:2], *_strides(dx), torch.get_num_threads(),
+        nonlinearity, DTYPES[y.dtype], _address(grad_y), grad_h_n, y.data_ptr(), _address(x), w_ih,
+        w_hh, h_0, lengths, dp.data_ptr(), _address(dx), *map(_address, others), T, B, H, D, 1,
+        0 if kept[1] is None else kept[1].shape[1], *_strides(grad_y), *y.stride()[:2],
+        *dp.stride()[:2], *_strides(x), *_strides(dx), torch.get_num_threads(),
     )  # fmt: skip
     return gradients
+
+
+def _check(
+    x: Tensor,
+    w_ih: Tensor | None,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_hh: Tensor,
+    h_0: Tensor | None,
+) -> None:
+    """The kernels believe what they are told; a module may hold any tensors as its weights.
+
+    Raises:
+        RuntimeError: what does not fit together.
+    """
+    if x.dtype not in DTYPES:
+        raise RuntimeError(f"input: given {x.dtype}, wanted one of {list(DTYPES)}")
+    D = w_hh.shape[0] if w_hh.dim() == 3 else 1
+    H = w_hh.shape[-1]
+    if w_hh.dim() not in (2, 3) or w_hh.shape[-2] != H:
+        raise RuntimeError(f"weight_hh: given shape {tuple(w_hh.shape)}, wanted a square matrix")
+    if (b_ih is None) != (b_hh is None):
+        raise RuntimeError("bias_ih, bias_hh: given one of them, wanted both or neither")
+    bias = (D * H,)
+    for name, value, shape in (
+        ("weight_ih", w_ih, (D * H, x.shape[2])),
+        ("bias_ih", b_ih, bias),
+        ("bias_hh", b_hh, bias),
+        ("weight_hh", w_hh, w_hh.shape),
+        ("h_0", h_0, (D, x.shape[1], H)),
+    ):
+        if value is None:
+            continue
+        if value.dtype != x.dtype or value.device != x.device:
+            raise RuntimeError(
+                f"{name}: given {value.dtype} on {value.device}, "
+                f"wanted {x.dtype} on {x.device} as the input is"
+            )
+        if value.shape != shape:
+            raise RuntimeError(f"{name}: given shape {tuple(value.shape)}, wanted {tuple(shape)}")
+    if w_ih is None and x.shape[2] != D * H:
+        raise RuntimeError(f"p: given {x.shape[2]} features, wanted {D * H}")
 
 
 def empty_results(x: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +161,6 @@ def empty_results(x: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor]:
 
 def empty_gradients(
     y: Tensor,
-    x: Tensor,
     w_ih: Tensor | None,
     w_hh: Tensor,
     h_0: Tensor | None,
@@ -128,9 +170,10 @@ def empty_gradients(
     """What backward returns, uninitialised."""
     projects = dw_wanted and w_ih is not None
     return (
-        empty_rows(x, x.shape[2]) if dx_wanted else None,
+        empty_rows(y, y.shape[2] if w_ih is None else w_ih.shape[1]) if dx_wanted else None,
         torch.empty_like(w_ih, memory_format=torch.contiguous_format) if projects else None,
-        y.new_empty(2, y.shape[2]) if projects else None,
+        y.new_empty(y.shape[2]) if projects else None,
+        y.new_empty(y.shape[2]) if projects else None,
         torch.empty_like(w_hh, memory_format=torch.contiguous_format) if dw_wanted else None,
         None if h_0 is None else torch.empty_like(h_0, memory_format=torch.contiguous_format),
     )
@@ -171,11 +214,13 @@ def openmp() -> tuple[int, int, int]:
     workers. Zeros where torch has none (built on another runtime): threads of their own."""
     try:
         with open("/proc/self/maps") as maps:
-            loaded = {line.split()[-1] for line in maps if "libgomp" in line}
+            fields = [line.rstrip("\n").split(maxsplit=5) for line in maps if "libgomp" in line]
     except OSError:
         return 0, 0, 0
+    loaded = sorted({f[5] for f in fields if len(f) == 6 and not f[5].endswith(" (deleted)")})
     if not loaded:
         return 0, 0, 0
-    runtime = ctypes.CDLL(min(loaded, key=lambda path: "torch" not in path))
+    home = os.path.dirname(torch.__file__)
+    runtime = ctypes.CDLL(min(loaded, key=lambda path: not path.startswith(home)))
     functions = runtime.GOMP_parallel, runtime.omp_get_num_threads, runtime.omp_get_thread_num
     return tuple(ctypes.cast(function, ctypes.c_void_p).value for function in functions)

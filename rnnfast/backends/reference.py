@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,7 +36,7 @@ def backward(
     grad_y: Tensor | None,
     grad_h_n: Tensor | None,
     y: Tensor,
-    x: Tensor,
+    x: Tensor | None,
     w_ih: Tensor | None,
     w_hh: Tensor,
     h_0: Tensor | None,
@@ -46,17 +45,17 @@ def backward(
     dw_wanted: bool,
     nonlinearity: str,
 ) -> tuple[Tensor | None, ...]:
-    """dx, dw_ih, db (for b_ih and b_hh), dw_hh, dh_0, as functions to differentiate again."""
+    """As :func:`rnnfast.backends.cpu.backward`, but functions to differentiate again."""
     inputs = (grad_y, grad_h_n, y, _by_direction(w_hh), h_0, lengths, nonlinearity)
     dp, dw_hh, dh_0 = cell.backward(*inputs)
     dw_hh = dw_hh.view_as(w_hh) if dw_wanted else None
     if w_ih is None:
-        return dp if dx_wanted else None, None, None, dw_hh, dh_0
+        return dp if dx_wanted else None, None, None, None, dw_hh, dh_0
     dx = dp @ w_ih if dx_wanted else None
     if not dw_wanted:
-        return dx, None, None, None, dh_0
+        return dx, None, None, None, None, dh_0
     db = dp.sum((0, 1))
-    return dx, dp.flatten(0, 1).T @ x.flatten(0, 1), torch.stack([db, db]), dw_hh, dh_0
+    return dx, dp.flatten(0, 1).T @ x.flatten(0, 1), db, db.clone(), dw_hh, dh_0
 
 
 def _by_direction(w_hh: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ struct Test {
     f.saved = sequence<void*>(saved, saved_values);
     f.h_n = h_n.get();
     f.carried_n = c_n.get();
-    level::forward<Cell, S>(f);
+    level::forward<Cell, S, S>(f);
     cpu::BackwardProblem g;
     g.shape = shape;
     g.threads = threads;

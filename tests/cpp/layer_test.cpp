@@ -1,0 +1,278 @@
+// Whole layers: the projection inside the kernel, and what backward returns beside da, against
+// naive sums over the da that it put out (kernel_test.cpp has judged that one). Every mix of what
+// is wanted, one to five threads, outputs that start as NaN.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+// So that small problems, too, are shared by threads in every way that there is.
+#define RNNFAST_WORTH_THREADS 0
+#define RNNFAST_WORTH_WAITING 0
+#include "../../csrc/cells/rnn.h"
+#include "../../csrc/cpu/launch.h"
+#include "../../csrc/cpu/math.h"
+#include "gru.h"
+#include "lstm.h"
+
+namespace cpu = rnnfast::cpu;
+namespace level = rnnfast::cpu::RNNFAST_LEVEL;
+namespace cells = rnnfast::cells;
+using std::int64_t;
+
+namespace {
+
+int failures = 0;
+std::mt19937_64 engine(1);
+
+template <class S>
+double value(S x) {
+  if constexpr (sizeof(S) == 2) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(x.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof(wide));
+    return wide;
+  } else {
+    return x;
+  }
+}
+
+template <class S>
+S stored(double x) {
+  if constexpr (sizeof(S) == 2) {
+    const float narrow = static_cast<float>(x);
+    std::uint32_t bits;
+    std::memcpy(&bits, &narrow, sizeof(bits));
+    return {static_cast<std::uint16_t>(bits >> 16)};
+  } else {
+    return static_cast<S>(x);
+  }
+}
+
+// Exactly as long as asked, so that the address sanitizer sees one element too far.
+template <class S>
+struct Buffer {
+  std::unique_ptr<S[]> data;
+  int64_t size;
+
+  explicit Buffer(int64_t n) : data(new S[static_cast<size_t>(n)]), size(n) {
+    std::memset(static_cast<void*>(data.get()), 0xff, static_cast<size_t>(n) * sizeof(S));  // NaN
+  }
+  static Buffer random(int64_t n) {
+    Buffer buffer(n);
+    std::uniform_real_distribution<double> uniform(-0.5, 0.5);
+    for (int64_t i = 0; i < n; ++i) buffer.data[i] = stored<S>(uniform(engine));
+    return buffer;
+  }
+  S* get() { return data.get(); }
+  double at(int64_t i) const { return value(data[i]); }
+};
+
+struct Sizes {
+  int64_t T, B, H, I, D;
+  bool bias, lengths, batch_major;
+  int wanted;  // 1 dx, 2 gradients of weights, 4 dh0
+};
+
+template <class Cell, class S>
+struct Layer {
+  Sizes n;
+  int64_t W = n.D * Cell::kGates * n.H, Y = n.D * n.H, states = n.D * n.B * n.H;
+  int64_t points = n.T * n.B;
+  using Data = Buffer<S>;
+  Data x = Data::random(points * n.I), w_ih = Data::random(W * n.I), w_hh = Data::random(W * n.H);
+  Data b_ih = Data::random(W), b_hh = Data::random(W), h0 = Data::random(states);
+  Data c0 = Data::random(states), grad_y = Data::random(points * Y);
+  Data grad_h_n = Data::random(states), grad_c_n = Data::random(states);
+  Buffer<int64_t> lengths{n.B};
+
+  struct Results {
+    Data y, h_n, c_n, saved, dp, du, dx, dw_ih, db_ih, db_hh, dw_hh, dh0, dc0;
+  };
+
+  int64_t stride_t(int64_t width) const { return n.batch_major ? width : n.B * width; }
+  int64_t stride_b(int64_t width) const { return n.batch_major ? n.T * width : width; }
+  int64_t place(int64_t t, int64_t b, int64_t width) const {
+    return t * stride_t(width) + b * stride_b(width);
+  }
+  template <class Pointer>
+  cpu::Sequence<Pointer> sequence(Data& data, int64_t width) {
+    return {data.get(), stride_t(width), stride_b(width)};
+  }
+
+  Results run(int threads) {
+    const int64_t kept = Cell::kSaved * Y;
+    Results r = {Data(points * Y), Data(states),     Data(states),       Data(points * kept),
+                 Data(points * W), Data(points * W), Data(points * n.I), Data(W * n.I),
+                 Data(W),          Data(W),          Data(W * n.H),      Data(states),
+                 Data(states)};
+    cpu::ForwardProblem f;
+    f.shape = {n.T, n.B, n.H, n.D, 1};
+    f.threads = threads;
+    f.lengths = n.lengths ? lengths.get() : nullptr;
+    f.x = sequence<const void*>(x, n.I);
+    f.input_size = n.I;
+    f.w_ih = w_ih.get();
+    f.b_ih = n.bias ? b_ih.get() : nullptr;
+    f.b_hh = n.bias ? b_hh.get() : nullptr;
+    f.w_hh = w_hh.get();
+    f.h0 = h0.get();
+    f.carried0 = c0.get();
+    f.y = sequence<void*>(r.y, Y);
+    f.saved = sequence<void*>(r.saved, kept);
+    f.h_n = r.h_n.get();
+    f.carried_n = r.c_n.get();
+    level::forward<Cell, S, level::Arithmetic<S>>(f);
+    cpu::BackwardProblem g;
+    g.shape = f.shape;
+    g.threads = threads;
+    g.lengths = f.lengths;
+    g.grad_y = sequence<const void*>(grad_y, Y);
+    g.grad_h_n = grad_h_n.get();
+    g.grad_carried_n = grad_c_n.get();
+    g.y = sequence<const void*>(r.y, Y);
+    g.saved = sequence<const void*>(r.saved, kept);
+    g.x = f.x;
+    g.input_size = n.I;
+    g.w_ih = w_ih.get();
+    g.w_hh = w_hh.get();
+    g.h0 = h0.get();
+    g.dp = sequence<void*>(r.dp, W);
+    g.du = sequence<void*>(r.du, W);
+    if (n.wanted & 1) g.dx = sequence<void*>(r.dx, n.I);
+    if (n.wanted & 2) {
+      g.dw_ih = r.dw_ih.get();
+      g.db_ih = r.db_ih.get();
+      g.db_hh = r.db_hh.get();
+      g.dw_hh = r.dw_hh.get();
+    }
+    g.dh0 = n.wanted & 4 ? r.dh0.get() : nullptr;
+    g.dcarried0 = Cell::kCarried > 0 ? r.dc0.get() : nullptr;
+    level::backward<Cell, S>(g);
+    return r;
+  }
+
+  std::vector<const Data*> outputs(const Results& r) const {
+    std::vector<const Data*> all = {&r.y, &r.h_n, &r.dp};
+    if (n.wanted & 1) all.push_back(&r.dx);
+    if (n.wanted & 2)
+      for (const Data* data : {&r.dw_ih, &r.db_ih, &r.db_hh, &r.dw_hh}) all.push_back(data);
+    if (n.wanted & 4) all.push_back(&r.dh0);
+    return all;
+  }
+
+  void fail(const char* what, double found, double wanted) const {
+    if (++failures < 20)
+      std::printf("%s %g, expected %g: T %ld B %ld H %ld I %ld D %ld gates %d\n", what, found,
+                  wanted, n.T, n.B, n.H, n.I, n.D, Cell::kGates);
+  }
+
+  void expect(const char* what, double found, double wanted) const {
+    const double tolerance = sizeof(S) == 2 ? 6e-2 : sizeof(S) == 4 ? 1e-4 : 1e-11;
+    if (!(std::fabs(found - wanted) <= tolerance * (1 + std::fabs(wanted))))  // a NaN fails, too
+      fail(what, found, wanted);
+  }
+
+  void check_products(const Results& r) const {
+    const Data& du = Cell::kSplitGradient ? r.du : r.dp;
+    const auto sum = [&](auto&& term) {
+      double total = 0;
+      for (int64_t t = 0; t < n.T; ++t)
+        for (int64_t b = 0; b < n.B; ++b) total += term(t, b);
+      return total;
+    };
+    for (int64_t t = 0; t < n.T && n.wanted & 1; ++t)
+      for (int64_t b = 0; b < n.B; ++b)
+        for (int64_t i = 0; i < n.I; ++i) {
+          double total = 0;
+          for (int64_t j = 0; j < W; ++j)
+            total += r.dp.at(place(t, b, W) + j) * w_ih.at(j * n.I + i);
+          expect("dx", r.dx.at(place(t, b, n.I) + i), total);
+        }
+    for (int64_t j = 0; j < W && n.wanted & 2; ++j) {
+      const auto of = [&](const Data& data) {
+        return sum([&](int64_t t, int64_t b) { return data.at(place(t, b, W) + j); });
+      };
+      expect("db_ih", r.db_ih.at(j), of(r.dp));
+      expect("db_hh", r.db_hh.at(j), of(du));
+      for (int64_t i = 0; i < n.I; ++i)
+        expect("dw_ih", r.dw_ih.at(j * n.I + i), sum([&](int64_t t, int64_t b) {
+                 return r.dp.at(place(t, b, W) + j) * x.at(place(t, b, n.I) + i);
+               }));
+    }
+  }
+
+  // h of the first step of each row: tanh(x W_ih^T + b + h0 W_hh^T), forward direction.
+  void check_first_step(const Results& r) const {
+    for (int64_t b = 0; b < n.B; ++b) {
+      if (n.lengths && lengths.data[b] == 0) continue;
+      for (int64_t j = 0; j < n.H; ++j) {
+        double a = n.bias ? b_ih.at(j) + b_hh.at(j) : 0;
+        for (int64_t i = 0; i < n.I; ++i) a += x.at(place(0, b, n.I) + i) * w_ih.at(j * n.I + i);
+        for (int64_t k = 0; k < n.H; ++k) a += h0.at(b * n.H + k) * w_hh.at(j * n.H + k);
+        expect("y", r.y.at(place(0, b, Y) + j), std::tanh(a));
+      }
+    }
+  }
+
+  void check(bool is_tanh) {
+    for (int64_t b = 0; b < n.B; ++b)
+      lengths.data[b] = b == 0 && n.B > 1 ? 0 : b == 1 ? n.T : b * 5 % (n.T + 1);
+    const Results first = run(1);
+    check_products(first);
+    if (is_tanh) check_first_step(first);
+    for (int threads = 2; threads <= 5; ++threads) {
+      const Results again = run(threads);
+      const auto wanted = outputs(first), found = outputs(again);
+      for (size_t i = 0; i < wanted.size(); ++i)
+        if (std::memcmp(wanted[i]->data.get(), found[i]->data.get(),
+                        static_cast<size_t>(wanted[i]->size) * sizeof(S)) != 0)
+          fail("other bits with more threads, output", static_cast<double>(i), threads);
+    }
+  }
+};
+
+template <class S>
+void check_type() {
+  using Math = level::Math<level::Arithmetic<S>>;
+  using Tanh = cells::Elman<cells::Tanh, Math>;
+  int variant = 0;
+  for (int64_t H : {1, 3, 17, 33})
+    for (int64_t I : {1, 5, 16, 40})
+      for (int64_t B : {1, 2, 7, 130})
+        for (int64_t T : {1, 2, 9}) {
+          ++variant;
+          if (T * B * H * I > 20000) continue;
+          const Sizes n = {T,
+                           B,
+                           H,
+                           I,
+                           1 + variant % 2,
+                           variant % 3 > 0,
+                           variant % 4 >= 2,
+                           variant % 5 == 0,
+                           1 + variant % 7};
+          Layer<Tanh, S>{n}.check(true);
+          if constexpr (sizeof(S) > 2) {
+            if (variant % 3 > 0) continue;
+            Layer<cells::Lstm<Math>, S>{n}.check(false);
+            Sizes with_bias = n;
+            with_bias.bias = true;
+            Layer<cells::Gru<Math>, S>{with_bias}.check(false);
+          }
+        }
+  Layer<Tanh, S>{{70, 9, 13, 5, 2, true, true, false, 7}}.check(true);
+  Layer<Tanh, S>{{3, 300, 5, 3, 1, true, true, true, 7}}.check(true);
+}
+
+}  // namespace
+
+int main() {
+  check_type<float>();
+  check_type<double>();
+  check_type<level::BFloat16>();
+  std::printf(failures ? "%d failures\n" : "all layers agree with naive sums\n", failures);
+  return failures != 0;
+}
