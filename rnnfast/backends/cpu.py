@@ -118,38 +118,37 @@ def _check(
     w_hh: Tensor,
     h_0: Tensor | None,
 ) -> None:
-    """The kernels believe what they are told; a module may hold any tensors as its weights.
+    """The kernels believe what they are told; a module may hold any tensors as its weights. (On the
+    CPU they are: :mod:`rnnfast.autograd` has seen to that.)
 
     Raises:
         RuntimeError: what does not fit together.
     """
-    if x.dtype not in DTYPES:
-        raise RuntimeError(f"input: given {x.dtype}, wanted one of {list(DTYPES)}")
+    dtype, features = x.dtype, x.shape[2]
+    if dtype not in DTYPES:
+        raise RuntimeError(f"input: given {dtype}, wanted one of {list(DTYPES)}")
     D = w_hh.shape[0] if w_hh.dim() == 3 else 1
     H = w_hh.shape[-1]
+    width = D * H
     if w_hh.dim() not in (2, 3) or w_hh.shape[-2] != H:
         raise RuntimeError(f"weight_hh: given shape {tuple(w_hh.shape)}, wanted a square matrix")
     if (b_ih is None) != (b_hh is None):
         raise RuntimeError("bias_ih, bias_hh: given one of them, wanted both or neither")
-    bias = (D * H,)
+    if w_ih is None and features != width:
+        raise RuntimeError(f"p: given {features} features, wanted {width}")
     for name, value, shape in (
-        ("weight_ih", w_ih, (D * H, x.shape[2])),
-        ("bias_ih", b_ih, bias),
-        ("bias_hh", b_hh, bias),
+        ("weight_ih", w_ih, (width, features)),
+        ("bias_ih", b_ih, (width,)),
+        ("bias_hh", b_hh, (width,)),
         ("weight_hh", w_hh, w_hh.shape),
         ("h_0", h_0, (D, x.shape[1], H)),
     ):
         if value is None:
             continue
-        if value.dtype != x.dtype or value.device != x.device:
-            raise RuntimeError(
-                f"{name}: given {value.dtype} on {value.device}, "
-                f"wanted {x.dtype} on {x.device} as the input is"
-            )
+        if value.dtype is not dtype:
+            raise RuntimeError(f"{name}: given {value.dtype}, wanted {dtype} as the input has")
         if value.shape != shape:
             raise RuntimeError(f"{name}: given shape {tuple(value.shape)}, wanted {tuple(shape)}")
-    if w_ih is None and x.shape[2] != D * H:
-        raise RuntimeError(f"p: given {x.shape[2]} features, wanted {D * H}")
 
 
 def empty_results(x: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor]:

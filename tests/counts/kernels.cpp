@@ -84,7 +84,8 @@ bool run(int64_t T, int64_t B, int64_t H) {
   g.dp = {dp.data(), B * H, H};
   g.dx = {dx.data(), B * H, H};
   g.dw_ih = dw_ih.data();
-  g.db = db.data();
+  g.db_ih = db.data();
+  g.db_hh = db.data() + H;
   g.dw_hh = dw_hh.data();
   g.dh0 = dh0.data();
   run_backward(g);
