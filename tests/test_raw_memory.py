@@ -200,3 +200,30 @@ def test_the_thread_pool_is_that_of_torch_wherever_it_is_installed(monkeypatch):
     monkeypatch.setattr(cpu.torch, "__file__", home + "/__init__.py")
     cpu.openmp()
     assert opened == [home + "/lib/libgomp.so.1"]
+
+
+@pytest.mark.parametrize("size", [(40, 12, 64), (300, 1, 40), (9, 2, 180)])
+def test_dx_in_the_memory_of_dp_is_the_same_at_any_number_of_threads(size):
+    """I = H: backward computes both in one place."""
+    T, B, H = size
+    torch.manual_seed(0)
+    rnn, start = rnnfast.RNN(H, H, backend="cpu"), torch.randn(T, B, H, requires_grad=True)
+    lengths = torch.randint(0, T + 1, (B,))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y, h_n = rnn(start, lengths=lengths)
+            loss = y.square().sum() + h_n.sum()
+            results.append(torch.autograd.grad(loss, [start, *rnn.parameters()]))
+    finally:
+        torch.set_num_threads(before)
+    wide = rnnfast.RNN(H + 1, H, backend="cpu")  # the same layer, with memory for each
+    wide.load_state_dict({k: torch.cat([v, torch.zeros(H, 1)], 1) if k == "weight_ih_l0" else v
+                          for k, v in rnn.state_dict().items()})  # fmt: skip
+    x = torch.cat([start.detach(), torch.zeros(T, B, 1)], 2).requires_grad_()
+    y, h_n = wide(x, lengths=lengths)
+    (dx,) = torch.autograd.grad(y.square().sum() + h_n.sum(), x)
+    assert torch.allclose(results[0][0], dx[..., :H], rtol=1e-5, atol=1e-6)
+    for again in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], again))

@@ -351,6 +351,8 @@ struct PointGradients {
       }
     }
 
+    // Its points' dp was copied into strips by everybody before the last meeting, and is copied
+    // here once more before dx is written, perhaps in its place.
     void input_gradient() const {
       const PackedLayout<A> layout = shared.input_layout();
       const int64_t stride = row_stride<A>(layout.inner);

@@ -63,7 +63,7 @@ struct BackwardProblem {
   const void* h0 = nullptr;
   Sequence<void*> dp;
   Sequence<void*> du;  // written only by cells with kSplitGradient
-  Sequence<void*> dx;
+  Sequence<void*> dx;  // may be the memory of dp
   void* dw_ih = nullptr;
   void* db_ih = nullptr;  // both or neither
   void* db_hh = nullptr;

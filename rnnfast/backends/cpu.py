@@ -95,7 +95,9 @@ def backward(
     D = w_hh.shape[0] if w_hh.dim() == 3 else 1
     gradients = empty_gradients(y, w_ih, w_hh, h_0, dx_wanted, dw_wanted)
     dx, *others = gradients
-    dp = empty_rows(y, width) if w_ih is not None or dx is None else dx
+    # The kernel has read da of a point by the time it writes dx there: one memory for both, where
+    # it is as wide.
+    dp = dx if dx is not None and dx.shape[2] == width else empty_rows(y, width)
     dx = None if w_ih is None else dx
     grad_y = None if grad_y is None else with_dense_rows(grad_y)
     x = with_dense_rows(x) if w_ih is not None and dw_wanted else None
