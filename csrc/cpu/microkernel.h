@@ -19,7 +19,11 @@ constexpr int kMaxPanels = 8;
 template <class A>
 RNNFAST_INLINE int64_t part_length(int64_t inner) {
   const int64_t length = inner <= 128 ? 32 : inner <= 256 ? 64 : 128;
+#if defined(__FMA__) || defined(__aarch64__)
   return sizeof(A) == 4 ? length : length / 2;
+#else
+  return sizeof(A) == 4 ? length / 2 : length / 4;
+#endif
 }
 
 template <class A>
