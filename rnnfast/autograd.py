@@ -14,47 +14,56 @@ import torch
 from torch import Tensor, nn
 from torch.library import Library
 
-from . import precision
+from . import precision, record
 from .backends import BACKENDS, reference
 from .backends.cpu import empty_gradients, empty_results
+from .cells.rnn import Options
 
 _library = Library("rnnfast", "DEF")
-_library.define(
-    "rnn(Tensor x, Tensor? w_ih, Tensor? b_ih, Tensor? b_hh, Tensor w_hh, Tensor? h_0,"
-    " Tensor? lengths, str nonlinearity, str backend) -> (Tensor, Tensor)"
+_OPTIONS = (
+    "str nonlinearity, int heads, float norm_eps, int? bptt_window, float? clip_state_grad,"
+    " bool per_sample, str backend"
 )
-# An empty tensor in the place of a gradient that is not there, or not wanted.
+# An empty tensor in the place of a result that is not there, or not wanted.
+_library.define(
+    "rnn(Tensor x, Tensor? w_ih, Tensor? b_ih, Tensor? b_hh, Tensor w_hh, Tensor? gamma,"
+    f" Tensor? beta, Tensor? h_0, Tensor? lengths, Tensor? reset, {_OPTIONS})"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
 _library.define(
     "rnn_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor y, Tensor? x, Tensor? w_ih, Tensor w_hh,"
-    " Tensor? h_0, Tensor? lengths, bool dx_wanted, bool dw_wanted, str nonlinearity, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    " Tensor? gamma, Tensor? ahat, Tensor? rstd, Tensor? h_0, Tensor? lengths, Tensor? reset,"
+    f" Tensor(a!)? record, bool dx_wanted, bool dw_wanted, {_OPTIONS})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
 def _rnn(*inputs):
-    *inputs, backend = inputs
+    *tensors, backend = inputs
     with torch._C._DisableAutocast():  # it leaks into op bodies
-        return BACKENDS[backend].forward(*inputs)
+        found = BACKENDS[backend].forward(*tensors[:10], Options(*tensors[10:]))
+    return _with_empty(tensors[0], found)
 
 
 def _rnn_backward(*inputs):
-    *inputs, backend = inputs
+    *tensors, backend = inputs
     with torch._C._DisableAutocast():
-        return _with_empty(inputs[2], BACKENDS[backend].backward(*inputs))
+        gradients = _backward(BACKENDS[backend], *tensors[:15], Options(*tensors[15:]))
+    return _with_empty(tensors[2], gradients)
 
 
-def _rnn_shapes(x, w_ih, b_ih, b_hh, w_hh, h_0, lengths, nonlinearity, backend):
-    return empty_results(x, w_hh)
+def _rnn_shapes(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset, *options):
+    return _with_empty(x, empty_results(x, w_hh, gamma, options[1]))
 
 
 def _rnn_backward_shapes(
-    grad_y, grad_h_n, y, x, w_ih, w_hh, h_0, lengths, dx_wanted, dw_wanted, nonlinearity, backend
+    grad_y, grad_h_n, y, x, w_ih, w_hh, gamma, ahat, rstd, h_0, lengths, reset, record, *rest
 ):
-    return _with_empty(y, empty_gradients(y, w_ih, w_hh, h_0, dx_wanted, dw_wanted))
+    return _with_empty(y, empty_gradients(y, w_ih, w_hh, gamma, h_0, *rest[:2]))
 
 
-def _with_empty(like: Tensor, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    return tuple(like.new_empty(0) if g is None else g for g in gradients)
+def _with_empty(like: Tensor, found: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    return tuple(like.new_empty(0) if x is None else x for x in found)
 
 
 _library.impl("rnn", _rnn, "CompositeExplicitAutograd")
@@ -83,39 +92,59 @@ def _direct(*tensors: Tensor | None) -> bool:
     return all(x is None or (type(x) in _TYPES and keys(x).raw_repr() in _KEYS) for x in tensors)
 
 
+def _backward(backend, *inputs, **more) -> tuple[Tensor | None, ...]:
+    """A backend's, which gets the part of the record's buffer that it fills."""
+    *before, buffer, dx_wanted, dw_wanted, options = inputs
+    if buffer is not None:
+        y, w_hh = inputs[2], inputs[5]
+        T, B, width = y.shape
+        N = B if options.per_sample else 1
+        buffer = record.begin(buffer, width // (w_hh.shape[-1] * options.heads), T, N)
+    return backend.backward(*before, buffer, dx_wanted, dw_wanted, options, **more)
+
+
 class _Layer(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, w_ih, b_ih, b_hh, w_hh, h_0, lengths, nonlinearity, backend, direct):
-        inputs = (x, w_ih, b_ih, b_hh, w_hh, h_0, lengths, nonlinearity)
-        y, h_n = _forward(inputs, backend, direct)
-        kept = x if w_ih is not None and any(ctx.needs_input_grad[1:5]) else None
-        ctx.save_for_backward(y, kept, w_ih, w_hh, h_0, lengths)
-        ctx.nonlinearity, ctx.backend = nonlinearity, backend
-        ctx.set_materialize_grads(False)
-        return y, h_n
+    """Inputs: eight that have gradients, lengths, reset, the record's buffer, Options, and where
+    to compute. ahat and rstd are outputs, so that a second derivative finds the way through them.
+    """
 
     @staticmethod
-    def backward(ctx, grad_y, grad_h_n):
-        if grad_y is None and grad_h_n is None:
-            return (None,) * 10
+    def forward(ctx, *inputs):
+        *tensors, buffer = inputs[:11]
+        *options, backend, direct = inputs[11:]
+        y, h_n, ahat, rstd = _call(tensors, Options(*options), backend, direct)
+        x, w_ih, _, _, w_hh, gamma, _, h_0, lengths, reset = tensors
+        kept = x if w_ih is not None and any(ctx.needs_input_grad[1:7]) else None
+        ctx.save_for_backward(y, kept, w_ih, w_hh, gamma, ahat, rstd, h_0, lengths, reset)
+        ctx.buffer = buffer  # not saved: it is there to be written, by each backward anew
+        ctx.options, ctx.backend = Options(*options), backend
+        ctx.set_materialize_grads(False)
+        return (y, h_n) if gamma is None else (y, h_n, ahat, rstd)
+
+    @staticmethod
+    def backward(ctx, grad_y, grad_h_n, grad_ahat=None, grad_rstd=None):
+        if all(g is None for g in (grad_y, grad_h_n, grad_ahat, grad_rstd)):
+            return (None,) * 19
         saved = ctx.saved_tensors  # once: checkpointing allows no second look
         needs = ctx.needs_input_grad
-        inputs = (grad_y, grad_h_n, *saved, needs[0], any(needs[1:5]), ctx.nonlinearity)
-        if torch.is_grad_enabled() or in_transform():
+        inputs = (grad_y, grad_h_n, *saved, ctx.buffer, needs[0], any(needs[1:7]))
+        eager = torch.is_grad_enabled() or in_transform()
+        if eager or grad_ahat is not None or grad_rstd is not None:
             with precision.no_autocast(saved[0].device.type):
-                gradients = reference.backward(*inputs)
+                more = {"grad_ahat": grad_ahat, "grad_rstd": grad_rstd}
+                gradients = _backward(reference, *inputs, ctx.options, **more)
         elif _direct(grad_y, grad_h_n, *saved):
-            gradients = BACKENDS[ctx.backend].backward(*inputs)
+            gradients = _backward(BACKENDS[ctx.backend], *inputs, ctx.options)
         else:
-            gradients = torch.ops.rnnfast.rnn_backward(*inputs, ctx.backend)
+            gradients = torch.ops.rnnfast.rnn_backward(*inputs, *ctx.options, ctx.backend)
         wanted = (g if need else None for g, need in zip(gradients, needs))
-        return *wanted, None, None, None, None
+        return *wanted, *(None,) * 11
 
 
-def _forward(inputs: tuple, backend: str, direct: bool) -> tuple[Tensor, Tensor]:
+def _call(inputs: tuple, options: Options, backend: str, direct: bool) -> tuple[Tensor, ...]:
     if direct:
-        return BACKENDS[backend].forward(*inputs)
-    return torch.ops.rnnfast.rnn(*inputs, backend)
+        return BACKENDS[backend].forward(*inputs, options)
+    return torch.ops.rnnfast.rnn(*inputs, *options, backend)
 
 
 # torch.autograd.Function.apply also unwraps what a finished transform has left behind, and looks
@@ -129,9 +158,13 @@ def layer(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     w_hh: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
     h_0: Tensor | None,
     lengths: Tensor | None,
-    nonlinearity: str,
+    reset: Tensor | None,
+    buffer: Tensor | None,
+    options: Options,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """y [T, B, D * H] and h_n [D, B, H] of one layer, all its directions.
@@ -140,20 +173,25 @@ def layer(
         x: [T, B, I], or with w_ih None the input projection p [T, B, D * H].
         w_ih: [D * H, I] or None.
         b_ih, b_hh: [D * H] or both None.
-        w_hh: [D, H, H]; or [H, H], D = 1.
+        w_hh: [D, H, H / heads]; or [H, H / heads], D = 1.
+        gamma, beta: [D * H], float32 for dtypes narrower than that; or None.
         h_0: [D, B, H] or None for zeros.
         lengths: [B] int64 or None.
+        reset: [T, B] bool or None.
+        buffer: of :mod:`rnnfast.record`, large enough, for each backward pass to fill; or None.
+            Transforms leave it as it is.
     """
-    inputs = (x, w_ih, b_ih, b_hh, w_hh, h_0, lengths, nonlinearity)
-    if backend == "reference" or in_transform():
+    inputs = (x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset)
+    if (backend == "reference" and buffer is None) or in_transform():
         with precision.no_autocast(x.device.type):
-            return reference.forward(*inputs)
-    direct = _direct(*inputs[:7])
+            return reference.forward(*inputs, options)[:2]
+    direct = _direct(*inputs)
     if not direct:
-        _check_devices(*inputs[:6])
+        _check_devices(*inputs[:8])
     if not torch.is_grad_enabled():
-        return _forward(inputs, backend, direct)
-    return (_apply if direct else _Layer.apply)(*inputs, backend, direct)
+        return _call(inputs, options, backend, direct)[:2]
+    apply = _apply if direct else _Layer.apply
+    return apply(*inputs, buffer, *options, backend, direct)[:2]
 
 
 def _check_devices(x: Tensor, *others: Tensor | None) -> None:

@@ -51,14 +51,16 @@ def to_torch(model: nn.Module, *, report: Callable[[str], object] | None = print
     """The way back, for ONNX and other routes that know nn.RNN: the weights are shared again.
 
     Raises:
-        ValueError: an rnnfast.RNN does what nn.RNN cannot (sigmoid, residual); nothing was changed.
+        ValueError: an rnnfast.RNN does what nn.RNN cannot (sigmoid, residual, a norm and so on);
+            nothing was changed.
     """
     for name, module in model.named_modules():
         if type(module) is RNN:
             if module.nonlinearity not in torch_native.KERNELS:
                 raise ValueError(f"{name or 'model'}: nn.RNN has no {module.nonlinearity}")
-            if module.residual:
-                raise ValueError(f"{name or 'model'}: nn.RNN has no residual connections")
+            beyond = module._problem(next(module.parameters())).beyond
+            if beyond:
+                raise ValueError(f"{name or 'model'}: nn.RNN has no {', '.join(beyond)}")
 
     def twin(old: nn.Module) -> nn.Module | str | None:
         if type(old) is RNN:

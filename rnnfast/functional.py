@@ -10,6 +10,7 @@ from torch import Tensor
 from . import precision
 from .autograd import layer
 from .backends import Problem, check_nonlinearity, select
+from .cells.rnn import Options
 
 
 def rnn(
@@ -18,7 +19,14 @@ def rnn(
     h_0: Tensor | None = None,
     *,
     lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
     nonlinearity: str = "tanh",
+    num_heads: int = 1,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: float = 1e-5,
+    bptt_window: int | None = None,
+    clip_state_grad: float | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """h_t = f(p_t + h_{t-1} W_hh^T) for all t (Elman 1990), with gradients by BPTT.
@@ -26,19 +34,27 @@ def rnn(
     Args:
         p: [T, B, D * H], the input projection x W_ih^T + b of D = 1 or 2 directions side by side;
             any strides (a transposed [B, T, D * H] costs no copy).
-        w_hh: [D, H, H], or [H, H] for one direction. Direction 1 runs in reverse.
+        w_hh: [D, H, H / num_heads], or [H, H / num_heads] for one direction. Direction 1 runs in
+            reverse. The rows of head k act on head k's slice of the state.
         h_0: [D, B, H], or [B, H] with a 2-D w_hh; None for zeros.
         lengths: [B] in 0..T, a list or an int64 tensor. Steps from lengths[b] on leave the state as
             it is, put out 0 and take no gradient. On a GPU, and in torch.compile, they are clamped,
             not checked.
+        reset: [T, B] bool: step t is the first of a new segment of row b, and nothing crosses
+            between t - 1 and t, in either direction. reset[0] drops h_0.
         nonlinearity: "tanh", "relu" or "sigmoid".
+        norm_weight, norm_bias: [D * H]; with norm_weight each head's pre-activation goes through
+            layer norm (Ba et al. 2016), with norm_eps beside the variance. 16-bit inputs
+            take them in 16 bits or in float32.
+        bptt_window: no gradient crosses between t - 1 and t for t = k, 2 k, ...
+        clip_state_grad: dL/dh_t of a head and row is scaled down to this norm, at every t.
         backend: "auto", "cpu" or "reference"; a named one serves or raises.
 
     Returns:
         y [T, B, D * H] and h_n, shaped like h_0. Under autocast both have its dtype.
 
     Raises:
-        ValueError: a shape, dtype, length, nonlinearity or backend name that cannot be.
+        ValueError, TypeError: a shape, dtype, length, option or backend name that cannot be.
         RuntimeError: tensors on different devices; T = 0; a backend that cannot serve.
     """
     check_nonlinearity(nonlinearity)
@@ -49,25 +65,108 @@ def rnn(
         w_hh = w_hh.unsqueeze(0)
         h_0 = h_0 if h_0 is None else h_0.unsqueeze(0)
     T, B, width = p.shape
-    if w_hh.dim() != 3 or w_hh.shape[0] not in (1, 2) or w_hh.shape[1] != w_hh.shape[2]:
-        raise ValueError(f"w_hh: given shape {tuple(w_hh.shape)}, wanted [H, H] or [D, H, H]")
+    if w_hh.dim() != 3 or w_hh.shape[0] not in (1, 2):
+        raise ValueError(
+            f"w_hh: given shape {tuple(w_hh.shape)}, wanted [H, H / num_heads] or one more in front"
+        )
     D, H, _ = w_hh.shape
+    check_options(H, num_heads, norm_weight is not None, norm_eps, bptt_window, clip_state_grad)
+    if w_hh.shape[2] * num_heads != H:
+        raise ValueError(
+            f"w_hh: given shape {tuple(w_hh.shape)}, wanted {(D, H, H // num_heads)} "
+            f"for {num_heads} heads"
+        )
     if width != D * H:
         raise ValueError(f"p: given {width} features, wanted D * H = {D} * {H} as w_hh says")
     if h_0 is not None and h_0.shape != (D, B, H):
         raise ValueError(f"h_0: given shape {tuple(h_0.shape)}, wanted {(D, B, H)}")
+    if norm_bias is not None and norm_weight is None:
+        raise ValueError("norm_bias: given without norm_weight")
+    for name, x in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        if x is not None and x.shape != (width,):
+            raise ValueError(f"{name}: given shape {tuple(x.shape)}, wanted {(width,)}")
     if T == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     p, w_hh, h_0 = precision.autocast(p.device.type, p, w_hh, h_0)
-    for name, x in (("w_hh", w_hh), ("h_0", h_0)):
-        if x is not None and x.dtype != p.dtype:
-            raise ValueError(f"{name}: given {x.dtype}, wanted {p.dtype} as p has")
+    gamma, beta = precision.widened(norm_weight), precision.widened(norm_bias)
+    accurate = precision.arithmetic(p.dtype)
+    for name, x, dtype in (
+        ("w_hh", w_hh, p.dtype),
+        ("h_0", h_0, p.dtype),
+        ("norm_weight", gamma, accurate),
+        ("norm_bias", beta, accurate),
+    ):
+        if x is not None and x.dtype != dtype:
+            raise ValueError(f"{name}: given {x.dtype}, wanted {dtype} as p has {p.dtype}")
         if x is not None and x.device != p.device:
             raise RuntimeError(f"{name}: it is on {x.device}, and p on {p.device}")
     lengths = check_lengths(lengths, T, B, p.device)
+    reset = check_reset(reset, (T, B), "[T, B]", p.device)
     chosen = select(backend, Problem(p.device.type, p.dtype, nonlinearity, projected=True))
-    y, h_n = layer(p, None, None, None, w_hh, h_0, lengths, nonlinearity, chosen)
+    options = Options(nonlinearity, num_heads, norm_eps, bptt_window, clip_state_grad)
+    inputs = (p, None, None, None, w_hh, gamma, beta, h_0, lengths, reset)
+    y, h_n = layer(*inputs, None, options, chosen)
     return y, h_n[0] if one else h_n
+
+
+def check_options(
+    H: int,
+    num_heads: int,
+    layer_norm: bool,
+    norm_eps: float,
+    bptt_window: int | None,
+    clip_state_grad: float | None,
+) -> None:
+    """
+    Raises:
+        TypeError, ValueError: what a recurrence of H units cannot have.
+    """
+    _check_count("num_heads", num_heads)
+    if H % num_heads:
+        raise ValueError(f"num_heads: given {num_heads}, wanted a divisor of hidden_size = {H}")
+    if layer_norm and num_heads == H:
+        raise ValueError(
+            "norm='layer': given 1 unit per head, wanted 2 or more: the norm of one is always 0"
+        )
+    _check_positive("norm_eps", norm_eps)
+    if bptt_window is not None:
+        _check_count("bptt_window", bptt_window)
+    if clip_state_grad is not None:
+        _check_positive("clip_state_grad", clip_state_grad)
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: given {value!r}, wanted an int")
+    if value < 1:
+        raise ValueError(f"{name}: given {value}, wanted 1 or more")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name}: given {value!r}, wanted a float")
+    if not value > 0:  # NaN, too
+        raise ValueError(f"{name}: given {value}, wanted a number above 0")
+
+
+def check_reset(
+    reset: Tensor | None, shape: tuple[int, ...], what: str, device: torch.device
+) -> Tensor | None:
+    """``reset`` on ``device``.
+
+    Raises:
+        TypeError, ValueError: no tensor, another shape or dtype.
+    """
+    if reset is None:
+        return None
+    if not isinstance(reset, Tensor):
+        raise TypeError(f"reset: given {type(reset).__name__}, wanted a bool tensor {what}")
+    if reset.dtype != torch.bool or reset.shape != shape:
+        raise ValueError(
+            f"reset: given {reset.dtype} of shape {tuple(reset.shape)}, "
+            f"wanted torch.bool of shape {what} = {tuple(shape)}"
+        )
+    return reset.to(device)
 
 
 def check_lengths(

@@ -38,10 +38,12 @@ def he(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -> No
     _each(parameters, hh=draw, ih=draw)
 
 
+@torch.no_grad()
 def _each(parameters: dict[str, Tensor], hh, ih) -> None:
     for name, x in parameters.items():
         if name.startswith("weight_hh"):
-            hh(x)
+            for block in x.split(x.shape[1]):  # of each head
+                hh(block)
         elif name.startswith("weight_ih"):
             ih(x)
         else:

@@ -9,12 +9,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import precision
+from . import precision, record
 from .autograd import in_transform, layer
 from .backends import BACKENDS, Problem, check_nonlinearity, select, torch_native
-from .functional import check_lengths
+from .batch_norm import batch_norm
+from .cells.rnn import Options
+from .functional import check_lengths, check_options, check_reset
+from .gradient_flow import GradientFlow, read
 from .init import INITS
 
+PLAIN = {  # what extra_repr leaves out
+    "norm": None,
+    "norm_eps": 1e-5,
+    "init": "torch",
+    "residual": False,
+    "num_heads": 1,
+    "track_gradient_flow": False,
+    "clip_state_grad": None,
+    "bptt_window": None,
+    "backend": "auto",
+}
+NORMS = [None, "layer", "batch"]
+TRACKING = [False, True, "sample"]
+ROOM = 4096  # points of a direction, [T] or [T, B], that a new record has room for
 MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU", "sigmoid": "RNN_SIGMOID"}
 
 
@@ -26,13 +43,30 @@ class RNN(nn.RNNBase):
     :class:`torch.nn.RNN`. It is an ``nn.RNNBase`` and no ``nn.RNN``, because torch.compile breaks
     the graph at every nn.RNN.
 
-        h_t = f(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh)             (Elman 1990)
+        h_t = f(n_t),  n_t = a_t = x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh    (Elman 1990)
+
+    and with norm="layer", mean and variance over the units of each head (Ba et al. 2016):
+
+        n_t = norm_weight * (a_t - mean(a_t)) / sqrt(var(a_t) + norm_eps) + norm_bias
 
     Args:
         nonlinearity: "tanh", "relu", or "sigmoid" (which nn.RNN has not).
+        norm: "layer" adds the parameters norm_weight_l0 and norm_bias_l0 [H]. "batch" normalizes
+            x_t W_ih^T over the valid points of the batch, before the biases (Laurent et al. 2015),
+            and adds those and, as nn.BatchNorm1d, running statistics (momentum 0.1). bias=False
+            leaves norm_bias out.
+        norm_eps: what is added to the variance.
         init: "torch", "orthogonal", "identity", "glorot" or "he"; see :mod:`rnnfast.init`.
         residual: add to the input of layer l + 1 the input of layer l where their widths agree;
             h_n is taken before the sum.
+        num_heads: as many independent recurrences of H / num_heads units side by side:
+            weight_hh_l0 is [H, H / num_heads], the rows of a head acting on its own units.
+        track_gradient_flow: True measures the gradient at every time step as backward passes
+            (:attr:`gradient_flow`), "sample" for each row of the batch.
+        clip_state_grad: scale dL/dh_t of each row and head down to this norm, at every step of
+            backward (of the scaled loss, under a GradScaler). One that is inf or NaN stays.
+        bptt_window: truncated BPTT: no gradient crosses between steps t - 1 and t for
+            t = k, 2 k, ...
         backend: "auto", "cpu", "torch" or "reference". A named one serves or raises;
             :func:`rnnfast.explain` says what "auto" takes and why.
 
@@ -53,8 +87,14 @@ class RNN(nn.RNNBase):
         device=None,
         dtype=None,
         *,
+        norm: str | None = None,
+        norm_eps: float = 1e-5,
         init: str = "torch",
         residual: bool = False,
+        num_heads: int = 1,
+        track_gradient_flow: bool | str = False,
+        clip_state_grad: float | None = None,
+        bptt_window: int | None = None,
         backend: str = "auto",
         **unknown,
     ) -> None:
@@ -64,16 +104,27 @@ class RNN(nn.RNNBase):
         if unknown:
             name = next(iter(unknown))
             raise TypeError(f"RNN.__init__() got an unexpected keyword argument '{name}'")
-        if init not in list(INITS):
-            raise ValueError(f"init: given {init!r}, wanted one of {list(INITS)}")
+        for name, value, known in (
+            ("norm", norm, NORMS),
+            ("init", init, list(INITS)),
+            ("track_gradient_flow", track_gradient_flow, TRACKING),
+            ("backend", backend, ["auto", *BACKENDS]),
+        ):
+            if value not in known or (isinstance(value, int) and not isinstance(value, bool)):
+                raise ValueError(f"{name}: given {value!r}, wanted one of {known}")
         if not isinstance(residual, bool):
             raise TypeError(f"residual should be of type bool, got: {type(residual).__name__}")
-        if backend not in ["auto", *BACKENDS]:
-            raise ValueError(f"backend: given {backend!r}, wanted one of {['auto', *BACKENDS]}")
         self.nonlinearity = nonlinearity
+        self.norm = norm
+        self.norm_eps = norm_eps
         self.init = init
         self.residual = residual
+        self.num_heads = num_heads
+        self.track_gradient_flow = track_gradient_flow
+        self.clip_state_grad = clip_state_grad
+        self.bptt_window = bptt_window
         self.backend = backend
+        self._complete = False  # the base resets the parameters before all of them are there
         super().__init__(
             "RNN_TANH",  # the base knows no sigmoid
             input_size,
@@ -87,12 +138,44 @@ class RNN(nn.RNNBase):
             dtype=dtype,
         )
         self.mode = MODES[nonlinearity]
+        check_options(
+            hidden_size, num_heads, norm == "layer", norm_eps, bptt_window, clip_state_grad
+        )
+        self._add_parameters({"device": device, "dtype": dtype})
+        self._complete = True
+        self.reset_parameters()
+        D = 2 if bidirectional else 1
+        room = record.numbers(D, ROOM, 1)
+        self._records = [
+            record.make(room, self.weight_hh_l0.device)
+            for _ in range(num_layers if track_gradient_flow else 0)
+        ]
+
+    def _add_parameters(self, factory: dict) -> None:
+        """What nn.RNN does not have, and weight_hh of several heads."""
+        H = self.hidden_size
+        for names in self._all_weights:
+            suffix = names[0].removeprefix("weight_ih")
+            if self.num_heads > 1:
+                weight = torch.empty(H, H // self.num_heads, **factory)
+                setattr(self, names[1], nn.Parameter(weight))
+            if self.norm is None:
+                continue
+            setattr(self, f"norm_weight{suffix}", nn.Parameter(torch.empty(H, **factory)))
+            if self.bias:
+                setattr(self, f"norm_bias{suffix}", nn.Parameter(torch.empty(H, **factory)))
+            if self.norm == "batch":
+                for name in ("mean", "var"):
+                    self.register_buffer(f"norm_running_{name}{suffix}", torch.empty(H, **factory))
+                batches = torch.empty((), dtype=torch.int64, device=factory["device"])
+                self.register_buffer(f"norm_num_batches_tracked{suffix}", batches)
 
     def forward(
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
         *,
+        reset: Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs all layers.
@@ -100,6 +183,10 @@ class RNN(nn.RNNBase):
         Args:
             input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched, or packed.
             hx: [L * D, B, H], or [L * D, H] unbatched; never batch-first; None for zeros.
+            reset: bool, shaped like the first two axes of input ([T] unbatched; [T, B], in the
+                order of the samples, where it is packed): the step is the first of a new segment.
+                Nothing crosses between it and the step before, neither state nor gradient, in
+                either direction; at the first step it drops hx.
             lengths: [B] in 0..T, a list or an int64 tensor, for padded input: steps from lengths[b]
                 on leave the state as it is, put out 0 and take no gradient; the reverse direction
                 begins at lengths[b] - 1. On a GPU, and in torch.compile, they are clamped, not
@@ -109,12 +196,12 @@ class RNN(nn.RNNBase):
             output, like input with D * H features, and h_n, like hx.
 
         Raises:
-            RuntimeError, ValueError: as nn.RNN does; ValueError for lengths.
+            RuntimeError, ValueError: as nn.RNN does; ValueError, TypeError for lengths and reset.
         """
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths: a PackedSequence has its own")
-            return self._forward_packed(input, hx)
+            return self._forward_packed(input, hx, reset)
         if input.dim() not in (2, 3):
             raise ValueError(
                 f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
@@ -136,25 +223,39 @@ class RNN(nn.RNNBase):
         if T == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         lengths = check_lengths(lengths, T, B, input.device)
-        output, h_n = self._layers(input, hx, lengths, self.batch_first)
+        if reset is not None:
+            shape, what = ((B, T), "[B, T]") if self.batch_first else ((T, B), "[T, B]")
+            shape, what = (shape, what) if batched else ((T,), "[T]")
+            reset = check_reset(reset, shape, what, input.device)
+            reset = reset.unsqueeze(1) if not batched else reset.T if self.batch_first else reset
+        output, h_n = self._layers(input, hx, lengths, reset, self.batch_first)
         return (output, h_n) if batched else (output.squeeze(batch_dim), h_n.squeeze(1))
 
     def _forward_packed(
-        self, packed: PackedSequence, hx: Tensor | None
+        self, packed: PackedSequence, hx: Tensor | None, reset: Tensor | None
     ) -> tuple[PackedSequence, Tensor]:
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         self._check(data, hx, batch_sizes)
-        if hx is not None:
-            hx = self.permute_hidden(hx, sorted_indices)
-        if self._backend(data) == "torch":
-            hx = self._zeros(data, int(batch_sizes[0])) if hx is None else hx
+        T, B = batch_sizes.numel(), int(batch_sizes[0])
+        reset = check_reset(reset, (T, B), "[T, B]", data.device)
+        if self._backend(data, reset) == "torch":
+            hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
+            hx = self._zeros(data, B) if hx is None else hx
             output, h_n = torch_native.packed_layers(
                 self.nonlinearity, data, hx, batch_sizes, self._torch_options()
             )
         else:
-            T = batch_sizes.numel()
             padded, lengths = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, T)
-            output, h_n = self._layers(padded, hx, lengths.to(data.device), False)
+            if self.track_gradient_flow == "sample" and sorted_indices is not None:
+                # The record is of the samples in their own order.
+                in_order = lengths[unsorted_indices.cpu()].to(data.device)
+                output, h_n = self._layers(padded[:, unsorted_indices], hx, in_order, reset, False)
+                output, h_n = output[:, sorted_indices], h_n[:, sorted_indices]
+            else:
+                if sorted_indices is not None:
+                    hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
+                    reset = reset if reset is None else reset[:, sorted_indices]
+                output, h_n = self._layers(padded, hx, lengths.to(data.device), reset, False)
             output, _ = torch._VF._pack_padded_sequence(output, lengths, False)
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, self.permute_hidden(h_n, unsorted_indices)
@@ -178,21 +279,37 @@ class RNN(nn.RNNBase):
                 f"{input.device} and parameter tensor at {weight.device}"
             )
 
-    def _problem(self, input: Tensor) -> Problem:
+    def _problem(self, input: Tensor, reset: Tensor | None = None) -> Problem:
         device = input.device.type
         dtype = precision.autocast_dtype(device) or input.dtype
-        return Problem(device, dtype, self.nonlinearity, projected=False, residual=self.residual)
+        beyond = {
+            "residual": self.residual,
+            "norm": self.norm,
+            "num_heads": self.num_heads > 1,
+            "reset": reset is not None,
+            "bptt_window": self.bptt_window,
+            "clip_state_grad": self.clip_state_grad,
+            "track_gradient_flow": self.track_gradient_flow,
+        }
+        names = tuple(name for name, used in beyond.items() if used)
+        return Problem(device, dtype, self.nonlinearity, projected=False, beyond=names)
 
-    def _backend(self, input: Tensor) -> str:
+    def _backend(self, input: Tensor, reset: Tensor | None) -> str:
         """The backend of this call; in a transform the eager formula, not torch's stack."""
-        chosen = select(self.backend, self._problem(input))
+        chosen = select(self.backend, self._problem(input, reset))
         return "reference" if chosen == "torch" and in_transform() else chosen
 
     def _layers(
-        self, u: Tensor, hx: Tensor | None, lengths: Tensor | None, batch_first: bool
+        self,
+        u: Tensor,
+        hx: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        batch_first: bool,
     ) -> tuple[Tensor, Tensor]:
-        """u [T, B, I], or [B, T, I] with batch_first -> output so ordered, h_n [L * D, B, H]."""
-        backend = self._backend(u)
+        """u [T, B, I], or [B, T, I] with batch_first -> output so ordered, h_n [L * D, B, H];
+        reset [T, B]."""
+        backend = self._backend(u, reset)
         if backend == "torch":
             x = u.transpose(0, 1) if batch_first else u
             hx = self._zeros(x, x.shape[1]) if hx is None else hx
@@ -200,11 +317,26 @@ class RNN(nn.RNNBase):
             return (y.transpose(0, 1) if batch_first else y), h_n
         D = 2 if self.bidirectional else 1
         h_n = []
+        options = Options(
+            self.nonlinearity,
+            self.num_heads,
+            self.norm_eps,
+            self.bptt_window,
+            self.clip_state_grad,
+            self.track_gradient_flow == "sample",
+        )
         for index in range(self.num_layers):
             x = u.transpose(0, 1) if batch_first else u
             h_0 = None if hx is None else hx[index * D : (index + 1) * D]
-            inputs = precision.autocast(u.device.type, x, *self._layer_weights(index), h_0)
-            y, h = layer(*inputs, lengths, self.nonlinearity, backend)
+            weights = self._layer_weights(index)
+            norm = None, None
+            if self.norm == "batch":
+                x, *weights = self._batch_norm(index, x, lengths, weights)
+            elif self.norm == "layer":
+                norm = self._norm_weights(index)
+            *inputs, h_0 = precision.autocast(u.device.type, x, *weights, h_0)
+            buffer = self._buffer(index, x) if self.track_gradient_flow else None
+            y, h = layer(*inputs, *norm, h_0, lengths, reset, buffer, options, backend)
             y = y.transpose(0, 1) if batch_first else y
             h_n.append(h)
             if index + 1 < self.num_layers:
@@ -225,6 +357,84 @@ class RNN(nn.RNNBase):
             *(map(torch.cat, biases) if biases else (None, None)),
             torch.stack(w_hh),
         )
+
+    def _norm_weights(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """norm_weight and norm_bias of all directions, as a norm reads them."""
+        found = []
+        for kind in ("weight", "bias"):
+            each = [self._weight(name) for name in self._norm_names(index, kind)]
+            whole = None if each[0] is None else each[0] if len(each) == 1 else torch.cat(each)
+            found.append(precision.widened(whole))
+        return found[0], found[1]
+
+    def _norm_names(self, index: int, kind: str) -> list[str]:
+        suffixes = ["", "_reverse"] if self.bidirectional else [""]
+        return [f"norm_{kind}_l{index}{suffix}" for suffix in suffixes]
+
+    def _batch_norm(
+        self, index: int, x: Tensor, lengths: Tensor | None, weights: Sequence[Tensor | None]
+    ) -> tuple[Tensor, None, None, None, Tensor]:
+        """The input projection, normalized, in the place of x and the weights it is made of."""
+        w_ih, b_ih, b_hh, w_hh = weights
+        u = F.linear(x, w_ih)
+        ps = []
+        for d, part in enumerate(u.split(self.hidden_size, -1)):
+            mean, var, batches = (
+                getattr(self, self._norm_names(index, kind)[d])
+                for kind in ("running_mean", "running_var", "num_batches_tracked")
+            )
+            weight, bias = (
+                precision.widened(self._weight(self._norm_names(index, kind)[d]))
+                for kind in ("weight", "bias")
+            )
+            running = mean, var, batches
+            ps.append(
+                batch_norm(part, lengths, weight, bias, running, self.training, self.norm_eps)
+            )
+        p = torch.cat(ps, -1)
+        return (p if b_ih is None else p + (b_ih + b_hh)), None, None, None, w_hh
+
+    def _buffer(self, index: int, x: Tensor) -> Tensor | None:
+        """Where backward through this layer puts its record; None where there will be none.
+
+        Raises:
+            RuntimeError: torch.compile traces this, and there is not room enough.
+        """
+        if not torch.is_grad_enabled():
+            return None
+        T, B, _ = x.shape
+        N = B if self.track_gradient_flow == "sample" else 1
+        size = record.numbers(2 if self.bidirectional else 1, T, N)
+        fits = index < len(self._records) and self._records[index].device == x.device
+        if not fits or self._records[index].numel() < size:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(
+                    "track_gradient_flow: a compiled graph cannot make room for the record of so "
+                    "many steps; call the module once on such an input without torch.compile"
+                )
+            self._records += [record.make(0, x.device)] * (index + 1 - len(self._records))
+            self._records[index] = record.make(size, x.device)
+        return self._records[index]
+
+    @property
+    def gradient_flow(self) -> GradientFlow:
+        """What the last backward pass through this module measured, at every time step.
+
+        Raises:
+            RuntimeError: it was not asked to, or no backward pass has come through yet.
+        """
+        if not self.track_gradient_flow:
+            raise RuntimeError(
+                "gradient_flow: this RNN does not record it; make it with track_gradient_flow=True "
+                '(or "sample")'
+            )
+        found = read(self._records, self.track_gradient_flow == "sample")
+        if found is None:
+            raise RuntimeError(
+                "gradient_flow: no backward pass has come through this RNN yet; call it, and "
+                "backward() on a loss made of its results"
+            )
+        return found
 
     def _weight(self, name: str) -> Tensor | None:
         """As getattr, which takes ten times as long to find a parameter; what is parametrized,
@@ -247,14 +457,26 @@ class RNN(nn.RNNBase):
         return like.new_zeros(self.num_layers * D, batch, self.hidden_size)
 
     def reset_parameters(self) -> None:
-        """Draws all parameters anew, as ``init`` says."""
-        INITS[self.init](dict(self.named_parameters()), self.hidden_size, self.nonlinearity)
+        """Draws all weights and biases anew, as ``init`` says; a norm starts from the beginning."""
+        if not self._complete:
+            return
+        drawn = {}
+        for name, x in self.named_parameters():
+            if name.startswith("norm_weight"):
+                nn.init.ones_(x)
+            elif name.startswith("norm_bias"):
+                nn.init.zeros_(x)
+            else:
+                drawn[name] = x
+        INITS[self.init](drawn, self.hidden_size, self.nonlinearity)
+        for name, x in self.named_buffers():
+            x.fill_(1 if name.startswith("norm_running_var") else 0)
 
     def extra_repr(self) -> str:
         s = super().extra_repr()
         if self.nonlinearity != "tanh":
             s += f", nonlinearity={self.nonlinearity!r}"
-        for name, plain in (("init", "torch"), ("residual", False), ("backend", "auto")):
+        for name, plain in PLAIN.items():
             value = getattr(self, name)
             if value != plain:
                 s += f", {name}={value!r}"
@@ -278,7 +500,7 @@ class RNN(nn.RNNBase):
 
     def flatten_parameters(self) -> None:
         """Packs the parameters for cuDNN, where that can serve; otherwise does nothing."""
-        if self.nonlinearity in torch_native.KERNELS:
+        if self.nonlinearity in torch_native.KERNELS and self.num_heads == 1:
             super().flatten_parameters()
 
     def __getstate__(self) -> dict:

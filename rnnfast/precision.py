@@ -27,6 +27,16 @@ def autocast(device: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     )
 
 
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """What is computed in where ``dtype`` is stored."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+def widened(x: Tensor | None) -> Tensor | None:
+    """A norm's parameters as it reads them."""
+    return None if x is None else x.to(arithmetic(x.dtype))
+
+
 def no_autocast(device: str) -> AbstractContextManager:
     """Operations inside take the dtypes they are given, on any device type."""
     if torch.amp.is_autocast_available(device):

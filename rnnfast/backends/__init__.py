@@ -24,7 +24,7 @@ class Problem(NamedTuple):
     dtype: torch.dtype
     nonlinearity: str
     projected: bool  # p is given: functional.rnn, not a module
-    residual: bool = False
+    beyond: tuple[str, ...] = ()  # arguments in use that nn.RNN does not have
 
 
 class BackendError(RuntimeError):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import math
 import os
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from ..cells.rnn import Options
+from ..precision import arithmetic
 
 if TYPE_CHECKING:
     from . import Problem
@@ -50,26 +54,30 @@ def forward(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     w_hh: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
     h_0: Tensor | None,
     lengths: Tensor | None,
-    nonlinearity: str,
-) -> tuple[Tensor, Tensor]:
-    """As :func:`rnnfast.autograd.layer`; y has the memory order of x (time or batch first)."""
+    reset: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """As :func:`rnnfast.autograd.layer`, and ahat and rstd with layer norm; y has the memory order
+    of x (time or batch first)."""
     T, B, width = x.shape
-    _check(x, w_ih, b_ih, b_hh, w_hh, h_0)
+    _check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads)
     _bind_openmp()
-    y, h_n = empty_results(x, w_hh)
+    results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
     x = with_dense_rows(x)
-    kept = [_contiguous(v) for v in (w_ih, b_ih, b_hh, w_hh, h_0, lengths)]
-    w_ih, b_ih, b_hh, w_hh, h_0, lengths = map(_address, kept)
-    projects = w_ih != 0
+    kept = [_contiguous(v) for v in (w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset)]
+    w_ih, *others = map(_address, kept)
+    p_or_x = (x.data_ptr(), 0) if w_ih == 0 else (0, x.data_ptr())
     _C.rnn_forward(
-        nonlinearity, DTYPES[x.dtype], 0 if projects else x.data_ptr(),
-        x.data_ptr() if projects else 0, w_ih, b_ih, b_hh, w_hh, h_0, y.data_ptr(), h_n.data_ptr(),
-        lengths, T, B, h_n.shape[2], h_n.shape[0], 1, width, *x.stride()[:2], *y.stride()[:2],
+        options.nonlinearity, DTYPES[x.dtype], *p_or_x, w_ih, *others, y.data_ptr(),
+        h_n.data_ptr(), _address(ahat), _address(rstd), T, B, w_hh.shape[-1], h_n.shape[0],
+        options.heads, width, *x.stride()[:2], *y.stride()[:2], options.norm_eps,
         torch.get_num_threads(),
     )  # fmt: skip
-    return y, h_n
+    return results
 
 
 def backward(
@@ -79,21 +87,25 @@ def backward(
     x: Tensor | None,
     w_ih: Tensor | None,
     w_hh: Tensor,
+    gamma: Tensor | None,
+    ahat: Tensor | None,
+    rstd: Tensor | None,
     h_0: Tensor | None,
     lengths: Tensor | None,
+    reset: Tensor | None,
+    record: Tensor | None,
     dx_wanted: bool,
     dw_wanted: bool,
-    nonlinearity: str,
+    options: Options,
 ) -> tuple[Tensor | None, ...]:
-    """dx, dw_ih, db_ih, db_hh, dw_hh, dh_0; None where there is none, or where it is not wanted.
+    """dx, dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0; None where there is none, or where it is
+    not wanted.
 
-    Without w_ih, dx is dp. x is needed for dw_ih alone.
+    Without w_ih, dx is dp. x is needed for dw_ih alone. record: [D, T, N, fields], to be filled.
     """
-    y = with_dense_rows(y)
+    y, ahat = with_dense_rows(y), None if ahat is None else with_dense_rows(ahat)
     T, B, width = y.shape
-    H = w_hh.shape[-1]
-    D = w_hh.shape[0] if w_hh.dim() == 3 else 1
-    gradients = empty_gradients(y, w_ih, w_hh, h_0, dx_wanted, dw_wanted)
+    gradients = empty_gradients(y, w_ih, w_hh, gamma, h_0, dx_wanted, dw_wanted)
     dx, *others = gradients
     # The kernel has read da of a point by the time it writes dx there: one memory for both, where
     # it is as wide.
@@ -101,13 +113,17 @@ def backward(
     dx = None if w_ih is None else dx
     grad_y = None if grad_y is None else with_dense_rows(grad_y)
     x = with_dense_rows(x) if w_ih is not None and dw_wanted else None
-    kept = [_contiguous(v) for v in (grad_h_n, w_ih, w_hh, h_0, lengths)]
-    grad_h_n, w_ih, w_hh, h_0, lengths = map(_address, kept)
+    kept = [_contiguous(v) for v in (w_ih, w_hh, gamma, rstd, h_0, lengths, reset, grad_h_n)]
+    *weights, grad_h_n = map(_address, kept)
+    limit = options.clip_state_grad
     _C.rnn_backward(
-        nonlinearity, DTYPES[y.dtype], _address(grad_y), grad_h_n, y.data_ptr(), _address(x), w_ih,
-        w_hh, h_0, lengths, dp.data_ptr(), _address(dx), *map(_address, others), T, B, H, D, 1,
-        0 if kept[1] is None else kept[1].shape[1], *_strides(grad_y), *y.stride()[:2],
-        *dp.stride()[:2], *_strides(x), *_strides(dx), torch.get_num_threads(),
+        options.nonlinearity, DTYPES[y.dtype], _address(grad_y), grad_h_n, y.data_ptr(),
+        _address(ahat), _address(x), *weights, dp.data_ptr(), _address(dx), *map(_address, others),
+        _address(record), options.per_sample, T, B, w_hh.shape[-1],
+        width // (w_hh.shape[-1] * options.heads), options.heads,
+        0 if w_ih is None else w_ih.shape[1], *_strides(grad_y), *y.stride()[:2], *_strides(ahat),
+        *dp.stride()[:2], *_strides(x), *_strides(dx), options.bptt_window or 0,
+        math.inf if limit is None else limit, torch.get_num_threads(),
     )  # fmt: skip
     return gradients
 
@@ -118,7 +134,10 @@ def _check(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     w_hh: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
     h_0: Tensor | None,
+    heads: int,
 ) -> None:
     """The kernels believe what they are told; a module may hold any tensors as its weights. (On the
     CPU they are: :mod:`rnnfast.autograd` has seen to that.)
@@ -130,52 +149,66 @@ def _check(
     if dtype not in DTYPES:
         raise RuntimeError(f"input: given {dtype}, wanted one of {list(DTYPES)}")
     D = w_hh.shape[0] if w_hh.dim() == 3 else 1
-    H = w_hh.shape[-1]
+    H = w_hh.shape[-1] * heads
     width = D * H
     if w_hh.dim() not in (2, 3) or w_hh.shape[-2] != H:
-        raise RuntimeError(f"weight_hh: given shape {tuple(w_hh.shape)}, wanted a square matrix")
+        wanted = "a square matrix" if heads == 1 else f"{heads} square matrices, one below another"
+        raise RuntimeError(f"weight_hh: given shape {tuple(w_hh.shape)}, wanted {wanted}")
     if (b_ih is None) != (b_hh is None):
         raise RuntimeError("bias_ih, bias_hh: given one of them, wanted both or neither")
     if w_ih is None and features != width:
         raise RuntimeError(f"p: given {features} features, wanted {width}")
-    for name, value, shape in (
-        ("weight_ih", w_ih, (width, features)),
-        ("bias_ih", b_ih, (width,)),
-        ("bias_hh", b_hh, (width,)),
-        ("weight_hh", w_hh, w_hh.shape),
-        ("h_0", h_0, (D, x.shape[1], H)),
+    accurate = arithmetic(dtype)
+    for name, value, wanted, shape in (
+        ("weight_ih", w_ih, dtype, (width, features)),
+        ("bias_ih", b_ih, dtype, (width,)),
+        ("bias_hh", b_hh, dtype, (width,)),
+        ("weight_hh", w_hh, dtype, w_hh.shape),
+        ("norm_weight", gamma, accurate, (width,)),
+        ("norm_bias", beta, accurate, (width,)),
+        ("h_0", h_0, dtype, (D, x.shape[1], H)),
     ):
         if value is None:
             continue
-        if value.dtype is not dtype:
-            raise RuntimeError(f"{name}: given {value.dtype}, wanted {dtype} as the input has")
+        if value.dtype is not wanted:
+            raise RuntimeError(f"{name}: given {value.dtype}, wanted {wanted} as the input has")
         if value.shape != shape:
             raise RuntimeError(f"{name}: given shape {tuple(value.shape)}, wanted {tuple(shape)}")
 
 
-def empty_results(x: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor]:
-    """y and h_n, uninitialised."""
+def empty_results(
+    x: Tensor, w_hh: Tensor, gamma: Tensor | None, heads: int
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """y, h_n, ahat and rstd, uninitialised."""
+    T, B, _ = x.shape
     D = w_hh.shape[0] if w_hh.dim() == 3 else 1
-    H = w_hh.shape[-1]
-    return empty_rows(x, D * H), x.new_empty(D, x.shape[1], H)
+    H = w_hh.shape[-1] * heads
+    y, h_n = empty_rows(x, D * H), x.new_empty(D, B, H)
+    if gamma is None:
+        return y, h_n, None, None
+    return y, h_n, empty_rows(x, D * H), gamma.new_empty(T, B, D * heads)
 
 
 def empty_gradients(
     y: Tensor,
     w_ih: Tensor | None,
     w_hh: Tensor,
+    gamma: Tensor | None,
     h_0: Tensor | None,
     dx_wanted: bool,
     dw_wanted: bool,
 ) -> tuple[Tensor | None, ...]:
     """What backward returns, uninitialised."""
     projects = dw_wanted and w_ih is not None
+    normalizes = dw_wanted and gamma is not None
     return (
         empty_rows(y, y.shape[2] if w_ih is None else w_ih.shape[1]) if dx_wanted else None,
         torch.empty_like(w_ih, memory_format=torch.contiguous_format) if projects else None,
         y.new_empty(y.shape[2]) if projects else None,
         y.new_empty(y.shape[2]) if projects else None,
         torch.empty_like(w_hh, memory_format=torch.contiguous_format) if dw_wanted else None,
+        gamma.new_empty(y.shape[2]) if normalizes else None,
+        gamma.new_empty(y.shape[2]) if normalizes else None,
         None if h_0 is None else torch.empty_like(h_0, memory_format=torch.contiguous_format),
     )
 

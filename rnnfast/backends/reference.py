@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cells import rnn as cell
+from ..cells.rnn import Options
 
 if TYPE_CHECKING:
     from . import Problem
@@ -23,13 +24,16 @@ def forward(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     w_hh: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
     h_0: Tensor | None,
     lengths: Tensor | None,
-    nonlinearity: str,
-) -> tuple[Tensor, Tensor]:
-    """As :func:`rnnfast.autograd.layer`."""
+    reset: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """As :func:`rnnfast.autograd.layer`, and ahat and rstd with layer norm."""
     p = x if w_ih is None else F.linear(x, w_ih, None if b_ih is None else b_ih + b_hh)
-    return cell.forward(p, _by_direction(w_hh), h_0, lengths, nonlinearity)
+    return cell.forward(p, _by_direction(w_hh), gamma, beta, h_0, lengths, reset, options)
 
 
 def backward(
@@ -39,23 +43,31 @@ def backward(
     x: Tensor | None,
     w_ih: Tensor | None,
     w_hh: Tensor,
+    gamma: Tensor | None,
+    ahat: Tensor | None,
+    rstd: Tensor | None,
     h_0: Tensor | None,
     lengths: Tensor | None,
+    reset: Tensor | None,
+    record: Tensor | None,
     dx_wanted: bool,
     dw_wanted: bool,
-    nonlinearity: str,
+    options: Options,
+    grad_ahat: Tensor | None = None,
+    grad_rstd: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """As :func:`rnnfast.backends.cpu.backward`, but functions to differentiate again."""
-    inputs = (grad_y, grad_h_n, y, _by_direction(w_hh), h_0, lengths, nonlinearity)
-    dp, dw_hh, dh_0 = cell.backward(*inputs)
-    dw_hh = dw_hh.view_as(w_hh) if dw_wanted else None
+    inputs = (grad_y, grad_h_n, grad_ahat, grad_rstd, y, _by_direction(w_hh), gamma, ahat, rstd)
+    dp, dw_hh, *d_norm, dh_0 = cell.backward(*inputs, h_0, lengths, reset, options, record)
+    dw_hh, *d_norm = (dw_hh.view_as(w_hh), *d_norm) if dw_wanted else (None, None, None)
     if w_ih is None:
-        return dp if dx_wanted else None, None, None, None, dw_hh, dh_0
+        return dp if dx_wanted else None, None, None, None, dw_hh, *d_norm, dh_0
     dx = dp @ w_ih if dx_wanted else None
     if not dw_wanted:
-        return dx, None, None, None, None, dh_0
+        return dx, None, None, None, None, None, None, dh_0
     db = dp.sum((0, 1))
-    return dx, dp.flatten(0, 1).T @ x.flatten(0, 1), db, db.clone(), dw_hh, dh_0
+    dw_ih = dp.flatten(0, 1).T @ x.flatten(0, 1)
+    return dx, dw_ih, db, db.clone(), dw_hh, *d_norm, dh_0
 
 
 def _by_direction(w_hh: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ def unavailable(problem: Problem) -> str:
         return f"torch has no {problem.nonlinearity} RNN"
     if problem.projected:
         return "torch's kernels contain the input projection: they serve rnnfast.RNN alone"
-    if problem.residual:
-        return "torch's stacked kernels have no residual connections"
+    if problem.beyond:
+        return f"torch's kernels have no {', '.join(problem.beyond)}"
     return ""
 
 

@@ -1,21 +1,32 @@
 """The Elman cell and its two loops over time, in plain PyTorch: the oracle of every backend.
 
-Shapes: T time steps, B batch, D directions, H hidden size. Direction 1 runs in reverse real time.
+Shapes: T time steps, B batch, D directions, H hidden size, n heads of S = H / n units. A group is
+one direction of one head: an independent recurrence. Direction 1 runs in reverse real time.
 
-    a_t = p_t + h_{t-1} W_hh^T,  h_t = f(a_t)                      (Elman 1990)
+    a_t = p_t + h_{t-1} W_hh^T,  h_t = f(n_t)                      (Elman 1990)
+    n_t = a_t, or gamma * ahat_t + beta,  ahat_t = (a_t - mean(a_t)) rstd(a_t)
+                                                     (Ba et al. 2016, eq. 4; rstd with eps inside)
 
 and, with g_t = dL/dh_t from outside, backpropagation through time (Werbos 1990):
 
-    dh_t = g_t + da_{t+1} W_hh,  da_t = dh_t * f'(a_t)             f' from h_t alone
+    dh_t = g_t + da_{t+1} W_hh,  dn_t = clip(dh_t) * f'(n_t)       f' from h_t alone
+    da_t = dn_t, or rstd (dahat - mean(dahat) - ahat mean(dahat * ahat)),  dahat = gamma * dn_t
 
-Nothing here is in place, and nothing depends on values: PyTorch can differentiate, vmap and trace
-both loops.
+"Edge" e lies between real steps e - 1 and e of a row: state and gradient do not cross it where
+``reset[e]`` holds, and the gradient alone does not at multiples of the window.
+
+Nothing here is in place but the record, and nothing depends on values: PyTorch can differentiate,
+vmap and trace both loops.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from ..record import FIELDS
 
 GATES = 1
 
@@ -28,91 +39,279 @@ BACKWARD = {  # dh f'(a), from h = f(a) alone
 }
 
 
+class Options(NamedTuple):
+    """What a recurrence is beside its tensors."""
+
+    nonlinearity: str = "tanh"
+    heads: int = 1
+    norm_eps: float = 1e-5
+    bptt_window: int | None = None
+    clip_state_grad: float | None = None
+    per_sample: bool = False  # the record keeps the rows of the batch apart
+
+
 def forward(
-    p: Tensor, w_hh: Tensor, h_0: Tensor | None, lengths: Tensor | None, nonlinearity: str
-) -> tuple[Tensor, Tensor]:
+    p: Tensor,
+    w_hh: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    h_0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """All steps of all directions.
 
     Args:
         p: [T, B, D * H], the input projection.
-        w_hh: [D, H, H].
+        w_hh: [D, H, S]: the rows of head k act on head k's slice of the state.
+        gamma, beta: [D * H], float32 or float64; gamma None for no layer norm.
         h_0: [D, B, H]; None for zeros.
         lengths: [B] int64; steps from lengths[b] on leave the state as it is and put out 0.
+        reset: [T, B] bool; nothing crosses the edge before step t of row b.
 
     Returns:
-        y [T, B, D * H] and h_n [D, B, H].
+        y [T, B, D * H] and h_n [D, B, H]; with layer norm ahat like y and rstd [T, B, D * n].
     """
     T, B = p.shape[:2]
-    D, H, _ = w_hh.shape
-    f = NONLINEARITIES[nonlinearity]
-    ys, h_ns = [], []
+    D, _, S = w_hh.shape
+    n = options.heads
+    f = NONLINEARITIES[options.nonlinearity]
+    edges = _Edges(T, lengths, reset, options.bptt_window)
+    ys, h_ns, ahats, rstds = [], [], [], []
     for d in range(D):
-        h = p.new_zeros(B, H) if h_0 is None else h_0[d]
-        steps: list[Tensor] = []
+        w = w_hh[d].view(n, S, S)
+        gain, bias = (None if v is None else _heads(v[None], d, n, S) for v in (gamma, beta))
+        h = p.new_zeros(n, B, S) if h_0 is None else _heads(h_0[d], 0, n, S)
+        steps, normal, scales = [], [], []
         for t in _times(T, d):
-            h_new = f(p[t, :, d * H : (d + 1) * H] + h @ w_hh[d].T)
-            if lengths is None:
-                h = h_new
-                steps.append(h)
-            else:
-                valid = (t < lengths).unsqueeze(1)  # [B, 1]
-                h = torch.where(valid, h_new, h)
-                steps.append(torch.where(valid, h_new, 0))
-        ys.append(torch.stack(steps[::-1] if d else steps))
-        h_ns.append(h)
-    return torch.cat(ys, -1), torch.stack(h_ns)
+            valid = edges.valid(t)
+            before = _where(edges.cut(t + d), 0, h)
+            before = _where(edges.window(t + d), before.detach(), before)
+            a = _heads(p[t], d, n, S) + before @ w.mT
+            if gamma is not None:
+                ahat, rstd = layer_norm(a.to(gamma.dtype), options.norm_eps)
+                a = ahat * gain if bias is None else ahat * gain + bias
+                normal.append(_where(valid, ahat, 0).to(p.dtype))
+                scales.append(_where(valid, rstd, 0))
+            h_new = f(a).to(p.dtype)
+            if options.clip_state_grad is not None:
+                h_new = _ClipGradient.apply(h_new, options.clip_state_grad)
+            h = _where(valid, h_new, h)
+            steps.append(_where(valid, h_new, 0))
+        for all_directions, of_this in ((ys, steps), (ahats, normal), (rstds, scales)):
+            if of_this:
+                x = torch.stack(of_this[::-1] if d else of_this)  # [T, n, B, S or 1]
+                all_directions.append(x.transpose(1, 2).flatten(2))
+        h_ns.append(h.transpose(0, 1).flatten(1))
+    y, h_n = torch.cat(ys, -1), torch.stack(h_ns)
+    if gamma is None:
+        return y, h_n, None, None
+    return y, h_n, torch.cat(ahats, -1), torch.cat(rstds, -1)
 
 
 def backward(
     grad_y: Tensor | None,
     grad_h_n: Tensor | None,
+    grad_ahat: Tensor | None,
+    grad_rstd: Tensor | None,
     y: Tensor,
     w_hh: Tensor,
+    gamma: Tensor | None,
+    ahat: Tensor | None,
+    rstd: Tensor | None,
     h_0: Tensor | None,
     lengths: Tensor | None,
-    nonlinearity: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+    reset: Tensor | None,
+    options: Options,
+    record: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
     """The gradient of :func:`forward` from what it put out, as a function to differentiate again.
 
     Args:
-        grad_y: [T, B, D * H] or None.
-        grad_h_n: [D, B, H] or None.
-        y: what forward returned; it carries the dependence on p.
+        grad_y: [T, B, D * H] or None; grad_h_n: [D, B, H] or None.
+        grad_ahat, grad_rstd: of those outputs, which a second derivative reaches; or None.
+        y, ahat, rstd: what forward returned; they carry the dependence on p.
+        record: [D, T, N, fields] float64, N = B or 1, to be filled; see :mod:`rnnfast.record`.
 
     Returns:
-        dp [T, B, D * H], dw_hh [D, H, H], dh_0 [D, B, H].
+        dp [T, B, D * H], dw_hh [D, H, S], dgamma and dbeta [D * H] (None without layer norm),
+        dh_0 [D, B, H].
     """
     T, B = y.shape[:2]
-    D, H, _ = w_hh.shape
-    through = BACKWARD[nonlinearity]
-    dps, dws, dh_0s = [], [], []
+    D, H, S = w_hh.shape
+    n = options.heads
+    through = BACKWARD[options.nonlinearity]
+    edges = _Edges(T, lengths, reset, options.bptt_window)
+    dps, dws, dgammas, dbetas, dh_0s = [], [], [], [], []
     for d in range(D):
-        column = slice(d * H, (d + 1) * H)
-        carry = y.new_zeros(B, H) if grad_h_n is None else grad_h_n[d]
-        start = y.new_zeros(B, H) if h_0 is None else h_0[d]
-        dw = torch.zeros_like(w_hh[d])
+        w = w_hh[d].view(n, S, S)
+        zeros = y.new_zeros(n, B, S)
+        last = zeros if grad_h_n is None else _heads(grad_h_n[d], 0, n, S)
+        start = zeros if h_0 is None else _heads(h_0[d], 0, n, S)
+        gain = None if gamma is None else _heads(gamma[None], d, n, S)
+        dw = torch.zeros_like(w)
+        dgamma = dbeta = 0
+        carry = zeros
         das: list[Tensor] = []
         times = _times(T, d)
         for s in reversed(range(T)):
             t = times[s]
-            h = y[t, :, column]
-            dh = carry if grad_y is None else carry + grad_y[t, :, column]
-            da = through(dh, h)
-            h_before = y[times[s - 1], :, column] if s else start
-            if lengths is not None:
-                valid = (t < lengths).unsqueeze(1)
-                da = torch.where(valid, da, 0)
-                if d:  # the reverse direction of this row begins here
-                    h_before = torch.where((t + 1 == lengths).unsqueeze(1), start, h_before)
-                carry = torch.where(valid, da @ w_hh[d], carry)
-            else:
-                carry = da @ w_hh[d]
-            dw = dw + da.T @ h_before
+            valid = edges.valid(t)
+            h = _heads(y[t], d, n, S)
+            dh = carry + _where(edges.enters(t, d), last, 0)
+            if grad_y is not None:
+                dh = dh + _heads(grad_y[t], d, n, S)
+            clipped = dh
+            if options.clip_state_grad is not None:
+                clipped = clip(dh, options.clip_state_grad)
+            da = _where(valid, through(clipped, h), 0)
+            if gamma is not None:
+                dn, normal = da.to(gamma.dtype), _heads(ahat[t], d, n, S).to(gamma.dtype)
+                scale = _heads(rstd[t], d, n, 1)
+                dgamma, dbeta = dgamma + (dn * normal).sum(1), dbeta + dn.sum(1)
+                dn = dn * gain
+                if grad_ahat is not None:
+                    dn = dn + _heads(grad_ahat[t], d, n, S)
+                along = (dn * normal).mean(-1, keepdim=True)
+                if grad_rstd is not None:
+                    along = along + _heads(grad_rstd[t], d, n, 1) * scale / S
+                da = (scale * (dn - dn.mean(-1, keepdim=True) - normal * along)).to(y.dtype)
+                da = _where(valid, da, 0)
+            if record is not None:
+                slope = through(torch.ones_like(h), h)
+                _measure(record[d, t], valid, carry, dh, clipped, da, h, slope)
+            before = _heads(y[times[s - 1]], d, n, S) if s else start
+            if d and lengths is not None:  # the reverse direction of this row begins here
+                before = torch.where((t + 1 == lengths).unsqueeze(1), start, before)
+            dw = dw + da.mT @ _where(edges.cut(t + d), 0, before)
+            carry = _where(edges.cut(t + d), zeros, _where(valid, da @ w, zeros))
+            carry = _where(edges.window(t + d), zeros, carry)
             das.append(da)
-        dps.append(torch.stack(das if d else das[::-1]))
-        dws.append(dw)
-        dh_0s.append(carry)
-    return torch.cat(dps, -1), torch.stack(dws), torch.stack(dh_0s)
+        dps.append(torch.stack(das if d else das[::-1]).transpose(1, 2).flatten(2))
+        dws.append(dw.view(H, S))
+        if gamma is not None:
+            dgammas.append(dgamma.flatten())
+            dbetas.append(dbeta.flatten())
+        if lengths is not None:
+            carry = torch.where((lengths == 0).unsqueeze(1), last, carry)
+        dh_0s.append(carry.transpose(0, 1).flatten(1))
+    dgamma, dbeta = (torch.cat(v) if v else None for v in (dgammas, dbetas))
+    return torch.cat(dps, -1), torch.stack(dws), dgamma, dbeta, torch.stack(dh_0s)
+
+
+def layer_norm(a: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """ahat and rstd [..., 1] over the last axis, with the biased variance."""
+    centred = a - a.mean(-1, keepdim=True)
+    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return centred * rstd, rstd
+
+
+def clip(dh: Tensor, limit: float) -> Tensor:
+    """dh * min(1, limit / ||dh||) over the last axis; a norm that is inf or NaN scales by 1."""
+    norm = torch.linalg.vector_norm(dh, dim=-1, keepdim=True, dtype=torch.float64)
+    large = (norm > limit) & (norm < torch.inf)
+    return dh * (limit / torch.where(large, norm, limit)).to(dh.dtype)
+
+
+class _ClipGradient(torch.autograd.Function):
+    """The identity, whose gradient is clipped."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, limit: float) -> Tensor:
+        return h.view_as(h)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.limit = inputs[1]
+
+    @staticmethod
+    def backward(ctx, dh: Tensor) -> tuple[Tensor, None]:
+        return clip(dh, ctx.limit), None
+
+
+class _Edges:
+    """Masks [B, 1] over the rows of the batch; None where the answer is the usual one."""
+
+    def __init__(
+        self, T: int, lengths: Tensor | None, reset: Tensor | None, window: int | None
+    ) -> None:
+        self.T, self.lengths, self.reset, self.every = T, lengths, reset, window
+
+    def valid(self, t: int) -> Tensor | None:
+        """Rows with a step t; None for all."""
+        return None if self.lengths is None else (t < self.lengths).unsqueeze(1)
+
+    def enters(self, t: int, d: int) -> Tensor | bool:
+        """Rows whose last step, in the order of direction d, is t."""
+        if d or self.lengths is None:
+            inside = self.valid(t)
+            last = t == (0 if d else self.T - 1)
+            return inside if last and inside is not None else last
+        return (t == self.lengths - 1).unsqueeze(1)
+
+    def cut(self, e: int) -> Tensor | bool:
+        """Rows with a reset at edge e."""
+        if self.reset is None or e == self.T:
+            return False
+        cut = self.reset[e].unsqueeze(1)
+        return cut if self.lengths is None else cut & self.valid(e)
+
+    def window(self, e: int) -> Tensor | bool:
+        """Rows with an edge of the window at e."""
+        if self.every is None or e in (0, self.T) or e % self.every:
+            return False
+        return True if self.lengths is None else self.valid(e)
+
+
+def _where(mask: Tensor | bool | None, a, b) -> Tensor | int:
+    """torch.where, None for all rows."""
+    if mask is None or mask is True:
+        return a
+    return b if mask is False else torch.where(mask, a, b)
+
+
+def _heads(x: Tensor, d: int, n: int, S: int) -> Tensor:
+    """Direction d of [B, D * n * S] as [n, B, S]."""
+    return x[:, d * n * S : (d + 1) * n * S].unflatten(1, (n, S)).transpose(0, 1)
+
+
+def _measure(
+    record: Tensor,
+    valid: Tensor | None,
+    carry: Tensor,
+    dh: Tensor,
+    clipped: Tensor,
+    da: Tensor,
+    h: Tensor,
+    slope: Tensor,
+) -> None:
+    """Fills record [N, fields] for one step of one direction from [n, B, S]."""
+
+    def over_units(x: Tensor) -> Tensor:
+        return _where(valid, x, 0).double().sum((0, 2))
+
+    finite = [x.isfinite() for x in (dh, da, h)]
+    ones = torch.ones_like(h)
+    values = {
+        "state_squares": over_units(dh.double().square()),
+        "carry_squares": over_units(carry.double().square()),
+        "clipped_squares": over_units(clipped.double().square()),
+        "preact_squares": over_units(da.double().square()),
+        "state_max": _where(valid, dh.abs(), 0).double().amax((0, 2)),
+        "slopes": over_units(slope.abs()),
+        "nonfinite_grad": over_units(~(finite[0] & finite[1])),
+        "nonfinite_state": over_units(~finite[2]),
+        "entries": over_units(ones),
+    }
+    rows = torch.stack([values[name] for name in FIELDS], -1).detach()
+    if record.shape[0] != rows.shape[0]:
+        largest = rows[:, FIELDS.index("state_max")].amax(0)
+        rows = rows.sum(0, keepdim=True)
+        rows[0, FIELDS.index("state_max")] = largest
+    record.copy_(rows)
 
 
 def _times(T: int, direction: int) -> range:

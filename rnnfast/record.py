@@ -1,0 +1,50 @@
+"""The layout of what backward measures: sums over the entries of a step, from which the norms come.
+
+One buffer per layer, int64 so that no cast of a module touches it, read as float64: a header, then
+[D, T, N, fields], N being the batch or, summed over it, 1. The header says which backward pass
+wrote it, and T, N and D. A buffer keeps its address while it is large enough, as CUDA graphs need.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FIELDS = (
+    "state_squares",  # of dh_t before clipping
+    "carry_squares",  # of what came back from the step after
+    "clipped_squares",  # of dh_t after clipping
+    "preact_squares",  # of da_t
+    "state_max",  # largest |dh_t|
+    "slopes",  # sum of |f'(n_t)|
+    "nonfinite_grad",  # how many entries of dh_t or da_t are not finite
+    "nonfinite_state",  # how many of h_t
+    "entries",  # how many there are
+)
+HEADER = 4
+NEVER = -2  # the number of a backward pass; -1 stands for one outside of autograd
+
+
+def numbers(D: int, T: int, N: int) -> int:
+    """The size of a buffer that has room for so much."""
+    return HEADER + D * T * N * len(FIELDS)
+
+
+def make(size: int, device: torch.device) -> Tensor:
+    return torch.full((size,), NEVER, dtype=torch.int64, device=device)
+
+
+def begin(buffer: Tensor, D: int, T: int, N: int) -> Tensor:
+    """Where the running backward pass puts its [D, T, N, fields]."""
+    header = [torch._C._current_graph_task_id(), T, N, D]
+    buffer[:HEADER] = torch.tensor(header, device=buffer.device)
+    return buffer[HEADER : numbers(D, T, N)].view(torch.float64).view(D, T, N, len(FIELDS))
+
+
+def read(buffer: Tensor) -> tuple[int, Tensor]:
+    """Which backward pass wrote it (NEVER: none), and a copy of [D, T, N, fields]."""
+    task, T, N, D = buffer[:HEADER].tolist()
+    if task == NEVER:
+        return task, torch.empty(0, 0, 0, len(FIELDS), dtype=torch.float64)
+    found = buffer[HEADER : numbers(D, T, N)].view(torch.float64).view(D, T, N, len(FIELDS))
+    return task, found.clone()
