@@ -8,6 +8,7 @@
 //   kSplitGradient   du differs from dp, and both are wanted outside
 //   kDirectGradient  h_prev also acts outside u: backward returns that part of its gradient
 //   kReadsPrevious   backward reads h_prev
+//   kNormalizes      p + u of its one gate may go through layer norm
 // Arrays of zero values are passed as pointers that must not be followed.
 #pragma once
 
@@ -71,6 +72,7 @@ struct Elman {
   static constexpr bool kSplitGradient = false;
   static constexpr bool kDirectGradient = false;
   static constexpr bool kReadsPrevious = false;
+  static constexpr bool kNormalizes = true;
 
   // carried: in, its old values; out, its new ones. Returns h.
   RNNFAST_CELL static Vector forward(const Vector* p, const Vector* u, Vector /*h_prev*/,

@@ -14,12 +14,30 @@ namespace {
 template <class F, class S>
 using Elman = cells::Elman<F, Math<Arithmetic<S>>>;
 
-template <class F, class S>
+template <class F, class S, bool kNorm>
 void forward_from(const ForwardProblem& problem) {
   if (problem.w_ih != nullptr) {
-    forward<Elman<F, S>, S, Arithmetic<S>>(problem);
+    forward<Elman<F, S>, S, Arithmetic<S>, kNorm>(problem);
   } else {
-    forward<Elman<F, S>, S, S>(problem);
+    forward<Elman<F, S>, S, S, kNorm>(problem);
+  }
+}
+
+template <class F, class S>
+void forward_of(const ForwardProblem& problem) {
+  if (problem.gamma != nullptr) {
+    forward_from<F, S, true>(problem);
+  } else {
+    forward_from<F, S, false>(problem);
+  }
+}
+
+template <class F, class S>
+void backward_of(const BackwardProblem& problem) {
+  if (problem.gamma != nullptr || problem.record != nullptr || problem.clip < __builtin_inf()) {
+    backward<Elman<F, S>, S, true>(problem);
+  } else {
+    backward<Elman<F, S>, S, false>(problem);
   }
 }
 
@@ -27,13 +45,13 @@ template <class F>
 void forward_as(Dtype dtype, const ForwardProblem& problem) {
   switch (dtype) {
     case Dtype::kFloat32:
-      return forward_from<F, float>(problem);
+      return forward_of<F, float>(problem);
     case Dtype::kFloat64:
-      return forward_from<F, double>(problem);
+      return forward_of<F, double>(problem);
     case Dtype::kBFloat16:
-      return forward_from<F, BFloat16>(problem);
+      return forward_of<F, BFloat16>(problem);
     case Dtype::kFloat16:
-      return forward_from<F, Float16>(problem);
+      return forward_of<F, Float16>(problem);
   }
 }
 
@@ -41,13 +59,13 @@ template <class F>
 void backward_as(Dtype dtype, const BackwardProblem& problem) {
   switch (dtype) {
     case Dtype::kFloat32:
-      return backward<Elman<F, float>, float>(problem);
+      return backward_of<F, float>(problem);
     case Dtype::kFloat64:
-      return backward<Elman<F, double>, double>(problem);
+      return backward_of<F, double>(problem);
     case Dtype::kBFloat16:
-      return backward<Elman<F, BFloat16>, BFloat16>(problem);
+      return backward_of<F, BFloat16>(problem);
     case Dtype::kFloat16:
-      return backward<Elman<F, Float16>, Float16>(problem);
+      return backward_of<F, Float16>(problem);
   }
 }
 

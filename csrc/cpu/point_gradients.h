@@ -7,6 +7,7 @@
 
 #include "parallel.h"
 #include "plan.h"
+#include "rows.h"
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 
@@ -52,6 +53,8 @@ struct PointGradients {
     fill_zero<S>(problem.dw_ih, width() * problem.input_size);
     fill_zero<S>(problem.db_ih, width());
     fill_zero<S>(problem.db_hh, width());
+    fill_zero<A>(problem.dgamma, width());
+    fill_zero<A>(problem.dbeta, width());
   }
 
   // Every member of the team calls it.
@@ -214,7 +217,11 @@ struct PointGradients {
         du[k] = static_cast<const S*>(du_of.data) + t[k] * du_of.stride_t + b[k] * du_of.stride_b +
                 group * shared.rows();
         const int64_t length = problem.lengths != nullptr ? problem.lengths[b[k]] : shape.steps;
-        if (t[k] != (reverse ? length - 1 : 0)) {
+        const int64_t edge = reverse ? t[k] + 1 : t[k];  // between the step and the one before it
+        if (problem.reset != nullptr && edge < length &&
+            problem.reset[edge * shape.batch + b[k]] != 0) {
+          right[k] = nullptr;
+        } else if (t[k] != (reverse ? length - 1 : 0)) {
           right[k] = static_cast<const S*>(problem.y.data) +
                      (reverse ? t[k] + 1 : t[k] - 1) * problem.y.stride_t +
                      b[k] * problem.y.stride_b + group * shape.size;
@@ -310,9 +317,8 @@ struct PointGradients {
           });
     }
 
-    // db of this thread's rows, as the strips lie: for each tile the sums, then what their
-    // additions rounded away. Without it one sum over many points errs more than torch's, which is
-    // a tree.
+    // db of this thread's rows, as the strips lie: for each tile the sums, then what they have
+    // lost.
     A* own_sums(int64_t index) const {
       return at(areas.sum_b) + index * shared.sums_of_group() + first_tile() * 2 * kStrip<A>;
     }
@@ -328,10 +334,7 @@ struct PointGradients {
             const int64_t end = points - begin < kFew ? points : begin + kFew;
             V part = load(from + begin * kStrip<A>);
             for (int64_t k = begin + 1; k < end; ++k) part += load(from + k * kStrip<A>);
-            const V total = sum + part;  // Knuth's exact addition
-            const V added = total - sum;
-            lost += (sum - (total - added)) + (part - added);
-            sum = total;
+            add_exactly(part, sum, lost);
           }
           store_raw(sums + r, sum);
           store_raw(sums + kStrip<A> + r, lost);
@@ -344,9 +347,7 @@ struct PointGradients {
       S* const to = static_cast<S*>(db) + group * shared.rows() + first_row;
       for (int64_t i = 0, row = 0; i < tiling.rows.runs; ++i, sums += 2 * kStrip<A>) {
         for (int r = 0; r < tiling.rows.length(i); ++r, ++row) {
-          const A sum = sums[r], lost = sums[kStrip<A> + r];
-          const A total = lost == lost ? sum + lost : sum;  // of an infinite sum that is inf - inf
-          store(to + row, narrow<S>(splat(total)), 1);
+          store(to + row, narrow<S>(splat(with_lost(sums[r], sums[kStrip<A> + r]))), 1);
         }
       }
     }

@@ -28,10 +28,14 @@ struct Sequence {
 // Contiguous: w_hh [D, heads*gates*S, S], w_ih [D, heads*gates*S, I], b_ih and b_hh
 // [D, heads*gates*S], h0 and h_n [D, B, heads*S], carried0 and carried_n [kCarried, D, B, heads*S].
 // The input is either p, or x [T, B, I] with w_ih and perhaps biases, p = x W_ih^T + b_ih + b_hh.
+//
+// Layer norm, where gamma is given: gamma, beta, dgamma and dbeta [groups * S] and rstd
+// [T, B, groups] in the arithmetic type, contiguous.
 struct ForwardProblem {
   Shape shape = {};
   int threads = 1;
   const std::int64_t* lengths = nullptr;  // [B], 0..T
+  const std::uint8_t* reset = nullptr;    // [T, B]: nothing crosses from t - 1 to t or back
   Sequence<const void*> p;
   Sequence<const void*> x;
   std::int64_t input_size = 0;  // I
@@ -41,8 +45,13 @@ struct ForwardProblem {
   const void* b_hh = nullptr;
   const void* h0 = nullptr;
   const void* carried0 = nullptr;
+  const void* gamma = nullptr;
+  const void* beta = nullptr;
+  double norm_eps = 0;
   Sequence<void*> y;
   Sequence<void*> saved;
+  Sequence<void*> ahat;
+  void* rstd = nullptr;
   void* h_n = nullptr;
   void* carried_n = nullptr;
 };
@@ -51,6 +60,9 @@ struct BackwardProblem {
   Shape shape = {};
   int threads = 1;
   const std::int64_t* lengths = nullptr;
+  const std::uint8_t* reset = nullptr;
+  std::int64_t window = 0;  // no gradient crosses from t to t - 1 at its multiples; 0 for none
+  double clip = __builtin_inf();  // most that the norm of a row of dh may be
   Sequence<const void*> grad_y;
   const void* grad_h_n = nullptr;
   const void* grad_carried_n = nullptr;
@@ -61,6 +73,9 @@ struct BackwardProblem {
   const void* w_ih = nullptr;
   const void* w_hh = nullptr;
   const void* h0 = nullptr;
+  const void* gamma = nullptr;
+  Sequence<const void*> ahat;
+  const void* rstd = nullptr;
   Sequence<void*> dp;
   Sequence<void*> du;  // written only by cells with kSplitGradient
   Sequence<void*> dx;  // may be the memory of dp
@@ -68,8 +83,26 @@ struct BackwardProblem {
   void* db_ih = nullptr;  // both or neither
   void* db_hh = nullptr;
   void* dw_hh = nullptr;
+  void* dgamma = nullptr;  // both or neither
+  void* dbeta = nullptr;
   void* dh0 = nullptr;
   void* dcarried0 = nullptr;
+  double* record = nullptr;  // [D, T, B or 1, kFields]
+  bool per_sample = false;   // B of them
+};
+
+// What is measured of each step, as rnnfast/record.py has it.
+enum Field {
+  kStateSquares,
+  kCarrySquares,
+  kClippedSquares,
+  kPreactSquares,
+  kStateMax,
+  kSlopes,
+  kNonfiniteGrad,
+  kNonfiniteState,
+  kEntries,
+  kFields
 };
 
 }  // namespace rnnfast::cpu

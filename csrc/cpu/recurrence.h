@@ -3,11 +3,13 @@
 
 #include "parallel.h"
 #include "plan.h"
+#include "rows.h"
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 
 // Rows [first, first + count) of the batch in one group, walked by one task.
 struct Slice {
+  int64_t task;
   int64_t group;
   int64_t first;
   int64_t count;
@@ -27,7 +29,7 @@ struct Crew {
 RNNFAST_INLINE Slice make_slice(const Plan& plan, int64_t batch, int64_t task) {
   const int64_t index = task % plan.slices;
   const int64_t first = part_begin(batch, plan.slices, index);
-  return {task / plan.slices, first, part_begin(batch, plan.slices, index + 1) - first};
+  return {task, task / plan.slices, first, part_begin(batch, plan.slices, index + 1) - first};
 }
 
 RNNFAST_INLINE int64_t state_elements(const Shape& shape) {
@@ -65,6 +67,7 @@ struct Task {
   Slice slice;
   Crew crew;
   const int64_t* lengths;
+  const std::uint8_t* reset;
   Tiling tiling;   // of what this member of the crew computes
   int64_t stride;  // of a state row in scratch
 
@@ -78,6 +81,24 @@ struct Task {
   RNNFAST_INLINE bool reverse() const { return slice.group >= shape.heads; }
   RNNFAST_INLINE int64_t length(int64_t row) const {
     return lengths != nullptr ? lengths[slice.first + row] : shape.steps;
+  }
+  // Which of the slice's rows have a reset between real steps edge - 1 and edge; null for none.
+  RNNFAST_INLINE const std::uint8_t* resets(int64_t edge) const {
+    if (reset == nullptr || edge >= shape.steps) return nullptr;
+    return reset + edge * shape.batch + slice.first;
+  }
+  // A reset past the row's end is none.
+  RNNFAST_INLINE bool cut(int64_t edge, int64_t row) const {
+    const std::uint8_t* const at = resets(edge);
+    return at != nullptr && edge < length(row) && at[row] != 0;
+  }
+  // The units that this member computes.
+  RNNFAST_INLINE int64_t first_unit() const { return tiling.first_unit * L; }
+  RNNFAST_INLINE int64_t end_unit() const { return (tiling.first_unit + tiling.units.total) * L; }
+  RNNFAST_INLINE int64_t parameter(int64_t unit) const { return slice.group * shape.size + unit; }
+  // Of the one number that a row has in rstd [T, B, groups].
+  RNNFAST_INLINE int64_t rstd_place(int64_t t, int64_t row) const {
+    return (t * shape.batch + slice.first + row) * shape.directions * shape.heads + slice.group;
   }
   // The slice's rows of the sequence at step t, from this group's first value on.
   template <class To, class Pointer>
@@ -104,7 +125,9 @@ struct Task {
 // Rows of x that are copied and projected at once.
 constexpr int64_t kInputRows = 96;
 
-template <class Cell, class S, class P>
+// kNorm: layer norm between p + u and the rest of the cell. It needs whole rows: a step computes
+// the products of all of them first.
+template <class Cell, class S, class P, bool kNorm>
 struct ForwardTask : Task<Cell, S> {
   using Base = Task<Cell, S>;
   using Base::L;
@@ -116,6 +139,7 @@ struct ForwardTask : Task<Cell, S> {
   A* old_state;  // as stored in y: rounded, so that backward and dW see what the step saw
   A* new_state;
   A* carried;  // [kCarried][rows]
+  A* preact;   // [rows], with kNorm
 
   // Where x is given: p of a few steps at a time, which is never written out.
   int64_t chunk;  // steps
@@ -130,7 +154,7 @@ struct ForwardTask : Task<Cell, S> {
     return chunk < steps ? chunk : steps;
   }
   static int64_t scratch_elements(int64_t rows, int64_t stride, int64_t chunk, int64_t size) {
-    return whole_blocks<A>((2 + Cell::kCarried) * rows * stride +
+    return whole_blocks<A>((2 + Cell::kCarried + (kNorm ? 1 : 0)) * rows * stride +
                            chunk * rows * row_stride<A>(Cell::kGates * size));
   }
 
@@ -158,9 +182,12 @@ struct ForwardTask : Task<Cell, S> {
 
   void begin() {
     this->for_each_vector([&](int64_t row, int64_t unit) {
-      store_raw(old_state + place(row, unit), this->state_or_zero(problem->h0, 0, row, unit));
+      const bool fresh = !this->reverse() && this->cut(0, row);
+      store_raw(old_state + place(row, unit),
+                fresh ? V{} : this->state_or_zero(problem->h0, 0, row, unit));
       for (int i = 0; i < Cell::kCarried; ++i)
-        store_raw(carried_at(i, row, unit), this->state_or_zero(problem->carried0, i, row, unit));
+        store_raw(carried_at(i, row, unit),
+                  fresh ? V{} : this->state_or_zero(problem->carried0, i, row, unit));
     });
     this->crew.wait();
   }
@@ -216,9 +243,9 @@ struct ForwardTask : Task<Cell, S> {
 
   struct Step {
     Rows<const P> p, next_p;
-    Rows<S> y, next_y, saved;
+    Rows<S> y, next_y, saved, ahat, next_ahat;
     Rows<const A> old_state;
-    Rows<A> new_state, carried;
+    Rows<A> new_state, carried, preact;
     int64_t carried_stride;  // from one carried value to the next
     int64_t size;
   };
@@ -239,9 +266,12 @@ struct ForwardTask : Task<Cell, S> {
                      this->template rows<S>(problem->y, 1, t),
                      this->template rows<S>(problem->y, 1, next),
                      this->template rows<S>(problem->saved, Cell::kSaved, t),
+                     this->template rows<S>(problem->ahat, 1, t),
+                     this->template rows<S>(problem->ahat, 1, next),
                      {old_state, this->stride},
                      {new_state, this->stride},
                      {carried, this->stride},
+                     {preact, this->stride},
                      this->slice.count * this->stride,
                      this->shape.size};
     const int64_t* const lengths =
@@ -253,24 +283,87 @@ struct ForwardTask : Task<Cell, S> {
       while (row < end && !active(row)) ++row;
       return row == end;
     };
+    const int64_t edge = this->reverse() ? t : t + 1;  // between this step and the one after it
+    const std::uint8_t* const resets = edge > 0 ? this->resets(edge) : nullptr;
+    const auto forget = [&](int64_t row, int64_t vector, int64_t end) RNNFAST_INLINE_LAMBDA {
+      if (resets == nullptr || !this->cut(edge, row)) return;
+      for (; vector < end; ++vector) {
+        store_raw(at.new_state.at(row, vector * L), V{});
+        for (int i = 0; i < Cell::kCarried; ++i)
+          store_raw(at.carried.at(row, vector * L) + i * at.carried_stride, V{});
+      }
+    };
     const auto epilogue = [&](int64_t row, int64_t vector, int64_t end,
                               const V* u) RNNFAST_INLINE_LAMBDA {
-      if (active(row)) {
+      const int64_t first = vector;
+      if (!active(row)) {
+        for (; vector < end; ++vector) pass(at, row, vector * L);
+        return;
+      }
+      if constexpr (kNorm) {
+        for (; vector < end; ++vector, ++u) {
+          const int64_t unit = vector * L;
+          at.next_p.prefetch(row, unit);
+          store_raw(at.preact.at(row, unit), load(at.p.at(row, unit), at.size - unit) + u[0]);
+        }
+      } else {
         for (; vector < end && end * L <= at.size; ++vector, u += Cell::kGates)
           point<true>(at, row, vector * L, u);
         for (; vector < end; ++vector, u += Cell::kGates) point<false>(at, row, vector * L, u);
-      } else {
-        for (; vector < end; ++vector) pass(at, row, vector * L);
+        forget(row, first, end);
       }
     };
     for_each_product<A, Cell::kGates>(weights, old_state, this->stride, this->tiling, skip,
                                       epilogue);
+    if constexpr (kNorm) {
+      this->crew.wait();  // preact is whole
+      for (int64_t row = 0; row < this->slice.count; ++row) {
+        if (!active(row)) {
+          if (this->crew.index == 0) rstd(t, row) = 0;
+          continue;
+        }
+        normalize(at, t, row);
+        forget(row, this->tiling.first_unit, this->tiling.first_unit + this->tiling.units.total);
+      }
+    }
+  }
+
+  RNNFAST_INLINE A& rstd(int64_t t, int64_t row) const {
+    return static_cast<A*>(problem->rstd)[this->rstd_place(t, row)];
+  }
+
+  // Each member of the crew takes the moments of the whole row, and then its own units.
+  RNNFAST_INLINE void normalize(const Step& at, int64_t t, int64_t row) const {
+    const A* const a = at.preact.at(row, 0);
+    const auto moments = Moments<A>::of(a, at.size, problem->norm_eps);
+    if (this->crew.index == 0) rstd(t, row) = moments.rstd;
+    const A* const gamma = static_cast<const A*>(problem->gamma) + this->parameter(0);
+    const A* const beta = problem->beta != nullptr
+                              ? static_cast<const A*>(problem->beta) + this->parameter(0)
+                              : nullptr;
+    for_units<A>(this->first_unit(), this->end_unit(), at.size,
+                 [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
+                   constexpr bool kWhole = decltype(whole)::value;
+                   const int64_t count = at.size - unit;
+                   at.next_y.prefetch(row, unit);
+                   at.next_ahat.prefetch(row, unit);
+                   const V ahat = moments.normalize(load(a + unit));
+                   store_if<kWhole>(at.ahat.at(row, unit), narrow<S>(ahat), count);
+                   const V scaled = ahat * load_if<kWhole>(gamma + unit, count);
+                   const V shift = beta != nullptr ? load_if<kWhole>(beta + unit, count) : V{};
+                   const V h_prev = load(at.old_state.at(row, unit));
+                   const Raw<S> h =
+                       narrow<S>(Cell::forward(&scaled, &shift, h_prev, nullptr, nullptr));
+                   store_if<kWhole>(at.y.at(row, unit), h, count);
+                   store_raw(at.new_state.at(row, unit), widen<S>(h));
+                 });
   }
 
   // A step outside the row's length.
   RNNFAST_INLINE static void pass(const Step& at, int64_t row, int64_t unit) {
     store_raw(at.new_state.at(row, unit), load(at.old_state.at(row, unit)));
     store(at.y.at(row, unit), Raw<S>{}, at.size - unit);
+    if constexpr (kNorm) store(at.ahat.at(row, unit), Raw<S>{}, at.size - unit);
   }
 
   // Kept short: several of them at once, divisions and all, fit what the processor looks ahead.
@@ -299,7 +392,9 @@ struct ForwardTask : Task<Cell, S> {
 
 // --------------------------------------------------------------------------------------- backward
 
-template <class Cell, class S>
+// kRows: for layer norm, clipping or the record. They need whole rows of dh: a step computes the
+// products of all of them first.
+template <class Cell, class S, bool kRows>
 struct BackwardTask : Task<Cell, S> {
   using Base = Task<Cell, S>;
   using Base::L;
@@ -314,8 +409,14 @@ struct BackwardTask : Task<Cell, S> {
   A* direct;    // direct part of the carry
   A* dcarried;  // [kCarried][rows]
 
+  // With kRows:
+  A* carried_dh;      // [rows], what came back through time
+  A* dn;              // of one row, this thread's own
+  A* norm_gradients;  // [B, groups, 2] rows: each one's part of dgamma and dbeta
+  double* measured;   // this member's part of the record: [T, rows or 1, kFields]
+
   static int64_t scratch_elements(int64_t rows, int64_t stride, int64_t du_stride) {
-    const int64_t others = (Cell::kDirectGradient ? 1 : 0) + Cell::kCarried;
+    const int64_t others = (Cell::kDirectGradient ? 1 : 0) + Cell::kCarried + (kRows ? 1 : 0);
     return whole_blocks<A>(rows * (2 * du_stride + others * stride));
   }
 
@@ -339,6 +440,14 @@ struct BackwardTask : Task<Cell, S> {
   RNNFAST_INLINE A* dcarried_at(int index, int64_t row, int64_t unit) const {
     return dcarried + index * this->slice.count * this->stride + place(row, unit);
   }
+  // Its part of dgamma; that of dbeta comes after it.
+  RNNFAST_INLINE A* norm_gradient(int64_t row) const {
+    const int64_t groups = this->shape.directions * this->shape.heads;
+    return norm_gradients +
+           ((this->slice.first + row) * groups + this->slice.group) * 2 * this->stride;
+  }
+  bool normalizes() const { return problem->gamma != nullptr; }
+
   void begin() {
     if (this->crew.index == 0)
       for (int64_t i = 0; i < this->slice.count * du_stride; ++i) old_du[i] = 0;
@@ -347,17 +456,22 @@ struct BackwardTask : Task<Cell, S> {
       for (int i = 0; i < Cell::kCarried; ++i)
         store_raw(dcarried_at(i, row, unit),
                   this->state_or_zero(problem->grad_carried_n, i, row, unit));
+      if (kRows && normalizes()) {
+        store_raw(norm_gradient(row) + unit, V{});
+        store_raw(norm_gradient(row) + this->stride + unit, V{});
+      }
     });
     this->crew.wait();
   }
 
   struct Step {
-    Rows<const S> grad_y, next_grad_y, y, next_y, before, saved;
+    Rows<const S> grad_y, next_grad_y, y, next_y, before, saved, ahat, next_ahat;
     Rows<S> dp, next_dp, du;
     Rows<const A> old_du;
     Rows<A> new_du, direct, dcarried;
     int64_t dcarried_stride;
     int64_t size;
+    int64_t t;
   };
 
   void step(int64_t t) {
@@ -372,6 +486,8 @@ struct BackwardTask : Task<Cell, S> {
                      this->template rows<const S>(problem->y, 1, next),
                      this->template rows<const S>(problem->y, 1, next),
                      this->template rows<const S>(problem->saved, Cell::kSaved, t),
+                     this->template rows<const S>(problem->ahat, 1, t),
+                     this->template rows<const S>(problem->ahat, 1, next),
                      this->template rows<S>(problem->dp, Cell::kGates, t),
                      this->template rows<S>(problem->dp, Cell::kGates, next),
                      this->template rows<S>(problem->du, Cell::kGates, t),
@@ -380,41 +496,77 @@ struct BackwardTask : Task<Cell, S> {
                      {direct, this->stride},
                      {dcarried, this->stride},
                      this->slice.count * this->stride,
-                     this->shape.size};
+                     this->shape.size,
+                     t};
     const int64_t* const lengths =
         this->lengths != nullptr ? this->lengths + this->slice.first : nullptr;
     const auto length = [=](int64_t row) RNNFAST_INLINE_LAMBDA {
       return lengths != nullptr ? lengths[row] : steps;
     };
-    // The step at which BPTT enters the row: its carry is grad_h_n.
+    // The step at which BPTT enters the row: nothing has come through time yet.
     const auto enters = [=](int64_t row)
                             RNNFAST_INLINE_LAMBDA { return t == (reverse ? 0 : length(row) - 1); };
+    // Where the row goes on, whether its gradient ends at the edge that it would come across.
+    const int64_t edge = reverse ? t : t + 1;
+    const bool window = problem->window > 0 && edge % problem->window == 0;
+    const std::uint8_t* const resets = this->resets(edge);
+    const auto stops = [=](int64_t row) RNNFAST_INLINE_LAMBDA {
+      return window || (resets != nullptr && resets[row] != 0);
+    };
     const auto skip = [&](int64_t row, int64_t end) RNNFAST_INLINE_LAMBDA {
-      while (row < end && (t >= length(row) || enters(row))) ++row;
+      while (row < end && (t >= length(row) || enters(row) || stops(row))) ++row;
       return row == end;
     };
     const auto epilogue = [&](int64_t row, int64_t vector, int64_t end,
                               const V* product) RNNFAST_INLINE_LAMBDA {
       if (t >= length(row)) {
         for (; vector < end; ++vector) pass(at, row, vector * L);
-      } else if (enters(row)) {
-        for (; vector < end; ++vector)
-          point<false>(at, t, row, vector * L,
-                       this->state_or_zero(problem->grad_h_n, 0, row, vector * L));
+      } else if (enters(row) || stops(row)) {
+        for (; vector < end; ++vector) start(at, row, vector * L, enters(row));
+      } else if constexpr (kRows) {
+        for (; vector < end; ++vector, ++product)
+          store_raw(carried_dh + place(row, vector * L), carry(at, row, vector * L, product));
       } else if (end * L <= at.size) {
-        for (; vector < end; ++vector, ++product)
-          point<true>(at, t, row, vector * L, carry(at, row, vector * L, product));
+        for (; vector < end; ++vector, ++product) {
+          const int64_t unit = vector * L;
+          point<true>(at, row, unit, carry(at, row, unit, product) + grad_y<true>(at, row, unit));
+        }
       } else {
-        for (; vector < end; ++vector, ++product)
-          point<false>(at, t, row, vector * L, carry(at, row, vector * L, product));
+        for (; vector < end; ++vector, ++product) {
+          const int64_t unit = vector * L;
+          point<false>(at, row, unit, carry(at, row, unit, product) + grad_y<false>(at, row, unit));
+        }
       }
     };
     for_each_product<A, 1>(weights, old_du, du_stride, this->tiling, skip, epilogue);
+    if constexpr (kRows) {
+      this->crew.wait();  // carried_dh is whole
+      for (int64_t row = 0; row < this->slice.count; ++row)
+        if (t < length(row)) finish(at, row, enters(row));
+    }
   }
 
   RNNFAST_INLINE static V carry(const Step& at, int64_t row, int64_t unit, const V* product) {
     if constexpr (Cell::kDirectGradient) return product[0] + load(at.direct.at(row, unit));
     return product[0];
+  }
+
+  template <bool kWhole>
+  RNNFAST_INLINE static V grad_y(const Step& at, int64_t row, int64_t unit) {
+    if (at.grad_y.data == nullptr) return V{};
+    return load_if<kWhole>(at.grad_y.at(row, unit), at.size - unit);
+  }
+
+  // A step that nothing comes back to: the row's last one, or one before an edge that stops it.
+  RNNFAST_INLINE void start(const Step& at, int64_t row, int64_t unit, bool enters) const {
+    if (!enters)
+      for (int i = 0; i < Cell::kCarried; ++i) store_raw(dcarried_at(i, row, unit), V{});
+    if constexpr (kRows) {
+      store_raw(carried_dh + place(row, unit), V{});
+    } else {
+      const V last = enters ? this->state_or_zero(problem->grad_h_n, 0, row, unit) : V{};
+      point<false>(at, row, unit, last + grad_y<false>(at, row, unit));
+    }
   }
 
   // With several gates the rest of the last vector belongs to the next gate.
@@ -435,22 +587,23 @@ struct BackwardTask : Task<Cell, S> {
     }
   }
 
-  RNNFAST_INLINE V state_before(const Step& at, int64_t t, int64_t row, int64_t unit) const {
-    const bool first = this->reverse() ? t == this->length(row) - 1 : t == 0;
+  RNNFAST_INLINE V state_before(const Step& at, int64_t row, int64_t unit) const {
+    if (this->cut(this->reverse() ? at.t + 1 : at.t, row)) return V{};
+    const bool first = this->reverse() ? at.t == this->length(row) - 1 : at.t == 0;
     if (first) return this->state_or_zero(problem->h0, 0, row, unit);
     return load(at.before.at(row, unit), at.size - unit);
   }
 
+  // From dh, all of it, to dp and what goes back through time.
   template <bool kWhole>
-  RNNFAST_INLINE void point(const Step& at, int64_t t, int64_t row, int64_t unit, V dh) const {
+  RNNFAST_INLINE void point(const Step& at, int64_t row, int64_t unit, V dh) const {
     const int64_t count = at.size - unit;
     at.next_grad_y.prefetch(row, unit);
     at.next_y.prefetch(row, unit);
     at.next_dp.prefetch(row, unit);
-    if (at.grad_y.data != nullptr) dh += load_if<kWhole>(at.grad_y.at(row, unit), count);
     const V h = load_if<kWhole>(at.y.at(row, unit), count);
     V h_before = {};
-    if constexpr (Cell::kReadsPrevious) h_before = state_before(at, t, row, unit);
+    if constexpr (Cell::kReadsPrevious) h_before = state_before(at, row, unit);
     Values<V, Cell::kSaved> saved;
     for (int i = 0; i < Cell::kSaved; ++i)
       saved.at[i] = load_if<kWhole>(at.saved.at(row, unit + i * at.size), count);
@@ -474,12 +627,166 @@ struct BackwardTask : Task<Cell, S> {
     }
   }
 
+  // ------------------------------------------------------------------------------- whole rows
+
+  // dh of a row, from what came through time and what came from outside.
+  struct Gradient {
+    const BackwardTask& task;
+    const Step& at;
+    int64_t row;
+    bool enters;
+
+    RNNFAST_INLINE V through_time(int64_t unit) const {
+      return load(task.carried_dh + task.place(row, unit));
+    }
+    template <bool kWhole>
+    RNNFAST_INLINE V of(int64_t unit) const {
+      V dh = through_time(unit) + grad_y<kWhole>(at, row, unit);
+      if (enters) dh += task.state_or_zero(task.problem->grad_h_n, 0, row, unit);
+      return dh;
+    }
+  };
+
+  RNNFAST_INLINE void finish(const Step& at, int64_t row, bool enters) const {
+    const Gradient dh = {*this, at, row, enters};
+    const double scale = problem->clip < __builtin_inf() ? clipping(dh) : 1;
+    if (Cell::kNormalizes && normalizes()) {
+      if constexpr (Cell::kNormalizes) through_norm(dh, static_cast<A>(scale));
+    } else {
+      for_units<A>(this->first_unit(), this->end_unit(), at.size,
+                   [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
+                     constexpr bool kWhole = decltype(whole)::value;
+                     point<kWhole>(at, row, unit,
+                                   dh.template of<kWhole>(unit) * static_cast<A>(scale));
+                   });
+    }
+    if (measured != nullptr) measure(dh, scale);
+  }
+
+  // Every member of the crew takes the norm of the whole row.
+  RNNFAST_INLINE double clipping(const Gradient& dh) const {
+    Squares<A> squares;
+    for_units<A>(0, dh.at.size, dh.at.size, [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
+      constexpr bool kWhole = decltype(whole)::value;
+      const V value = dh.template of<kWhole>(unit);
+      squares.add(kWhole ? value : first_lanes<A>(value, dh.at.size - unit));
+    });
+    const double norm = __builtin_sqrt(squares.total());
+    return norm > problem->clip && norm < __builtin_inf() ? problem->clip / norm : 1;
+  }
+
+  // da = rstd (dahat - mean(dahat) - ahat mean(dahat ahat)) with dahat = gamma dn. Every member of
+  // the crew takes the means of the whole row.
+  RNNFAST_INLINE void through_norm(const Gradient& dh, A scale) const {
+    const Step& at = dh.at;
+    const int64_t row = dh.row;
+    const A* const gamma = static_cast<const A*>(problem->gamma) + this->parameter(0);
+    const A rstd = static_cast<const A*>(problem->rstd)[this->rstd_place(at.t, row)];
+    A means[2];
+    sum_row<A>(at.size, means, [&](auto whole, int64_t unit, V* values) RNNFAST_INLINE_LAMBDA {
+      constexpr bool kWhole = decltype(whole)::value;
+      const int64_t count = at.size - unit;
+      const V h = load_if<kWhole>(at.y.at(row, unit), count);
+      V value;
+      Cell::backward(dh.template of<kWhole>(unit) * scale, h, V{}, nullptr, nullptr, &value,
+                     nullptr);
+      store_raw(dn + unit, value);
+      values[0] = value * load_if<kWhole>(gamma + unit, count);
+      values[1] = values[0] * load_if<kWhole>(at.ahat.at(row, unit), count);
+    });
+    for (A& mean : means) mean /= static_cast<A>(at.size);
+    A* const dgamma = norm_gradient(row);
+    A* const dbeta = dgamma + this->stride;
+    for_units<A>(this->first_unit(), this->end_unit(), at.size,
+                 [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
+                   constexpr bool kWhole = decltype(whole)::value;
+                   const int64_t count = at.size - unit;
+                   at.next_grad_y.prefetch(row, unit);
+                   at.next_y.prefetch(row, unit);
+                   at.next_ahat.prefetch(row, unit);
+                   at.next_dp.prefetch(row, unit);
+                   const V value = load(dn + unit);
+                   const V ahat = load_if<kWhole>(at.ahat.at(row, unit), count);
+                   store_raw(dgamma + unit, load(dgamma + unit) + value * ahat);
+                   store_raw(dbeta + unit, load(dbeta + unit) + value);
+                   const V dahat = value * load_if<kWhole>(gamma + unit, count);
+                   const Raw<S> da = narrow<S>(((dahat - means[0]) - ahat * means[1]) * rstd);
+                   store_if<kWhole>(at.dp.at(row, unit), da, count);
+                   keep_du<kWhole>(at, row, unit, 0, widen<S>(da));
+                 });
+  }
+
+  // Of this member's units.
+  RNNFAST_INLINE void measure(const Gradient& dh, double scale) const {
+    const Step& at = dh.at;
+    const int64_t row = dh.row;
+    const int64_t rows = problem->per_sample ? this->slice.count : 1;
+    double* const to = measured + (at.t * rows + (problem->per_sample ? row : 0)) * kFields;
+    Squares<A> state, carry, preact;
+    V largest = {}, slopes = {}, finite = {};
+    for_units<A>(this->first_unit(), this->end_unit(), at.size,
+                 [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
+                   constexpr bool kWhole = decltype(whole)::value;
+                   const int64_t count = at.size - unit;
+                   const V h = load_if<kWhole>(at.y.at(row, unit), count);
+                   V value = dh.template of<kWhole>(unit);
+                   V past = dh.through_time(unit);
+                   V da = load(at.new_du.at(row, unit));
+                   V slope;
+                   Cell::backward(V{} + A(1), h, V{}, nullptr, nullptr, &slope, nullptr);
+                   if constexpr (!kWhole) {
+                     value = first_lanes<A>(value, count);
+                     past = first_lanes<A>(past, count);
+                     da = first_lanes<A>(da, count);
+                     slope = first_lanes<A>(slope, count);
+                   }
+                   state.add(value);
+                   carry.add(past);
+                   preact.add(da);
+                   const V magnitude = value < 0 ? -value : value;
+                   largest = magnitude > largest ? magnitude : largest;
+                   slopes += slope;
+                   finite += h * A(0);  // NaN from the first value on that is not
+                 });
+    const double squares = state.total();
+    const int64_t end = this->end_unit() < at.size ? this->end_unit() : at.size;
+    const int64_t units = end > this->first_unit() ? end - this->first_unit() : 0;
+    to[kStateSquares] += squares;
+    to[kCarrySquares] += carry.total();
+    to[kClippedSquares] += squares * scale * scale;
+    to[kPreactSquares] += preact.total();
+    to[kSlopes] += static_cast<double>(sum_lanes<V, L>(slopes));
+    to[kEntries] += static_cast<double>(units);
+    double most = 0;
+    for (int i = 0; i < L; ++i)
+      if (most < static_cast<double>(largest[i])) most = static_cast<double>(largest[i]);
+    if (squares != squares) most = squares;  // an entry is NaN
+    to[kStateMax] = larger(to[kStateMax], most);
+    const double any = squares + preact.total() + static_cast<double>(sum_lanes<V, L>(finite));
+    if (any - any != 0) count_nonfinite(dh, to);  // rare
+  }
+
+  void count_nonfinite(const Gradient& dh, double* to) const {
+    const auto finite = [](double x) { return x - x == 0; };
+    for_units<A>(this->first_unit(), this->end_unit(), dh.at.size, [&](auto, int64_t unit) {
+      const int64_t count = dh.at.size - unit < L ? dh.at.size - unit : L;
+      const V value = dh.template of<false>(unit);
+      const V da = load(dh.at.new_du.at(dh.row, unit));
+      const V h = load(dh.at.y.at(dh.row, unit), count);
+      for (int64_t i = 0; i < count; ++i) {
+        to[kNonfiniteGrad] += finite(value[i]) && finite(da[i]) ? 0 : 1;
+        to[kNonfiniteState] += finite(h[i]) ? 0 : 1;
+      }
+    });
+  }
+
   void end() {
     if (problem->dh0 == nullptr && problem->dcarried0 == nullptr) return;
     const auto skip = [&](int64_t, int64_t)
                           RNNFAST_INLINE_LAMBDA { return problem->dh0 == nullptr; };
     const auto epilogue = [&](int64_t row, int64_t vector, int64_t end,
                               const V* product) RNNFAST_INLINE_LAMBDA {
+      const bool fresh = !this->reverse() && this->cut(0, row);
       for (; vector < end; ++vector, ++product) {
         const int64_t unit = vector * L;
         const int64_t count = this->shape.size - unit;
@@ -489,12 +796,13 @@ struct BackwardTask : Task<Cell, S> {
             dh0 = product[0];
             if constexpr (Cell::kDirectGradient) dh0 += load(direct + place(row, unit));
           }
+          if (fresh) dh0 = V{};
           store(this->template state<S>(problem->dh0, 0, row, unit), narrow<S>(dh0), count);
         }
         if (problem->dcarried0 != nullptr) {
           for (int i = 0; i < Cell::kCarried; ++i)
             store(this->template state<S>(problem->dcarried0, i, row, unit),
-                  narrow<S>(load(dcarried_at(i, row, unit))), count);
+                  narrow<S>(fresh ? V{} : load(dcarried_at(i, row, unit))), count);
         }
       }
     };

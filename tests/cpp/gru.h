@@ -15,6 +15,7 @@ struct Gru {
   static constexpr bool kSplitGradient = true;
   static constexpr bool kDirectGradient = true;
   static constexpr bool kReadsPrevious = true;
+  static constexpr bool kNormalizes = false;
 
   RNNFAST_CELL static Vector forward(const Vector* p, const Vector* u, Vector h_prev,
                                      Vector* /*carried*/, Vector* saved) {

@@ -15,6 +15,7 @@ struct Lstm {
   static constexpr bool kSplitGradient = false;
   static constexpr bool kDirectGradient = false;
   static constexpr bool kReadsPrevious = false;
+  static constexpr bool kNormalizes = false;
 
   RNNFAST_CELL static Vector forward(const Vector* p, const Vector* u, Vector /*h_prev*/,
                                      Vector* carried, Vector* saved) {

@@ -1,0 +1,132 @@
+// Passes over the values of one row: what layer norm, clipping and the record need of all units at
+// once. Every sum is taken in an order that depends on the length of the row alone.
+#pragma once
+
+#include "simd.h"
+
+namespace rnnfast::cpu::RNNFAST_LEVEL {
+
+template <bool kValue>
+struct Bool {
+  static constexpr bool value = kValue;
+};
+
+// Calls body(whole, unit) for the vectors that hold units [first, end) of `size`; whole says, when
+// it is compiled, whether the vector lies within the row.
+template <class A, class Body>
+RNNFAST_INLINE void for_units(int64_t first, int64_t end, int64_t size, Body&& body) {
+  constexpr int L = kLanes<A>;
+  const int64_t whole_end = end < size / L * L ? end : size / L * L;
+  int64_t unit = first;
+  for (; unit < whole_end; unit += L) body(Bool<true>{}, unit);
+  for (; unit < end; unit += L) body(Bool<false>{}, unit);
+}
+
+// x with lanes from `count` on set to 0.
+template <class A>
+RNNFAST_INLINE Vec<A> first_lanes(Vec<A> x, int64_t count) {
+  for (int i = 0; i < kLanes<A>; ++i) x[i] = i < count ? x[i] : A(0);
+  return x;
+}
+
+template <class V, int kLanes>
+RNNFAST_INLINE auto sum_lanes(V x) {
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) x[i] += x[i + half];
+  return x[0];
+}
+
+// sums[i] = the sum over all units of a row of what terms(whole, unit, values) puts in values[i].
+template <class A, int kSums, class Terms>
+RNNFAST_INLINE void sum_row(int64_t size, A (&sums)[kSums], Terms&& terms) {
+  constexpr int L = kLanes<A>;
+  Vec<A> total[2][kSums] = {};  // two, so that an addition need not wait for the last one
+  Vec<A> values[kSums];
+  int64_t unit = 0;
+  for (; unit + 2 * L <= size; unit += 2 * L) {
+    terms(Bool<true>{}, unit, values);
+    for (int i = 0; i < kSums; ++i) total[0][i] += values[i];
+    terms(Bool<true>{}, unit + L, values);
+    for (int i = 0; i < kSums; ++i) total[1][i] += values[i];
+  }
+  if (unit + L <= size) {
+    terms(Bool<true>{}, unit, values);
+    for (int i = 0; i < kSums; ++i) total[0][i] += values[i];
+    unit += L;
+  }
+  if (unit < size) {
+    terms(Bool<false>{}, unit, values);
+    for (int i = 0; i < kSums; ++i) total[1][i] += first_lanes<A>(values[i], size - unit);
+  }
+  for (int i = 0; i < kSums; ++i) sums[i] = sum_lanes<Vec<A>, L>(total[0][i] + total[1][i]);
+}
+
+// Sums of squares in double: those of the least float are far from its least number.
+template <class A>
+struct Squares {
+  static constexpr int kParts = static_cast<int>(sizeof(double) / sizeof(A));
+  using Doubles = Vec<double>;
+  using Part = typename VectorOf<A, kVectorBytes / kParts>::type;
+
+  Doubles sum[kParts] = {};
+
+  RNNFAST_INLINE void add(Vec<A> x) {
+    Part part[kParts];
+    __builtin_memcpy(part, &x, sizeof(x));
+    for (int i = 0; i < kParts; ++i) {
+      const Doubles wide = __builtin_convertvector(part[i], Doubles);
+      sum[i] += wide * wide;
+    }
+  }
+  RNNFAST_INLINE double total() const {
+    Doubles all = sum[0];
+    for (int i = 1; i < kParts; ++i) all += sum[i];
+    return sum_lanes<Doubles, kLanes<double>>(all);
+  }
+};
+
+// The larger of two; NaN where either is.
+RNNFAST_INLINE double larger(double a, double b) { return b > a || b != b ? b : a; }
+
+// Knuth's exact addition: `lost` gathers what the sum has rounded away. A sum over many rows would
+// err more than torch's otherwise, which is a tree.
+template <class V>
+RNNFAST_INLINE void add_exactly(V part, V& sum, V& lost) {
+  const V total = sum + part;
+  const V added = total - sum;
+  lost += (sum - (total - added)) + (part - added);
+  sum = total;
+}
+template <class V>
+RNNFAST_INLINE V with_lost(V sum, V lost) {
+  return lost == lost ? sum + lost : sum;  // an infinite sum has lost inf - inf
+}
+
+// Mean and 1 / sqrt(variance + eps) of a row. The mean comes in two parts, and the squares are of
+// what is left without the first of them: so they err no more than the row itself does by being
+// rounded, however far its mean lies from 0 (Chan, Golub and LeVeque 1983).
+template <class A>
+struct Moments {
+  A mean;
+  A rest;
+  A rstd;
+
+  RNNFAST_INLINE static Moments of(const A* row, int64_t size, double eps) {
+    A sum[1], sums[2];
+    sum_row<A>(size, sum, [&](auto, int64_t unit, Vec<A>* values) RNNFAST_INLINE_LAMBDA {
+      values[0] = load(row + unit);
+    });
+    const A mean = sum[0] / static_cast<A>(size);
+    sum_row<A>(size, sums, [&](auto, int64_t unit, Vec<A>* values) RNNFAST_INLINE_LAMBDA {
+      values[0] = load(row + unit) - mean;
+      values[1] = values[0] * values[0];
+    });
+    const A rest = sums[0] / static_cast<A>(size);
+    const A variance = sums[1] / static_cast<A>(size) - rest * rest;
+    const double positive = variance < 0 ? 0 : static_cast<double>(variance);  // NaN stays
+    return {mean, rest, static_cast<A>(1 / __builtin_sqrt(positive + eps))};
+  }
+  RNNFAST_INLINE Vec<A> normalize(Vec<A> a) const { return ((a - mean) - rest) * rstd; }
+};
+
+}  // namespace rnnfast::cpu::RNNFAST_LEVEL
