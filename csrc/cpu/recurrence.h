@@ -44,6 +44,7 @@ struct Rows {
   int64_t stride = 0;
 
   RNNFAST_INLINE T* at(int64_t row, int64_t unit) const { return data + row * stride + unit; }
+  RNNFAST_INLINE Rows from(int64_t row) const { return {data + row * stride, stride}; }
   // Asks for the line ahead of its use: rows lie too far apart for the hardware to see a stream.
   RNNFAST_INLINE void prefetch(int64_t row, int64_t unit) const {
     __builtin_prefetch(at(row, unit));
@@ -472,6 +473,30 @@ struct BackwardTask : Task<Cell, S> {
     int64_t dcarried_stride;
     int64_t size;
     int64_t t;
+    int64_t row;  // the first one
+
+    // For a pass over one row, whose addresses are to be found once.
+    RNNFAST_INLINE Step from(int64_t r) const {
+      return {grad_y.from(r),
+              next_grad_y.from(r),
+              y.from(r),
+              next_y.from(r),
+              before.from(r),
+              saved.from(r),
+              ahat.from(r),
+              next_ahat.from(r),
+              dp.from(r),
+              next_dp.from(r),
+              du.from(r),
+              old_du.from(r),
+              new_du.from(r),
+              direct.from(r),
+              dcarried.from(r),
+              dcarried_stride,
+              size,
+              t,
+              row + r};
+    }
   };
 
   void step(int64_t t) {
@@ -497,7 +522,8 @@ struct BackwardTask : Task<Cell, S> {
                      {dcarried, this->stride},
                      this->slice.count * this->stride,
                      this->shape.size,
-                     t};
+                     t,
+                     0};
     const int64_t* const lengths =
         this->lengths != nullptr ? this->lengths + this->slice.first : nullptr;
     const auto length = [=](int64_t row) RNNFAST_INLINE_LAMBDA {
@@ -542,7 +568,7 @@ struct BackwardTask : Task<Cell, S> {
     if constexpr (kRows) {
       this->crew.wait();  // carried_dh is whole
       for (int64_t row = 0; row < this->slice.count; ++row)
-        if (t < length(row)) finish(at, row, enters(row));
+        if (t < length(row)) finish(at.from(row), enters(row));
     }
   }
 
@@ -588,9 +614,10 @@ struct BackwardTask : Task<Cell, S> {
   }
 
   RNNFAST_INLINE V state_before(const Step& at, int64_t row, int64_t unit) const {
-    if (this->cut(this->reverse() ? at.t + 1 : at.t, row)) return V{};
-    const bool first = this->reverse() ? at.t == this->length(row) - 1 : at.t == 0;
-    if (first) return this->state_or_zero(problem->h0, 0, row, unit);
+    const int64_t r = at.row + row;
+    if (this->cut(this->reverse() ? at.t + 1 : at.t, r)) return V{};
+    const bool first = this->reverse() ? at.t == this->length(r) - 1 : at.t == 0;
+    if (first) return this->state_or_zero(problem->h0, 0, r, unit);
     return load(at.before.at(row, unit), at.size - unit);
   }
 
@@ -629,38 +656,59 @@ struct BackwardTask : Task<Cell, S> {
 
   // ------------------------------------------------------------------------------- whole rows
 
+  // What is measured of a row, or of this member's units of it.
+  struct Measures {
+    Squares<A> state, carry, preact;
+    V largest = {};
+    V slopes = {};
+    V finite = {};  // NaN from the first h on that is inf or NaN
+  };
+
   // dh of a row, from what came through time and what came from outside.
   struct Gradient {
-    const BackwardTask& task;
-    const Step& at;
-    int64_t row;
-    bool enters;
+    const Step& at;  // from this row on
+    const A* through_time;
+    const S* grad_y;
+    const S* grad_h_n;  // at the row's last step
 
-    RNNFAST_INLINE V through_time(int64_t unit) const {
-      return load(task.carried_dh + task.place(row, unit));
-    }
     template <bool kWhole>
     RNNFAST_INLINE V of(int64_t unit) const {
-      V dh = through_time(unit) + grad_y<kWhole>(at, row, unit);
-      if (enters) dh += task.state_or_zero(task.problem->grad_h_n, 0, row, unit);
+      const int64_t count = at.size - unit;
+      V dh = load(through_time + unit);
+      if (grad_y != nullptr) dh += load_if<kWhole>(grad_y + unit, count);
+      if (grad_h_n != nullptr) dh += load(grad_h_n + unit, count);
       return dh;
     }
   };
 
-  RNNFAST_INLINE void finish(const Step& at, int64_t row, bool enters) const {
-    const Gradient dh = {*this, at, row, enters};
+  RNNFAST_INLINE void finish(const Step& at, bool enters) const {
+    const bool last = enters && problem->grad_h_n != nullptr;
+    const Gradient dh = {
+        at, carried_dh + place(at.row, 0),
+        problem->grad_y.data != nullptr ? at.grad_y.data : nullptr,
+        last ? this->template state<const S>(problem->grad_h_n, 0, at.row, 0) : nullptr};
     const double scale = problem->clip < __builtin_inf() ? clipping(dh) : 1;
-    if (Cell::kNormalizes && normalizes()) {
-      if constexpr (Cell::kNormalizes) through_norm(dh, static_cast<A>(scale));
+    if (measured != nullptr) {
+      Measures measures;
+      finish(dh, scale, &measures);
+      keep(dh, scale, measures);
     } else {
-      for_units<A>(this->first_unit(), this->end_unit(), at.size,
-                   [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
-                     constexpr bool kWhole = decltype(whole)::value;
-                     point<kWhole>(at, row, unit,
-                                   dh.template of<kWhole>(unit) * static_cast<A>(scale));
-                   });
+      finish(dh, scale, nullptr);
     }
-    if (measured != nullptr) measure(dh, scale);
+  }
+
+  RNNFAST_INLINE void finish(const Gradient& dh, double scale, Measures* measures) const {
+    if (Cell::kNormalizes && normalizes()) {
+      if constexpr (Cell::kNormalizes) through_norm(dh, static_cast<A>(scale), measures);
+      return;
+    }
+    for_units<A>(this->first_unit(), this->end_unit(), dh.at.size,
+                 [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
+                   constexpr bool kWhole = decltype(whole)::value;
+                   const V value = dh.template of<kWhole>(unit);
+                   point<kWhole>(dh.at, 0, unit, value * static_cast<A>(scale));
+                   if (measures != nullptr) measure<kWhole>(dh, unit, value, *measures);
+                 });
   }
 
   // Every member of the crew takes the norm of the whole row.
@@ -677,107 +725,100 @@ struct BackwardTask : Task<Cell, S> {
 
   // da = rstd (dahat - mean(dahat) - ahat mean(dahat ahat)) with dahat = gamma dn. Every member of
   // the crew takes the means of the whole row.
-  RNNFAST_INLINE void through_norm(const Gradient& dh, A scale) const {
+  RNNFAST_INLINE void through_norm(const Gradient& dh, A scale, Measures* measures) const {
     const Step& at = dh.at;
-    const int64_t row = dh.row;
     const A* const gamma = static_cast<const A*>(problem->gamma) + this->parameter(0);
-    const A rstd = static_cast<const A*>(problem->rstd)[this->rstd_place(at.t, row)];
+    const A rstd = static_cast<const A*>(problem->rstd)[this->rstd_place(at.t, at.row)];
     A means[2];
     sum_row<A>(at.size, means, [&](auto whole, int64_t unit, V* values) RNNFAST_INLINE_LAMBDA {
       constexpr bool kWhole = decltype(whole)::value;
       const int64_t count = at.size - unit;
-      const V h = load_if<kWhole>(at.y.at(row, unit), count);
+      const V h = load_if<kWhole>(at.y.at(0, unit), count);
       V value;
       Cell::backward(dh.template of<kWhole>(unit) * scale, h, V{}, nullptr, nullptr, &value,
                      nullptr);
       store_raw(dn + unit, value);
       values[0] = value * load_if<kWhole>(gamma + unit, count);
-      values[1] = values[0] * load_if<kWhole>(at.ahat.at(row, unit), count);
+      values[1] = values[0] * load_if<kWhole>(at.ahat.at(0, unit), count);
     });
     for (A& mean : means) mean /= static_cast<A>(at.size);
-    A* const dgamma = norm_gradient(row);
+    A* const dgamma = norm_gradient(at.row);
     A* const dbeta = dgamma + this->stride;
     for_units<A>(this->first_unit(), this->end_unit(), at.size,
                  [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
                    constexpr bool kWhole = decltype(whole)::value;
                    const int64_t count = at.size - unit;
-                   at.next_grad_y.prefetch(row, unit);
-                   at.next_y.prefetch(row, unit);
-                   at.next_ahat.prefetch(row, unit);
-                   at.next_dp.prefetch(row, unit);
+                   at.next_grad_y.prefetch(0, unit);
+                   at.next_y.prefetch(0, unit);
+                   at.next_ahat.prefetch(0, unit);
+                   at.next_dp.prefetch(0, unit);
                    const V value = load(dn + unit);
-                   const V ahat = load_if<kWhole>(at.ahat.at(row, unit), count);
+                   const V ahat = load_if<kWhole>(at.ahat.at(0, unit), count);
                    store_raw(dgamma + unit, load(dgamma + unit) + value * ahat);
                    store_raw(dbeta + unit, load(dbeta + unit) + value);
                    const V dahat = value * load_if<kWhole>(gamma + unit, count);
                    const Raw<S> da = narrow<S>(((dahat - means[0]) - ahat * means[1]) * rstd);
-                   store_if<kWhole>(at.dp.at(row, unit), da, count);
-                   keep_du<kWhole>(at, row, unit, 0, widen<S>(da));
+                   store_if<kWhole>(at.dp.at(0, unit), da, count);
+                   keep_du<kWhole>(at, 0, unit, 0, widen<S>(da));
+                   if (measures != nullptr)
+                     measure<kWhole>(dh, unit, dh.template of<kWhole>(unit), *measures);
                  });
   }
 
-  // Of this member's units.
-  RNNFAST_INLINE void measure(const Gradient& dh, double scale) const {
-    const Step& at = dh.at;
-    const int64_t row = dh.row;
+  // `value` is dh of these units; their da has just been written.
+  template <bool kWhole>
+  RNNFAST_INLINE void measure(const Gradient& dh, int64_t unit, V value, Measures& sums) const {
+    const int64_t count = dh.at.size - unit;
+    const V h = load_if<kWhole>(dh.at.y.at(0, unit), count);
+    V slope;
+    Cell::backward(V{} + A(1), h, V{}, nullptr, nullptr, &slope, nullptr);
+    V past = load(dh.through_time + unit), da = load(dh.at.new_du.at(0, unit));
+    if constexpr (!kWhole) {
+      value = first_lanes<A>(value, count);
+      past = first_lanes<A>(past, count);
+      da = first_lanes<A>(da, count);
+      slope = first_lanes<A>(slope, count);
+    }
+    sums.state.add(value);
+    sums.carry.add(past);
+    sums.preact.add(da);
+    sums.largest = value > sums.largest ? value : sums.largest;
+    sums.largest = -value > sums.largest ? -value : sums.largest;
+    sums.slopes += slope;
+    sums.finite += h * A(0);
+  }
+
+  // Adds a row to the record.
+  RNNFAST_INLINE void keep(const Gradient& dh, double scale, const Measures& sums) const {
     const int64_t rows = problem->per_sample ? this->slice.count : 1;
-    double* const to = measured + (at.t * rows + (problem->per_sample ? row : 0)) * kFields;
-    Squares<A> state, carry, preact;
-    V largest = {}, slopes = {}, finite = {};
-    for_units<A>(this->first_unit(), this->end_unit(), at.size,
-                 [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
-                   constexpr bool kWhole = decltype(whole)::value;
-                   const int64_t count = at.size - unit;
-                   const V h = load_if<kWhole>(at.y.at(row, unit), count);
-                   V value = dh.template of<kWhole>(unit);
-                   V past = dh.through_time(unit);
-                   V da = load(at.new_du.at(row, unit));
-                   V slope;
-                   Cell::backward(V{} + A(1), h, V{}, nullptr, nullptr, &slope, nullptr);
-                   if constexpr (!kWhole) {
-                     value = first_lanes<A>(value, count);
-                     past = first_lanes<A>(past, count);
-                     da = first_lanes<A>(da, count);
-                     slope = first_lanes<A>(slope, count);
-                   }
-                   state.add(value);
-                   carry.add(past);
-                   preact.add(da);
-                   const V magnitude = value < 0 ? -value : value;
-                   largest = magnitude > largest ? magnitude : largest;
-                   slopes += slope;
-                   finite += h * A(0);  // NaN from the first value on that is not
-                 });
-    const double squares = state.total();
-    const int64_t end = this->end_unit() < at.size ? this->end_unit() : at.size;
-    const int64_t units = end > this->first_unit() ? end - this->first_unit() : 0;
-    to[kStateSquares] += squares;
-    to[kCarrySquares] += carry.total();
-    to[kClippedSquares] += squares * scale * scale;
-    to[kPreactSquares] += preact.total();
-    to[kSlopes] += static_cast<double>(sum_lanes<V, L>(slopes));
-    to[kEntries] += static_cast<double>(units);
-    double most = 0;
-    for (int i = 0; i < L; ++i)
-      if (most < static_cast<double>(largest[i])) most = static_cast<double>(largest[i]);
-    if (squares != squares) most = squares;  // an entry is NaN
-    to[kStateMax] = larger(to[kStateMax], most);
-    const double any = squares + preact.total() + static_cast<double>(sum_lanes<V, L>(finite));
-    if (any - any != 0) count_nonfinite(dh, to);  // rare
+    double* const to =
+        measured + (dh.at.t * rows + (problem->per_sample ? dh.at.row : 0)) * kFields;
+    const int64_t end = this->end_unit() < dh.at.size ? this->end_unit() : dh.at.size;
+    const double state = sums.state.total(), preact = sums.preact.total();
+    const double largest = static_cast<double>(largest_lane<V, L>(sums.largest));
+    to[kStateSquares] += state;
+    to[kCarrySquares] += sums.carry.total();
+    to[kClippedSquares] += state * scale * scale;
+    to[kPreactSquares] += preact;
+    to[kStateMax] = larger(to[kStateMax], state == state ? largest : state);  // NaN where one is
+    to[kSlopes] += static_cast<double>(sum_lanes<V, L>(sums.slopes));
+    to[kEntries] += static_cast<double>(end > this->first_unit() ? end - this->first_unit() : 0);
+    const double any = state + preact + static_cast<double>(sum_lanes<V, L>(sums.finite));
+    if (any - any != 0) count_nonfinite(dh, to);
   }
 
-  void count_nonfinite(const Gradient& dh, double* to) const {
+  [[gnu::noinline]] void count_nonfinite(const Gradient& dh, double* to) const {
     const auto finite = [](double x) { return x - x == 0; };
-    for_units<A>(this->first_unit(), this->end_unit(), dh.at.size, [&](auto, int64_t unit) {
+    for (int64_t unit = this->first_unit(); unit < this->end_unit(); unit += L) {
       const int64_t count = dh.at.size - unit < L ? dh.at.size - unit : L;
       const V value = dh.template of<false>(unit);
-      const V da = load(dh.at.new_du.at(dh.row, unit));
-      const V h = load(dh.at.y.at(dh.row, unit), count);
+      const V da = load(dh.at.new_du.at(0, unit));
+      const V h = load(dh.at.y.at(0, unit), count);
       for (int64_t i = 0; i < count; ++i) {
         to[kNonfiniteGrad] += finite(value[i]) && finite(da[i]) ? 0 : 1;
         to[kNonfiniteState] += finite(h[i]) ? 0 : 1;
       }
-    });
+    }
   }
 
   void end() {

@@ -36,6 +36,13 @@ RNNFAST_INLINE auto sum_lanes(V x) {
   return x[0];
 }
 
+template <class V, int kLanes>
+RNNFAST_INLINE auto largest_lane(V x) {
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) x[i] = x[i + half] > x[i] ? x[i + half] : x[i];
+  return x[0];
+}
+
 // sums[i] = the sum over all units of a row of what terms(whole, unit, values) puts in values[i].
 template <class A, int kSums, class Terms>
 RNNFAST_INLINE void sum_row(int64_t size, A (&sums)[kSums], Terms&& terms) {
@@ -68,20 +75,31 @@ struct Squares {
   using Doubles = Vec<double>;
   using Part = typename VectorOf<A, kVectorBytes / kParts>::type;
 
-  Doubles sum[kParts] = {};
+  Doubles low = {};
+  Doubles high = {};  // no array of them: GCC would keep it in memory
 
   RNNFAST_INLINE void add(Vec<A> x) {
-    Part part[kParts];
-    __builtin_memcpy(part, &x, sizeof(x));
-    for (int i = 0; i < kParts; ++i) {
-      const Doubles wide = __builtin_convertvector(part[i], Doubles);
-      sum[i] += wide * wide;
-    }
+    low += square<0>(x);
+    if constexpr (kParts == 2) high += square<1>(x);
   }
-  RNNFAST_INLINE double total() const {
-    Doubles all = sum[0];
-    for (int i = 1; i < kParts; ++i) all += sum[i];
-    return sum_lanes<Doubles, kLanes<double>>(all);
+  RNNFAST_INLINE double total() const { return sum_lanes<Doubles, kLanes<double>>(low + high); }
+
+ private:
+  template <int kPart>
+  RNNFAST_INLINE static Doubles square(Vec<A> x) {
+    Part part;
+    __builtin_memcpy(&part, reinterpret_cast<const char*>(&x) + kPart * sizeof(part), sizeof(part));
+    const Doubles wide = in_double(part);
+    return wide * wide;
+  }
+  // GCC 12 makes five instructions of __builtin_convertvector where there is one.
+  RNNFAST_INLINE static Doubles in_double(Part part) {
+#if defined(RNNFAST_SIMD_AVX512)
+    if constexpr (kParts == 2) return (Doubles)_mm512_cvtps_pd((__m256)part);
+#elif defined(RNNFAST_SIMD_AVX2)
+    if constexpr (kParts == 2) return (Doubles)_mm256_cvtps_pd((__m128)part);
+#endif
+    return __builtin_convertvector(part, Doubles);
   }
 };
 
