@@ -185,7 +185,7 @@ def backward(
             if d and lengths is not None:  # the reverse direction of this row begins here
                 before = torch.where((t + 1 == lengths).unsqueeze(1), start, before)
             dw = dw + da.mT @ _where(edges.cut(t + d), 0, before)
-            carry = _where(edges.cut(t + d), zeros, _where(valid, da @ w, zeros))
+            carry = _where(edges.cut(t + d), zeros, _where(valid, da @ w, carry))
             carry = _where(edges.window(t + d), zeros, carry)
             das.append(da)
         dps.append(torch.stack(das if d else das[::-1]).transpose(1, 2).flatten(2))
