@@ -78,6 +78,7 @@ def forward(
     n = options.heads
     name, limit = options.nonlinearity, options.clip_state_grad
     f = NONLINEARITIES[name]
+    clipped = (_ClippedInTransform if in_transform() else _Clipped).apply
     edges = _Edges(T, lengths, reset, options.bptt_window)
     ys, h_ns, ahats, rstds = [], [], [], []
     for d in range(D):
@@ -95,7 +96,7 @@ def forward(
                 a = ahat * gain if bias is None else ahat * gain + bias
                 normal.append(_where(valid, ahat, 0).to(p.dtype))
                 scales.append(_where(valid, rstd, 0))
-            h_new = (f(a) if limit is None else _Clipped.apply(a, name, limit)).to(p.dtype)
+            h_new = (f(a) if limit is None else clipped(a, name, limit)).to(p.dtype)
             h = _where(valid, h_new, h)
             steps.append(_where(valid, h_new, 0))
         for all_directions, of_this in ((ys, steps), (ahats, normal), (rstds, scales)):
@@ -227,17 +228,36 @@ class _Clipped(torch.autograd.Function):
     def setup_context(ctx, inputs, output) -> None:
         _, ctx.nonlinearity, ctx.limit = inputs
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx, dh: Tensor) -> tuple[Tensor, None, None]:
         (h,) = ctx.saved_tensors
         return BACKWARD[ctx.nonlinearity](clip(dh, ctx.limit), h), None, None
 
+
+class _ClippedInTransform(_Clipped):
+    """With forward mode, which torch.compile refuses to trace."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        _Clipped.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(output)
+
     @staticmethod
     def jvp(ctx, da: Tensor, *_: None) -> Tensor:
         (h,) = ctx.saved_tensors
         return BACKWARD[ctx.nonlinearity](da, h)
+
+
+def in_transform() -> bool:
+    """Whether a torch.func transform or forward-mode differentiation is under way.
+
+    In these words torch.compile knows the answer as it traces.
+    """
+    return (
+        torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 class _Edges:
