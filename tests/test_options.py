@@ -242,7 +242,7 @@ def busy_case() -> Case:
 FORGOTTEN = {
     "lengths": {"lengths": None},
     "reset": {"reset": None},
-    "resets beyond the length": {"reset": busy_case().reset.index_fill(0, torch.tensor([3]), True)},
+    "the step of a reset": {"reset": busy_case().reset.index_fill(0, torch.tensor([3]), True)},
     "norm_eps": {"norm_eps": 1e-5},
     "window": {"window": None},
     "clip": {"clip": None},
@@ -276,7 +276,8 @@ def test_resets_beyond_the_length_do_nothing(backend):
     case = busy_case()
     beyond = torch.arange(7).unsqueeze(1) >= case.lengths
     more = case._replace(reset=case.reset | beyond)
-    found, wanted = run(more, by_package(backend)), run(case, by_package(backend))
+    fewer = case._replace(reset=case.reset & ~beyond)
+    found, wanted = run(more, by_package(backend)), run(fewer, by_package(backend))
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
@@ -434,6 +435,24 @@ def test_a_jvp_is_the_transpose_of_the_gradient(backend, changed):
     left = (dy * case.grad_y).sum() + (dh_n * case.grad_h_n).sum()
     terms = torch.stack([(gradients[f"d{n}"] * v).sum() for n, v in zip(names, tangents)])
     assert (left - terms.sum()).abs() <= 1e-12 * terms.abs().sum()
+
+
+@every_backend
+@pytest.mark.parametrize("special", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_is_not_scaled(backend, special):
+    """That of its head and row alone; the rest is."""
+    case = make_case(1, 2, 3, heads=2, D=1, norm=None)._replace(clip=0.5)
+    broken = case._replace(grad_y=case.grad_y.clone())
+    broken.grad_y[0, 1, 4] = special
+    found = run(broken, by_package(backend))["dp"]
+    whole = run(broken._replace(clip=None), by_package(backend))["dp"]
+    clipped = run(case, by_package(backend))["dp"]
+    assert not torch.equal(whole[0, 0], clipped[0, 0])
+    assert torch.equal(found[0, 0], clipped[0, 0])
+    assert torch.equal(found[0, 1, :3], clipped[0, 1, :3])
+    assert torch.equal(found[0, 1, [3, 5]], whole[0, 1, [3, 5]])
+    assert not found[0, 1, 4].isfinite()
+    assert found[0, 1, 4].isnan() == whole[0, 1, 4].isnan()
 
 
 # ------------------------------------------------------------------------------------ episodes
