@@ -17,7 +17,7 @@ from torch.library import Library
 from . import precision, record
 from .backends import BACKENDS, reference
 from .backends.cpu import empty_gradients, empty_results
-from .cells.rnn import Options
+from .cells.rnn import Options, in_transform
 
 _library = Library("rnnfast", "DEF")
 _OPTIONS = (
@@ -128,6 +128,8 @@ class _Layer(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: checkpointing allows no second look
         needs = ctx.needs_input_grad
         inputs = (grad_y, grad_h_n, *saved, ctx.buffer, needs[0], any(needs[1:7]))
+        if torch.compiler.is_compiling():  # it has zeros for them, and no second derivatives
+            grad_ahat = grad_rstd = None
         eager = torch.is_grad_enabled() or in_transform()
         if eager or grad_ahat is not None or grad_rstd is not None:
             with precision.no_autocast(saved[0].device.type):
@@ -202,14 +204,3 @@ def _check_devices(x: Tensor, *others: Tensor | None) -> None:
                 "Input and parameter tensors are not at the same device, found input tensor at "
                 f"{x.device} and parameter tensor at {value.device}"
             )
-
-
-def in_transform() -> bool:
-    """Whether a torch.func transform or forward-mode differentiation is under way.
-
-    In these words torch.compile knows the answer as it traces.
-    """
-    return (
-        torch._C._functorch.get_dynamic_layer_stack_depth() > 0
-        or torch.autograd.forward_ad._current_level >= 0
-    )

@@ -26,21 +26,19 @@ def batch_norm(
         ValueError: training on a single point.
     """
     x = u.to(weight.dtype)
+    T, B, _ = u.shape
+    valid = None
+    if lengths is not None:  # padding may be anything: 0 times NaN is NaN
+        valid = (torch.arange(T, device=u.device).unsqueeze(1) < lengths).unsqueeze(2)
+        x = torch.where(valid, x, 0)
     mean, variance, batches = running
     if training:
-        T, B, _ = u.shape
-        if lengths is None:
-            count = torch.tensor(T * B, device=u.device)
-            valid = None
-        else:
-            count = lengths.sum()
-            valid = (torch.arange(T, device=u.device).unsqueeze(1) < lengths).unsqueeze(2)
+        count = torch.tensor(T * B, device=u.device) if lengths is None else lengths.sum()
         if u.device.type == "cpu" and not torch.compiler.is_compiling() and count.item() < 2:
             raise ValueError("Expected more than 1 value per channel when training")
         count = count.to(x.dtype)
-        x_valid = x if valid is None else torch.where(valid, x, 0)
-        mean_here = x_valid.sum((0, 1)) / count
-        centred = x_valid - mean_here
+        mean_here = x.sum((0, 1)) / count
+        centred = x - mean_here
         centred = centred if valid is None else torch.where(valid, centred, 0)
         variance_here = centred.square().sum((0, 1)) / count
         with torch.no_grad():

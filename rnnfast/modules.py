@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import precision, record
-from .autograd import in_transform, layer
+from .autograd import layer
 from .backends import BACKENDS, Problem, check_nonlinearity, select, torch_native
 from .batch_norm import batch_norm
-from .cells.rnn import Options
+from .cells.rnn import Options, in_transform
 from .functional import check_lengths, check_options, check_reset
 from .gradient_flow import GradientFlow, read
 from .init import INITS

@@ -76,7 +76,9 @@ def forward(
     T, B = p.shape[:2]
     D, _, S = w_hh.shape
     n = options.heads
-    f = NONLINEARITIES[options.nonlinearity]
+    name, limit = options.nonlinearity, options.clip_state_grad
+    f = NONLINEARITIES[name]
+    clipped = (_ClippedInTransform if in_transform() else _Clipped).apply
     edges = _Edges(T, lengths, reset, options.bptt_window)
     ys, h_ns, ahats, rstds = [], [], [], []
     for d in range(D):
@@ -94,9 +96,7 @@ def forward(
                 a = ahat * gain if bias is None else ahat * gain + bias
                 normal.append(_where(valid, ahat, 0).to(p.dtype))
                 scales.append(_where(valid, rstd, 0))
-            h_new = f(a).to(p.dtype)
-            if options.clip_state_grad is not None:
-                h_new = _ClipGradient.apply(h_new, options.clip_state_grad)
+            h_new = (f(a) if limit is None else clipped(a, name, limit)).to(p.dtype)
             h = _where(valid, h_new, h)
             steps.append(_where(valid, h_new, 0))
         for all_directions, of_this in ((ys, steps), (ahats, normal), (rstds, scales)):
@@ -184,6 +184,7 @@ def backward(
             before = _heads(y[times[s - 1]], d, n, S) if s else start
             if d and lengths is not None:  # the reverse direction of this row begins here
                 before = torch.where((t + 1 == lengths).unsqueeze(1), start, before)
+            before = _where(edges.window(t + d), before.detach(), before)
             dw = dw + da.mT @ _where(edges.cut(t + d), 0, before)
             carry = _where(edges.cut(t + d), zeros, _where(valid, da @ w, carry))
             carry = _where(edges.window(t + d), zeros, carry)
@@ -214,22 +215,49 @@ def clip(dh: Tensor, limit: float) -> Tensor:
     return dh * (limit / torch.where(large, norm, limit)).to(dh.dtype)
 
 
-class _ClipGradient(torch.autograd.Function):
-    """The identity, whose gradient is clipped."""
+class _Clipped(torch.autograd.Function):
+    """f(a), which clips its gradient as a hook on it does: in a second derivative, too."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(h: Tensor, limit: float) -> Tensor:
-        return h.view_as(h)
+    def forward(a: Tensor, nonlinearity: str, limit: float) -> Tensor:
+        return NONLINEARITIES[nonlinearity](a)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.limit = inputs[1]
+        _, ctx.nonlinearity, ctx.limit = inputs
+        ctx.save_for_backward(output)
 
     @staticmethod
-    def backward(ctx, dh: Tensor) -> tuple[Tensor, None]:
-        return clip(dh, ctx.limit), None
+    def backward(ctx, dh: Tensor) -> tuple[Tensor, None, None]:
+        (h,) = ctx.saved_tensors
+        return BACKWARD[ctx.nonlinearity](clip(dh, ctx.limit), h), None, None
+
+
+class _ClippedInTransform(_Clipped):
+    """With forward mode, which torch.compile refuses to trace."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        _Clipped.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def jvp(ctx, da: Tensor, *_: None) -> Tensor:
+        (h,) = ctx.saved_tensors
+        return BACKWARD[ctx.nonlinearity](da, h)
+
+
+def in_transform() -> bool:
+    """Whether a torch.func transform or forward-mode differentiation is under way.
+
+    In these words torch.compile knows the answer as it traces.
+    """
+    return (
+        torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 class _Edges:
