@@ -1,0 +1,139 @@
+"""What layer norm, clipping and the gradient record cost, and layer norm beside the loop of modules
+that is written without it: forward and all gradients, in turns.
+
+    .venv/bin/python -m bench.rnn.options
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import rnnfast
+from rnnfast.report import cpu_name
+
+from .__main__ import ROOT, folder, point, seconds, versions
+from .points import Point
+from .timing import speed_up, take_turns
+
+POINTS = [
+    Point(*p, "listed") for p in ((128, 1, 64), (128, 32, 128), (128, 32, 256), (128, 64, 512))
+]
+OPTIONS = {
+    "plain": {},
+    "layer norm": {"norm": "layer"},
+    "clipping": {"clip_state_grad": 1.0},
+    "record": {"track_gradient_flow": True},
+    "record of each sample": {"track_gradient_flow": "sample"},
+    "all of them": {"norm": "layer", "clip_state_grad": 1.0, "track_gradient_flow": True},
+}
+
+
+class Loop(nn.Module):
+    """A layer-normalized RNN as it is written with torch's modules."""
+
+    def __init__(self, H: int) -> None:
+        super().__init__()
+        self.inputs, self.state, self.norm = nn.Linear(H, H), nn.Linear(H, H), nn.LayerNorm(H)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        p = self.inputs(x)
+        h = x.new_zeros(p.shape[1:])
+        steps = []
+        for p_t in p.unbind():
+            h = torch.tanh(self.norm(p_t + self.state(h)))
+            steps.append(h)
+        return torch.stack(steps), h.unsqueeze(0)
+
+
+def build(H: int) -> dict[str, nn.Module]:
+    """The loop has the weights of "layer norm"."""
+    torch.manual_seed(0)
+    modules = {name: rnnfast.RNN(H, H, backend="cpu", **o) for name, o in OPTIONS.items()}
+    loop, ours = Loop(H), modules["layer norm"]
+    with torch.no_grad():
+        for theirs, name in zip(
+            loop.parameters(), ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
+        ):
+            theirs.copy_(getattr(ours, f"{name}_l0"))
+    return modules | {"loop with nn.LayerNorm": loop}
+
+
+def results(module: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, ...]:
+    y, _ = module(x)
+    return y, *torch.autograd.grad(y, [x, *module.parameters()], g)
+
+
+def check(modules: dict[str, nn.Module], x: Tensor, g: Tensor) -> None:
+    """No time for another result: the loop and the kernel agree as two float32 computations do."""
+    ours, theirs = (
+        results(modules[name], x, g)[:2] for name in ("layer norm", "loop with nn.LayerNorm")
+    )
+    for a, b in zip(ours, theirs):
+        error = (a - b).norm() / b.norm()
+        if not error < 1e-4:
+            raise RuntimeError(f"the kernel and the loop differ by {error:.1e}")
+
+
+def measure(at: Point, limit: float) -> list[dict[str, object]]:
+    T, B, H = at[:3]
+    modules = build(H)
+    x, g = torch.randn(T, B, H, requires_grad=True), torch.randn(T, B, H)
+    check(modules, x, g)
+    calls: dict[str, Callable[[], object]] = {
+        name: lambda module=module: results(module, x, g) for name, module in modules.items()
+    }
+    for call in calls.values():
+        call()
+    samples = take_turns(calls, limit, 7)
+    return [
+        {
+            "T": T,
+            "B": B,
+            "H": H,
+            "what": name,
+            "median_s": statistics.median(times),
+            "over_plain": speed_up(times, samples["plain"]),
+            "over_layer_norm": speed_up(times, samples["layer norm"]),
+        }
+        for name, times in samples.items()
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.rnn.options", description=__doc__)
+    parser.add_argument("--out", type=folder, default=None, metavar="FOLDER")
+    parser.add_argument("--points", type=point, nargs="+", metavar="T,B,H", default=POINTS)
+    parser.add_argument("--seconds-per-point", type=seconds, metavar="S", default=8.0)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(2)
+    rows = [row for at in args.points for row in measure(at, args.seconds_per_point)]
+    machine = versions()
+    out = args.out or Path(ROOT / "bench/results")
+    with open(out / "cpu_options.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *machine])
+        writer.writeheader()
+        writer.writerows(row | machine for row in rows)
+    table = Table(title=f"forward and all gradients, float32, 2 threads, {cpu_name()}")
+    for column in ("T, B, H", "what", "ms", "time / plain", "time / layer norm"):
+        table.add_column(column)
+    for row in rows:
+        size = f"{row['T']}, {row['B']}, {row['H']}"
+        times = f"{row['median_s'] * 1e3:.2f}", f"{row['over_plain']:.2f}"
+        table.add_row(size, row["what"], *times, f"{row['over_layer_norm']:.2f}")
+    Console().print(table)
+    print(f"written to {out / 'cpu_options.csv'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
