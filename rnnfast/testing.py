@@ -9,7 +9,8 @@ the kernel itself put out before it, and every element has
     |error| <= 2 u_store |result| + 4 sqrt(K) u_operand sum of |terms|
 
 u being the unit roundoff of the stored dtype and of the operands (float32 for narrower storage), K
-the number of products in the sum. Any case may be judged, since no error is carried along.
+the number of products in the sum. What follows the sum (layer norm, clipping) passes the second
+part on to first order. Any case may be judged, since no error is carried along.
 
 Sequences (:func:`error_ratio`): the worst step's RMS error over a whole sequence against float64,
 as a multiple of what torch's own nn.RNN makes on the same input; for contracting recurrences.
@@ -24,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cells.rnn import BACKWARD, NONLINEARITIES
+from .cells.rnn import BACKWARD, NONLINEARITIES, Options
 
 
 class Verdict(NamedTuple):
@@ -51,28 +52,53 @@ class Verdict(NamedTuple):
 def judge_forward(
     p: Tensor,
     w_hh: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
     h_0: Tensor | None,
     lengths: Tensor | None,
-    nonlinearity: str,
+    reset: Tensor | None,
+    options: Options,
     y: Tensor,
     h_n: Tensor,
+    ahat: Tensor | None = None,
+    rstd: Tensor | None = None,
     *,
     u_operand: float | None = None,
 ) -> list[Verdict]:
-    """Judges y [T, B, D * H] and h_n [D, B, H], each step restarted from the y before it.
+    """Judges the results of :func:`rnnfast.cells.rnn.forward`: y [T, B, D * H], h_n [D, B, H], and
+    with layer norm ahat like y and rstd [T, B, D * n]; each step restarted from the y before it.
 
-    Past a row's length y must be 0; h_n must be the last valid y (or h_0), to the bit.
+    Past a row's length y, ahat and rstd must be 0; h_n must be the last valid y (or h_0), to the
+    bit.
     """
-    case = _Case(y, w_hh, h_0, lengths, u_operand)
-    p = _by_direction(p, case.D)  # [D, T, B, H]
+    case = _Case(y, w_hh, h_0, lengths, reset, options, u_operand)
+    p = case.by_group(p)
+    n = p + torch.einsum("gtbj,gij->gtbi", case.before, case.w_hh)
+    terms = p.abs() + torch.einsum("gtbj,gij->gtbi", case.before.abs(), case.w_hh.abs())
+    error = case.error(terms, case.S)
+    saved = []
+    if gamma is not None:
+        gain = case.by_group(gamma)
+        bias = torch.zeros_like(gain) if beta is None else case.by_group(beta)
+        centred = n - n.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + options.norm_eps).rsqrt()
+        normal = centred * scale
+        of_scale = scale.square() * (normal.abs() * error).mean(-1, keepdim=True)
+        of_scale += 4 * case.u_operand * scale
+        error = _through_norm(error, normal, scale)
+        saved = [
+            case.verdict("ahat", ahat, *map(case.steps, (normal, error))),
+            case.verdict("rstd", rstd, *map(case.steps, (scale, of_scale))),
+        ]
+        n = normal * gain + bias
+        error = gain.abs() * error
+        error += 4 * case.u_operand * ((normal * gain).abs() + bias.abs())
+    h = NONLINEARITIES[options.nonlinearity](n)
     wanted_n = torch.where(case.empty, case.h_0, _pick(case.y, case.last))
-    a = p + torch.einsum("dtbj,dij->dtbi", case.before, case.w_hh)
-    terms = p.abs() + torch.einsum("dtbj,dij->dtbi", case.before.abs(), case.w_hh.abs())
-    h = NONLINEARITIES[nonlinearity](a)
-    wanted, terms = case.masked(h), case.masked(terms)
     return [
-        case.verdict("y", y, _side_by_side(wanted), _side_by_side(terms), case.H),
-        case.verdict("h_n", h_n, wanted_n, None, 0),
+        case.verdict("y", y, *map(case.steps, (h, error))),
+        case.verdict("h_n", h_n, case.states(wanted_n), None),
+        *saved,
     ]
 
 
@@ -81,51 +107,105 @@ def judge_backward(
     grad_h_n: Tensor | None,
     y: Tensor,
     w_hh: Tensor,
+    gamma: Tensor | None,
+    ahat: Tensor | None,
+    rstd: Tensor | None,
     h_0: Tensor | None,
     lengths: Tensor | None,
-    nonlinearity: str,
+    reset: Tensor | None,
+    options: Options,
     dp: Tensor,
     dw_hh: Tensor,
-    dh_0: Tensor | None,
+    dgamma: Tensor | None = None,
+    dbeta: Tensor | None = None,
+    dh_0: Tensor | None = None,
     *,
     u_operand: float | None = None,
 ) -> list[Verdict]:
-    """Judges dp [T, B, D * H], each step restarted from the dp after it; dh_0 and dw_hh from dp."""
-    case = _Case(y, w_hh, h_0, lengths, u_operand)
-    T, B, D, H = *y.shape[:2], case.D, case.H
-    zeros = torch.zeros(D, B, H, dtype=torch.float64)
-    g_n = zeros if grad_h_n is None else _exact(grad_h_n)
-    g = zeros.unsqueeze(1).expand(D, T, B, H) if grad_y is None else _by_direction(grad_y, D)
-    da = _by_direction(dp, D)
-    after = torch.zeros_like(da)  # da of the step that BPTT takes before this one
-    after[0, :-1] = da[0, 1:]
-    after[1:, 1:] = da[1:, :-1]
+    """Judges the results of :func:`rnnfast.cells.rnn.backward` from the y, ahat and rstd that the
+    kernel saved: dp [T, B, D * H], each step restarted from the dp after it, and the sums from dp.
+    """
+    case = _Case(y, w_hh, h_0, lengths, reset, options, u_operand)
+    T, B, S = *y.shape[:2], case.S
+    zeros = torch.zeros_like(case.y)
+    g_n = zeros[:, 0] if grad_h_n is None else case.states_by_group(grad_h_n)
+    g = zeros if grad_y is None else case.by_group(grad_y)
+    da = case.by_group(dp)
+    after = case.shifted(da, -1)  # da of the step that BPTT takes before this one
     ends = case.at(case.last)
 
     def carry(after: Tensor, w: Tensor, enters: Tensor) -> Tensor:
-        return torch.where(ends, enters.unsqueeze(1), torch.einsum("dtbj,dji->dtbi", after, w))
+        inside = torch.where(case.stops, 0, torch.einsum("gtbj,gji->gtbi", after, w))
+        return torch.where(ends, enters.unsqueeze(1), inside)
 
-    dh = g + carry(after, case.w_hh, g_n)
+    dh = case.masked(g + carry(after, case.w_hh, g_n))
     terms = g.abs() + carry(after.abs(), case.w_hh.abs(), g_n.abs())
-    wanted = case.masked(BACKWARD[nonlinearity](dh, case.y))
-    terms = case.masked(terms)
-    first = _pick(da, case.first)
-    wanted_0 = torch.where(case.empty, g_n, torch.einsum("dbj,dji->dbi", first, case.w_hh))
-    terms_0 = torch.einsum("dbj,dji->dbi", first.abs(), case.w_hh.abs())
-    terms_0 = torch.where(case.empty, 0, terms_0)
-    dw = torch.einsum("dtbi,dtbj->dij", da, case.before)
-    terms_w = torch.einsum("dtbi,dtbj->dij", da.abs(), case.before.abs())
+    error = case.masked(case.error(terms, S))
+    if options.clip_state_grad is not None:
+        dh, error = _clip(dh, error, options.clip_state_grad)
+    dn = BACKWARD[options.nonlinearity](dh, case.y)  # |f'| <= 1: the error is no larger
+    wanted = dn
+    sums = []
+    if gamma is not None:
+        gain, normal, scale = map(case.by_group, (gamma, ahat, rstd))
+        for name, value, factor in (
+            ("dgamma", dgamma, normal),
+            ("dbeta", dbeta, torch.ones_like(normal)),
+        ):
+            if value is None:
+                continue
+            total, terms = (dn * factor).sum((1, 2)), (dn * factor).abs().sum((1, 2))
+            of_total = case.error(terms, T * B) + (factor.abs() * error).sum((1, 2))
+            sums.append(case.verdict(name, value, total.flatten(), of_total.flatten()))
+        dahat, error = gain * dn, _through_norm(gain.abs() * error, normal, scale)
+        along = (dahat * normal).mean(-1, keepdim=True)
+        wanted = scale * (dahat - dahat.mean(-1, keepdim=True) - normal * along)
+    dw = torch.einsum("gtbi,gtbj->gij", da, case.before)
+    terms = torch.einsum("gtbi,gtbj->gij", da.abs(), case.before.abs())
     verdicts = [
-        case.verdict("dp", dp, _side_by_side(wanted), _side_by_side(terms), H),
-        case.verdict("dw_hh", dw_hh, dw, terms_w, T * B),
+        case.verdict("dp", dp, *map(case.steps, (wanted, error))),
+        case.verdict(
+            "dw_hh", dw_hh, *(x.reshape(w_hh.shape) for x in (dw, case.error(terms, T * B)))
+        ),
+        *sums,
     ]
     if dh_0 is not None:
-        verdicts.append(case.verdict("dh_0", dh_0, wanted_0, terms_0, H))
+        first, dropped = _pick(da, case.first), _pick(case.drops, case.first)
+        into = torch.einsum("gbj,gji->gbi", first, case.w_hh)
+        wanted = torch.where(case.empty, g_n, torch.where(dropped, 0, into))
+        terms = torch.einsum("gbj,gji->gbi", first.abs(), case.w_hh.abs())
+        error = case.error(torch.where(case.empty | dropped, 0, terms), S)
+        verdicts.append(case.verdict("dh_0", dh_0, *map(case.states, (wanted, error))))
     return verdicts
 
 
+def _through_norm(error: Tensor, ahat: Tensor, rstd: Tensor) -> Tensor:
+    """What an error of a becomes in ahat, and of dahat in da."""
+    # With v = mean((a - mean(a))^2) and rstd = (v + eps)^(-1/2), to first order
+    #     d mean(a) = mean(da),  dv = 2 mean((a - mean(a)) da),
+    #     d rstd = -1/2 rstd^3 dv = -rstd^2 mean(ahat da),
+    #     d ahat = rstd (da - mean(da)) + (a - mean(a)) d rstd
+    #            = rstd (da - mean(da) - ahat mean(ahat da)),
+    # exact in eps too. With |da| <= e the sum of magnitudes is the bound; and the map is symmetric,
+    # so that backward, which is its transpose, has the same one. The norm's own rounding is inside:
+    # e holds several u |a|, so this holds several u rstd (|a| + mean |a|) >= u |ahat|.
+    along = (ahat.abs() * error).mean(-1, keepdim=True)
+    return rstd * (error + error.mean(-1, keepdim=True) + ahat.abs() * along)
+
+
+def _clip(dh: Tensor, error: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """dh, clipped over the last axis, and its error."""
+    norm = torch.linalg.vector_norm(dh, dim=-1, keepdim=True)
+    along = (dh.abs() * error).sum(-1, keepdim=True)  # norm times the error of the norm
+    finite = norm < torch.inf
+    scale = torch.where(finite & (norm > limit), limit / norm, 1)
+    clips = finite & (norm + along / norm > limit)  # or would, with that error
+    of_scale = torch.where(clips, dh.abs() * scale * along / norm.square(), 0)
+    return dh * scale, scale * error + of_scale
+
+
 class _Case:
-    """The kernel's own outputs in float64, by direction: [D, T, B, H]."""
+    """The kernel's own outputs in float64, by group (direction and head): [G, T, B, S]."""
 
     def __init__(
         self,
@@ -133,47 +213,97 @@ class _Case:
         w_hh: Tensor,
         h_0: Tensor | None,
         lengths: Tensor | None,
+        reset: Tensor | None,
+        options: Options,
         u_operand: float | None,
     ) -> None:
         T, B, _ = y.shape
-        self.D, self.H, _ = D, H, _ = w_hh.shape
-        self.u_store = torch.finfo(y.dtype).eps / 2
-        float32 = torch.finfo(torch.float32).eps / 2
-        self.u_operand = min(self.u_store, float32) if u_operand is None else u_operand
-        self.y, self.w_hh = _by_direction(y, D), _exact(w_hh)
-        self.h_0 = torch.zeros(D, B, H).double() if h_0 is None else _exact(h_0)
+        self.D, H, self.S = w_hh.shape
+        self.heads = n = options.heads
+        self.G = self.D * n
+        float32 = torch.finfo(torch.float32)
+        narrow = torch.finfo(y.dtype).bits < 32
+        self.u_operand = (float32 if narrow else torch.finfo(y.dtype)).eps / 2
+        if u_operand is not None:
+            self.u_operand = u_operand
+        self.y, self.w_hh = self.by_group(y), _exact(w_hh).reshape(self.G, self.S, self.S)
+        h_0 = torch.zeros(self.D, B, H) if h_0 is None else h_0
+        self.h_0 = self.states_by_group(h_0)
         lengths = torch.full((B,), T) if lengths is None else lengths.cpu()
-        self.valid = (torch.arange(T).unsqueeze(1) < lengths).view(1, T, B, 1)
+        valid = torch.arange(T + 1).unsqueeze(1) < lengths
+        self.valid = valid[:T].view(1, T, B, 1)
         self.empty = (lengths == 0).view(1, B, 1)
         begin, end = torch.zeros(B, dtype=torch.int64), (lengths - 1).clamp(min=0)
-        self.first = torch.stack([begin, end][:D]).unsqueeze(1)  # [D, 1, B], real time
-        self.last = torch.stack([end, begin][:D]).unsqueeze(1)
-        before = torch.zeros_like(self.y)
-        before[0, 1:] = self.y[0, :-1]
-        before[1:, :-1] = self.y[1:, 1:]
-        start = torch.where(self.at(self.first), self.h_0.unsqueeze(1), before)
-        self.before = self.masked(start)
+        self.first = self.per_group(torch.stack([begin, end]))  # [G, B], real time
+        self.last = self.per_group(torch.stack([end, begin]))
+        # Edge e lies before step e: [T + 1, B].
+        cut, window = torch.zeros_like(valid), torch.zeros_like(valid)
+        if reset is not None:
+            cut[:T] = reset.cpu()
+        if options.bptt_window is not None:
+            window[options.bptt_window :: options.bptt_window] = True
+        cut, window = cut & valid, window & valid
+        no_state, no_gradient = cut.unsqueeze(-1), (cut | window).unsqueeze(-1)
+        # In the direction's order: before a step nothing of the state, after it none of the
+        # gradient.
+        self.drops = self.per_group(torch.stack([no_state[:-1], no_state[1:]]))
+        self.stops = self.per_group(torch.stack([no_gradient[1:], no_gradient[:-1]]))
+        before = torch.where(self.at(self.first), self.h_0.unsqueeze(1), self.shifted(self.y, 1))
+        self.before = self.masked(torch.where(self.drops, 0, before))
+
+    def by_group(self, x: Tensor) -> Tensor:
+        """[..., G * k] -> [G, ..., k] in float64; a vector [G * k] -> [G, 1, 1, k]."""
+        x = torch.stack(_exact(x).chunk(self.G, -1))
+        return x[:, None, None] if x.dim() == 2 else x
+
+    def steps(self, x: Tensor) -> Tensor:
+        """[G, T, B, k] -> [T, B, G * k], the steps that rows do not have as 0."""
+        return torch.cat(list(self.masked(x)), -1)
+
+    def states_by_group(self, x: Tensor) -> Tensor:
+        """[D, B, H] -> [G, B, S] in float64."""
+        return _exact(x).unflatten(-1, (self.heads, self.S)).transpose(1, 2).flatten(0, 1)
+
+    def states(self, x: Tensor) -> Tensor:
+        """[G, B, S] -> [D, B, H]."""
+        return x.unflatten(0, (self.D, self.heads)).transpose(1, 2).flatten(2)
+
+    def per_group(self, both: Tensor) -> Tensor:
+        """What both directions have, [2, ...] -> [G, ...]."""
+        return both[: self.D].repeat_interleave(self.heads, 0)
+
+    def shifted(self, x: Tensor, by: int) -> Tensor:
+        """x [G, T, B, S] of the step before (by = 1) or after (-1), in the direction's order; 0
+        where there is none."""
+        n, found = self.heads, torch.zeros_like(x)
+        for groups, step in ((slice(n), by), (slice(n, None), -by)):
+            if step > 0:
+                found[groups, 1:] = x[groups, :-1]
+            else:
+                found[groups, :-1] = x[groups, 1:]
+        return found
 
     def at(self, times: Tensor) -> Tensor:
-        """Where the steps of times [D, 1, B] are: [D, T, B, 1]."""
-        return (torch.arange(self.y.shape[1]).view(1, -1, 1) == times).unsqueeze(-1)
+        """Where the steps of times [G, B] are: [G, T, B, 1]."""
+        return (torch.arange(self.y.shape[1]).view(-1, 1) == times.unsqueeze(1)).unsqueeze(-1)
 
     def masked(self, x: Tensor) -> Tensor:
         return torch.where(self.valid, x, 0)
 
-    def verdict(
-        self, name: str, value: Tensor, wanted: Tensor, terms: Tensor | None, products: int
-    ) -> Verdict:
-        """terms None: to the bit."""
-        error = (_exact(value) - wanted).abs()
-        if terms is None:
-            allowed = torch.zeros_like(error)
+    def error(self, terms: Tensor, products: int) -> Tensor:
+        """Of a sum of so many products."""
+        return 4 * math.sqrt(products) * self.u_operand * terms
+
+    def verdict(self, name: str, value: Tensor, wanted: Tensor, error: Tensor | None) -> Verdict:
+        """error: allowed before value was rounded to be stored; None: to the bit."""
+        found = (_exact(value) - wanted).abs()
+        if error is None:
+            allowed = torch.zeros_like(found)
         else:
             info = torch.finfo(value.dtype)  # and below it u has no meaning
-            least = torch.where(terms == 0, 0, info.smallest_normal * info.eps)
-            allowed = 2 * self.u_store * wanted.abs() + least
-            allowed += 4 * math.sqrt(products) * self.u_operand * terms
-        ratio = torch.where(error == 0, 0, error / allowed)
+            least = torch.where(error == 0, 0, info.smallest_normal * info.eps)
+            allowed = info.eps * wanted.abs() + error + least  # eps = 2 u
+        ratio = torch.where(found == 0, 0, found / allowed)
         if not ratio.numel():
             return Verdict(name, 0.0, (), 0.0, 0.0)
         ratio = torch.where(ratio.isnan(), math.inf, ratio)  # a NaN is the worst there is
@@ -185,18 +315,9 @@ def _exact(x: Tensor) -> Tensor:
     return x.detach().to("cpu", torch.float64)
 
 
-def _by_direction(x: Tensor, D: int) -> Tensor:
-    """[T, B, D * H] -> [D, T, B, H] in float64."""
-    return torch.stack(_exact(x).chunk(D, -1))
-
-
-def _side_by_side(x: Tensor) -> Tensor:
-    return torch.cat(list(x), -1)
-
-
 def _pick(x: Tensor, times: Tensor) -> Tensor:
-    """x [D, T, B, H] at times [D, 1, B] -> [D, B, H]."""
-    return x.gather(1, times.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1])).squeeze(1)
+    """x [G, T, B, S] at times [G, B] -> [G, B, S]."""
+    return x.gather(1, times[:, None, :, None].expand(-1, -1, -1, x.shape[-1])).squeeze(1)
 
 
 class StepError(NamedTuple):

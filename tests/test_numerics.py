@@ -1,15 +1,32 @@
 """The kernels against float64: every step of every case, and whole sequences beside nn.RNN.
 
+tests/test_judge.py shows that the judge finds what is wrong.
+
 Deterministic mode fills what torch allocates with NaN: an element that no kernel wrote fails.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+import math
+import random
 
 import pytest
 import torch
+from cases import (
+    FLOATS,
+    NONLINEARITIES,
+    NORM_RESULTS,
+    RESULTS,
+    Case,
+    assert_good,
+    make_case,
+    needs_cpu,
+    own_rounding,
+    run,
+    run_differentiated,
+    run_functional,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,15 +34,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
 from rnnfast import testing
-from rnnfast.backends import cpu, reference
-from rnnfast.testing import error_ratio, judge_backward, judge_forward, worst_step
+from rnnfast.backends import cpu
+from rnnfast.cells.rnn import layer_norm
+from rnnfast.testing import error_ratio, worst_step
 
-FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-NONLINEARITIES = ["tanh", "relu", "sigmoid"]
-RESULTS = ["y", "h_n", "dp", "dw_hh", "dh_0"]
 LEVELS = cpu._C.simd_levels() if cpu._C else ["none"]
-
-needs_cpu = pytest.mark.skipif(cpu._C is None, reason="the extension rnnfast._C is not built")
 
 
 @pytest.fixture(autouse=True)
@@ -42,71 +55,6 @@ def threads():
     torch.set_num_threads(1)
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-class Case(NamedTuple):
-    p: Tensor  # [T, B, D * H]
-    w_hh: Tensor  # [D, H, H]
-    h_0: Tensor | None  # [D, B, H]
-    lengths: Tensor | None  # [B]
-    grad_y: Tensor | None
-    grad_h_n: Tensor | None
-    nonlinearity: str = "tanh"
-
-    def to(self, dtype: torch.dtype) -> Case:
-        return Case(*(cast(x, dtype) for x in self[:-1]), self.nonlinearity)
-
-
-def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return x if x is None or not x.is_floating_point() else x.to(dtype)
-
-
-def make_case(T, B, H, D=1, dtype=torch.float32, nonlinearity="tanh", seed=0, lengths=False):
-    """A contracting one: ||W_hh||_2 = 0.95."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    w = normal(D, H, H)
-    w *= 0.95 / torch.linalg.matrix_norm(w, 2)[:, None, None]
-    p, h_0, grad_y, grad_h_n = (
-        normal(*shape) for shape in [(T, B, D * H), (D, B, H), (T, B, D * H), (D, B, H)]
-    )
-    n = torch.randint(0, T + 1, (B,), generator=generator) if lengths else None
-    return Case(p, w, h_0, n, grad_y, grad_h_n, nonlinearity).to(dtype)
-
-
-def run(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]:
-    """Through functional.rnn and autograd."""
-    leaves = {
-        name: x.detach().requires_grad_()
-        for name, x in zip(("p", "w_hh", "h_0"), case)
-        if x is not None
-    }
-    y, h_n = rnnfast.functional.rnn(
-        **leaves, lengths=case.lengths, nonlinearity=case.nonlinearity, backend=backend
-    )
-    used = [(x, g) for x, g in ((y, case.grad_y), (h_n, case.grad_h_n)) if g is not None]
-    outputs, gradients = zip(*used)
-    grads = torch.autograd.grad(outputs, list(leaves.values()), gradients)
-    found = {"y": y.detach(), "h_n": h_n.detach(), "dh_0": None}
-    return found | {f"d{name}": grad for name, grad in zip(leaves, grads)}
-
-
-def judge(case: Case, found: dict[str, Tensor | None], **options) -> list[testing.Verdict]:
-    p, w_hh, h_0, lengths, grad_y, grad_h_n, f = case
-    y, h_n, dp, dw_hh, dh_0 = (found[name] for name in RESULTS)
-    return [
-        *judge_forward(p, w_hh, h_0, lengths, f, y, h_n, **options),
-        *judge_backward(grad_y, grad_h_n, y, w_hh, h_0, lengths, f, dp, dw_hh, dh_0, **options),
-    ]
-
-
-def assert_good(case: Case, found: dict[str, Tensor | None], **options) -> None:
-    bad = [str(verdict) for verdict in judge(case, found, **options) if not verdict.good]
-    shape = tuple(case.p.shape), tuple(case.w_hh.shape)
-    assert not bad, f"{shape} {case.p.dtype} {case.nonlinearity}: " + "; ".join(bad)
 
 
 def test_memory_that_nobody_wrote_is_nan():
@@ -154,25 +102,57 @@ def test_every_simd_level_is_within_the_budget(dtype, level):
         for seed, (H, B, f) in enumerate(itertools.product([3, 33, 100], [3, 7], NONLINEARITIES)):
             case = make_case(4, B, H, 2, dtype, f, seed, lengths=True)
             assert_good(case, run(case))
+            for norm in (False, True):
+                case = random_case(H, dtype, f, norm, seed)
+                assert_good(case, run(case))
     finally:
         cpu._C.set_simd_level(before)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_oracle_is_within_the_budget_of_its_own_dtype(dtype):
-    """Its operations round in the dtype they compute in, 16 bits included."""
-    u = torch.finfo(dtype).eps / 2
+    """Differentiated by PyTorch, and by the formula that second derivatives differentiate."""
+    u = own_rounding("reference", dtype)
     for seed, (D, lengths, f) in enumerate(
         itertools.product([1, 2], [False, True], NONLINEARITIES)
     ):
-        case = make_case(4, 3, 17, D, dtype, f, seed, lengths)
-        assert_good(case, run(case, "reference"), u_operand=u)
-        p, *others = case[:4]
-        y, h_n = reference.forward(p, None, None, None, *others, f)
-        inputs = (*case[4:6], y, p, None, *others, True, True, f)
-        dp, _, _, _, dw_hh, dh_0 = reference.backward(*inputs)
-        found = dict(zip(RESULTS, (y, h_n, dp, dw_hh, dh_0)))
-        assert_good(case, found, u_operand=u)  # the formula for second derivatives
+        for more in ({}, {"norm": True, "reset": True, "bptt_window": 2, "clip_state_grad": 4.0}):
+            case = make_case(4, 3, 18, D, dtype, f, seed, lengths, heads=1 + seed % 2, **more)
+            assert_good(case, run_differentiated(case), **u)
+            assert_good(case, run(case, "reference"), **u)
+
+
+def random_case(S: int, dtype: torch.dtype, f: str, norm: bool, seed: int) -> Case:
+    """With any of the options, H per head being S."""
+    pick = random.Random(f"{S} {dtype} {f} {norm} {seed}")
+    T, B, D, heads = (pick.choice(v) for v in ([1, 2, 5, 9], [1, 3, 7], [1, 2], [1, 2, 3]))
+    case = make_case(
+        *(T, B, S * heads, D, dtype, f, seed),
+        lengths=pick.random() < 0.5,
+        heads=heads,
+        norm=norm,
+        reset=pick.random() < 0.5,
+        bptt_window=pick.choice([None, 1, 2, 3]),
+        # none, all, about half of the steps, none of them
+        clip_state_grad=pick.choice([None, 0.1, 1.5 * math.sqrt(S), 1e3]),
+    )
+    return case._replace(beta=None) if pick.random() < 0.25 else case
+
+
+@pytest.mark.parametrize("S", [2, 3, 17, 33, 100, 129])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_step_with_options_is_within_its_budget(own_backend, dtype, S):
+    u = own_rounding(own_backend, dtype)
+    for f, norm, seed in itertools.product(NONLINEARITIES, [False, True], range(6)):
+        case = random_case(S, dtype, f, norm, seed)
+        assert_good(case, run(case, own_backend), **u)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_long_sequence_with_options_is_within_its_budget_at_every_step(own_backend, dtype):
+    options = {"heads": 2, "norm": True, "reset": True, "bptt_window": 35, "clip_state_grad": 5.0}
+    case = make_case(500, 3, 34, 2, dtype, lengths=True, **options)
+    assert_good(case, run(case, own_backend), **own_rounding(own_backend, dtype))
 
 
 def laid_out(x: Tensor | None, layout: str) -> Tensor | None:
@@ -194,15 +174,21 @@ LAYOUTS = ["time first", "batch first", "every other row", "gaps in rows", "expa
 
 @st.composite
 def cases(draw) -> Case:
-    T, B, H = draw(st.integers(1, 12)), draw(st.integers(1, 9)), draw(st.integers(1, 70))
-    f = draw(st.sampled_from(NONLINEARITIES))
+    T, B, heads = draw(st.integers(1, 12)), draw(st.integers(1, 9)), draw(st.integers(1, 3))
+    f, norm = draw(st.sampled_from(NONLINEARITIES)), draw(st.booleans())
+    S = draw(st.integers(1 + norm, 70 // heads))
     options = {"D": draw(st.integers(1, 2)), "dtype": draw(st.sampled_from(FLOATS))}
-    case = make_case(T, B, H, nonlinearity=f, seed=draw(st.integers(0, 99)), **options)
+    options |= {"heads": heads, "norm": norm, "reset": draw(st.booleans())}
+    options["bptt_window"] = draw(st.none() | st.integers(1, T + 1))
+    options["clip_state_grad"] = draw(st.none() | st.floats(0.01, 100))
+    options["norm_eps"] = draw(st.sampled_from([1e-5, 1e-2, 1.0]))
+    case = make_case(T, B, S * heads, nonlinearity=f, seed=draw(st.integers(0, 99)), **options)
     lengths = draw(st.none() | st.lists(st.integers(0, T), min_size=B, max_size=B))
     used = draw(st.sampled_from(["both", "y", "h_n"]))
     return case._replace(
         p=laid_out(case.p, draw(st.sampled_from(LAYOUTS))),
         w_hh=case.w_hh.mT.contiguous().mT if draw(st.booleans()) else case.w_hh,
+        beta=case.beta if draw(st.booleans()) else None,
         h_0=case.h_0 if draw(st.booleans()) else None,
         lengths=None if lengths is None else torch.tensor(lengths),
         grad_y=None if used == "h_n" else laid_out(case.grad_y, draw(st.sampled_from(LAYOUTS))),
@@ -210,11 +196,14 @@ def cases(draw) -> Case:
     )
 
 
-@needs_cpu
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(case=cases())
-def test_any_shape_layout_and_option_is_within_the_budget(case):
-    assert_good(case, run(case))
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_cpu)])
+def test_any_shape_layout_and_option_is_within_the_budget(backend):
+    @settings(max_examples=150, deadline=None, derandomize=True)
+    @given(case=cases())
+    def check(case):
+        assert_good(case, run(case, backend), **own_rounding(backend, case.p.dtype))
+
+    check()
 
 
 @needs_cpu
@@ -223,7 +212,7 @@ def test_any_shape_layout_and_option_is_within_the_budget(case):
 def test_any_case_agrees_with_the_oracle_in_float64(case):
     """The judge restarts each step; this compares the whole sequences."""
     case = case.to(torch.float64)
-    found, wanted = run(case), run(case, "reference")
+    found, wanted = run_functional(case), run_functional(case, "reference")
     assert found.keys() == wanted.keys()
     for name, exact in wanted.items():
         if exact is not None:
@@ -243,9 +232,8 @@ def in_long_double(case: Case, bias: Tensor) -> dict[str, tuple[Tensor, Tensor]]
     np = pytest.importorskip("numpy")
     if np.finfo(np.longdouble).nmant < 63:
         pytest.skip("this machine has no long double")
-    x, w_hh, h_0, _, grad_y, grad_h_n = (
-        v if v is None else v.numpy().astype(np.longdouble) for v in case[:6]
-    )
+    given = (case.p, case.w_hh, case.h_0, case.grad_y, case.grad_h_n)
+    x, w_hh, h_0, grad_y, grad_h_n = (v.numpy().astype(np.longdouble) for v in given)
     f, slope = {
         "tanh": (np.tanh, lambda h: 1 - h * h),
         "relu": (lambda a: np.maximum(a, 0), lambda h: 1.0 * (h > 0)),
@@ -426,6 +414,58 @@ def test_2000_steps_in_float32_err_no_more_than_torch(f):
     assert all(ratio <= 1.25 for ratio in ratios.values()), ratios
 
 
+# ----------------------------------------------------- whole sequences, where torch has no kernel
+
+
+def ratios_to_the_eager_loop(cases: list[Case], backend: str) -> dict[str, float]:
+    """{result: the worst step's RMS error against that of PyTorch's operations in this dtype}."""
+    exact = [run(case.to(torch.float64), "reference") for case in cases]
+    ours, theirs = [run(case, backend) for case in cases], [run_differentiated(c) for c in cases]
+
+    def worst(found: list[dict[str, Tensor]], name: str) -> testing.StepError:
+        pairs = [(f[name], e[name]) for f, e in zip(found, exact)]
+        if name not in ("y", "dp"):  # no time axis
+            pairs = [(v.unsqueeze(0), e.unsqueeze(0)) for v, e in pairs]
+        return worst_step(pairs)
+
+    names = ["y", "h_n", "dp", "dw_hh", "dgamma", "dbeta", "dh_0"]
+    return {name: error_ratio(worst(ours, name), worst(theirs, name)) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("T", "B", "H", "options"),
+    [
+        (50, 7, 33, {}),
+        (20, 3, 100, {}),
+        (20, 3, 129, {"D": 2}),
+        (30, 5, 102, {"heads": 3}),
+        (40, 7, 68, {"D": 2, "heads": 2, "lengths": True, "reset": True, "clip_state_grad": 8.0}),
+    ],
+)
+@pytest.mark.parametrize("f", NONLINEARITIES)
+def test_layer_norm_errs_no_more_than_the_eager_loop(own_backend, f, T, B, H, options):
+    cases = [make_case(T, B, H, nonlinearity=f, seed=s, norm=True, **options) for s in range(5)]
+    ratios = ratios_to_the_eager_loop(cases, own_backend)
+    assert all(ratio <= 1.25 for ratio in ratios.values()), ratios  # NaN fails
+
+
+@pytest.mark.parametrize("S", [3, 17, 33, 100, 129])
+def test_a_large_mean_costs_layer_norm_no_more_than_the_rounding_of_a(own_backend, S):
+    """|mean| / std = 1000: a variance as mean(a^2) - mean(a)^2 would keep one digit of seven."""
+    runs, rounded = [], []
+    for seed in range(5):
+        case = make_case(6, 16, 2 * S, seed=seed, heads=2, norm=True)
+        case = case._replace(p=case.p + 1000)
+        found = run(case, own_backend)
+        before = torch.cat([case.h_0, found["y"][:-1]]).double().unflatten(-1, (2, S))
+        w = case.w_hh.double().view(2, S, S)
+        a = case.p.double().unflatten(-1, (2, S)) + torch.einsum("tbnj,nij->tbni", before, w)
+        exact, _ = layer_norm(a, case.options.norm_eps)
+        runs.append((found["ahat"].unflatten(-1, (2, S)), exact))
+        rounded.append((layer_norm(a.float().double(), case.options.norm_eps)[0], exact))
+    assert error_ratio(worst_step(runs), worst_step(rounded)) <= 1.25
+
+
 # --------------------------------------------------------------------------- bits, threads, NaN
 
 
@@ -435,17 +475,23 @@ def test_2000_steps_in_float32_err_no_more_than_torch(f):
     ("T", "B", "H", "D"),
     [(40, 7, 33, 2), (40, 1, 100, 1), (20, 64, 64, 1), (9, 1, 200, 1), (9, 3, 217, 2)],
 )
-def test_two_runs_give_the_same_bits_at_any_number_of_threads(threads, dtype, T, B, H, D):
-    case = make_case(T, B, H, D, dtype, lengths=True)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"reset": True, "bptt_window": 3, "clip_state_grad": 4.0, "norm": True}],
+    ids=["plain", "options"],
+)
+def test_two_runs_give_the_same_bits_at_any_number_of_threads(threads, dtype, T, B, H, D, options):
+    case = make_case(T, B, H, D, dtype, lengths=True, **options)
+    names = RESULTS + (NORM_RESULTS if "norm" in options else [])
     first = None
     for n in (1, 2, 3):
         threads(n)
         found, again = run(case), run(case)
-        for name in RESULTS:
+        for name in names:
             assert torch.equal(found[name], again[name]), (name, n)
         assert_good(case, found)
         first = first or found
-        for name in RESULTS:
+        for name in names:
             assert torch.equal(found[name], first[name]), (name, n)
 
 
@@ -470,71 +516,3 @@ def test_nan_and_inf_spread_as_in_torch(where, special, dtype, f):
         assert found[name].isneginf().equal(wanted[name].isneginf()), name
     if special != special:
         assert any(found[name].isnan().any() for name in RESULTS)
-
-
-# -------------------------------------------------------------------------- the judge is awake
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_the_judge_finds_one_zeroed_step_of_one_row(dtype):
-    """A global score at this size is 1e-5."""
-    case = make_case(2000, 64, 8, dtype=dtype)
-    right = run(case, "reference")
-    u = torch.finfo(dtype).eps / 2
-    assert_good(case, right, u_operand=u)
-    for name in ("y", "dp"):
-        found = right | {name: right[name].clone()}
-        found[name][1234, 17] = 0
-        (verdict,) = (v for v in judge(case, found, u_operand=u) if v.name == name)
-        assert not verdict.good
-        assert verdict.index[1] == 17
-        assert verdict.index[0] in (1233, 1234, 1235), "it, or the step restarted from it"
-        assert f"{name}: {verdict.ratio:.3g} of its error budget at [" in str(verdict)
-
-
-FAULTS = {  # what is wrong with a kernel: (the results it has wrong, those results)
-    "W_hh transposed": ("y dp", lambda c, r: oracle(c, w_hh=c.w_hh.mT)),
-    "a bias forgotten": ("y", lambda c, r: oracle(c, p=c.p - layer_bias(c))),
-    "h_0 forgotten": ("y", lambda c, r: oracle(c, h_0=torch.zeros_like(c.h_0))),
-    "dW_hh without h_0": ("dw_hh", lambda c, r: {"dw_hh": oracle(c, h_0=None)["dw_hh"]}),
-    "lengths forgotten": ("y h_n dp", lambda c, r: oracle(c, lengths=None)),
-    "h_n a step too early": ("h_n", lambda c, r: {"h_n": r["h_n"] * 0 + r["y"][1, :, :8]}),
-    "another nonlinearity": ("y dp", lambda c, r: oracle(c, nonlinearity="sigmoid")),
-    "forward late by a step": ("y", lambda c, r: {"y": r["y"].roll(1, 0)}),
-    "backward late by a step": ("dp", lambda c, r: {"dp": r["dp"].roll(-1, 0)}),
-    "grad_h_n forgotten": ("dp", lambda c, r: oracle(c, grad_h_n=None)),
-    "grad_y forgotten": ("dp", lambda c, r: oracle(c, grad_y=None)),
-    "directions swapped": ("y", lambda c, r: {"y": r["y"].roll(8, -1)}),
-    "dh_0 not carried": ("dh_0", lambda c, r: {"dh_0": r["dh_0"] * 0}),
-    "one element not written": ("y", lambda c, r: {"y": r["y"].where(c.p < c.p.max(), torch.nan)}),
-}
-
-
-def oracle(case: Case, **changed) -> dict[str, Tensor | None]:
-    return run(case._replace(**changed), "reference")
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_the_judge_finds_a_planted_fault(dtype, fault):
-    case = make_case(9, 5, 8, 2, dtype, seed=3, lengths=True)
-    case.lengths[:2] = torch.tensor([9, 4])
-    right = run(case, "reference")
-    u = torch.finfo(dtype).eps / 2
-    assert_good(case, right, u_operand=u)
-    names, results = FAULTS[fault]
-    bad = {v.name for v in judge(case, right | results(case, right), u_operand=u) if not v.good}
-    assert set(names.split()) <= bad
-
-
-def test_the_sequence_score_names_the_worst_step_and_fails_on_nan():
-    exact = torch.zeros(5, 3, 4, dtype=torch.float64)
-    noise = torch.full_like(exact, 1e-7)
-    noise[3] = 2e-7
-    worst = worst_step([(noise, exact), (-noise, exact)])
-    assert worst == (pytest.approx(2e-7), 3)
-    assert error_ratio(worst, worst_step([(noise / 2, exact)])) == pytest.approx(2)
-    noise[1, 0, 0] = torch.nan
-    broken = worst_step([(noise, exact)])
-    assert broken.t == 1
-    assert not error_ratio(broken, worst) <= 1.25

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from rnnfast.cells.rnn import Options
 from rnnfast.testing import Verdict, judge_backward, judge_forward
 
 from .points import Point
@@ -35,10 +36,10 @@ def complaints(layer: Layer, problem: Problem) -> list[str]:
     w_hh = problem.w_hh.unsqueeze(0)
     dx = r["dx"]
     verdicts = [
-        *judge_forward(problem.x, w_hh, None, None, "tanh", r["y"], r["h_n"]),
+        *judge_forward(problem.x, w_hh, *[None] * 5, Options(), r["y"], r["h_n"]),
         *judge_backward(
-            *(problem.g, None, r["y"], w_hh, None, None, "tanh"),
-            *(dx, r["dw_hh"].unsqueeze(0), None),
+            *(problem.g, None, r["y"], w_hh, *[None] * 6, Options()),
+            *(dx, r["dw_hh"].unsqueeze(0)),
         ),
         _judge_sum("dw_ih", r["dw_ih"], dx, problem.x),
     ]

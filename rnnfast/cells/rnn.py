@@ -204,6 +204,7 @@ def backward(
 def layer_norm(a: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """ahat and rstd [..., 1] over the last axis, with the biased variance."""
     centred = a - a.mean(-1, keepdim=True)
+    centred = centred - centred.mean(-1, keepdim=True)  # what the mean itself has lost to rounding
     rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
     return centred * rstd, rstd
 
