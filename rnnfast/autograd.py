@@ -42,6 +42,9 @@ def _rnn(*inputs):
     *tensors, backend = inputs
     with torch._C._DisableAutocast():  # it leaks into op bodies
         found = BACKENDS[backend].forward(*tensors[:10], Options(*tensors[10:]))
+    if backend == "reference":
+        x, w_hh, gamma, heads = (tensors[i] for i in (0, 4, 5, 11))
+        found = _laid_out(found, empty_results(x, w_hh, gamma, heads))
     return _with_empty(tensors[0], found)
 
 
@@ -49,6 +52,9 @@ def _rnn_backward(*inputs):
     *tensors, backend = inputs
     with torch._C._DisableAutocast():
         gradients = _backward(BACKENDS[backend], *tensors[:15], Options(*tensors[15:]))
+    if backend == "reference":
+        y, w_ih, w_hh, gamma, h_0, *wanted = (tensors[i] for i in (2, 4, 5, 6, 9, 13, 14))
+        gradients = _laid_out(gradients, empty_gradients(y, w_ih, w_hh, gamma, h_0, *wanted))
     return _with_empty(tensors[2], gradients)
 
 
@@ -60,6 +66,14 @@ def _rnn_backward_shapes(
     grad_y, grad_h_n, y, x, w_ih, w_hh, gamma, ahat, rstd, h_0, lengths, reset, record, *rest
 ):
     return _with_empty(y, empty_gradients(y, w_ih, w_hh, gamma, h_0, *rest[:2]))
+
+
+def _laid_out(
+    found: tuple[Tensor | None, ...], promised: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """What was found, with the strides that a graph was built on."""
+    pairs = zip(found, promised, strict=True)
+    return tuple(x if e is None or x.stride() == e.stride() else e.copy_(x) for x, e in pairs)
 
 
 def _with_empty(like: Tensor, found: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
@@ -131,7 +145,9 @@ class _Layer(torch.autograd.Function):
         if torch.compiler.is_compiling():  # it has zeros for them, and no second derivatives
             grad_ahat = grad_rstd = None
         eager = torch.is_grad_enabled() or in_transform()
-        if eager or grad_ahat is not None or grad_rstd is not None:
+        if not torch.compiler.is_compiling():  # which traces this with a gradient of each output
+            eager = eager or grad_ahat is not None or grad_rstd is not None
+        if eager:
             with precision.no_autocast(saved[0].device.type):
                 more = {"grad_ahat": grad_ahat, "grad_rstd": grad_rstd}
                 gradients = _backward(reference, *inputs, ctx.options, **more)

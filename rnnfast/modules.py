@@ -144,12 +144,14 @@ class RNN(nn.RNNBase):
         self._add_parameters({"device": device, "dtype": dtype})
         self._complete = True
         self.reset_parameters()
-        D = 2 if bidirectional else 1
-        room = record.numbers(D, ROOM, 1)
-        self._records = [
-            record.make(room, self.weight_hh_l0.device)
-            for _ in range(num_layers if track_gradient_flow else 0)
-        ]
+        self._records = self._new_records()
+
+    def _new_records(self) -> list[list[Tensor]]:
+        """Of each layer the buffers of :mod:`rnnfast.record`, the last of them in use."""
+        room = record.numbers(2 if self.bidirectional else 1, ROOM, 1)
+        device = next(self.parameters()).device
+        layers = self.num_layers if self.track_gradient_flow else 0
+        return [[record.make(room, device)] for _ in range(layers)]
 
     def _add_parameters(self, factory: dict) -> None:
         """What nn.RNN does not have, and weight_hh of several heads."""
@@ -405,16 +407,18 @@ class RNN(nn.RNNBase):
         T, B, _ = x.shape
         N = B if self.track_gradient_flow == "sample" else 1
         size = record.numbers(2 if self.bidirectional else 1, T, N)
-        fits = index < len(self._records) and self._records[index].device == x.device
-        if not fits or self._records[index].numel() < size:
-            if torch.compiler.is_compiling():
-                raise RuntimeError(
-                    "track_gradient_flow: a compiled graph cannot make room for the record of so "
-                    "many steps; call the module once on such an input without torch.compile"
-                )
-            self._records += [record.make(0, x.device)] * (index + 1 - len(self._records))
-            self._records[index] = record.make(size, x.device)
-        return self._records[index]
+        made = self._records[index] if index < len(self._records) else []
+        if made and made[-1].numel() >= size and made[-1].device == x.device:
+            return made[-1]
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "track_gradient_flow: a compiled graph cannot make room for the record of so "
+                "many steps; call the module once on such an input without torch.compile"
+            )
+        # Beside those before: what they hold stays, and graphs still to come back write there.
+        made.append(record.make(max([size, *(2 * b.numel() for b in made)]), x.device))
+        self._records[index : index + 1] = [made]
+        return made[-1]
 
     @property
     def gradient_flow(self) -> GradientFlow:
@@ -503,8 +507,18 @@ class RNN(nn.RNNBase):
         if self.nonlinearity in torch_native.KERNELS and self.num_heads == 1:
             super().flatten_parameters()
 
+    def _apply(self, fn, recurse: bool = True) -> RNN:
+        super()._apply(fn, recurse)
+        device = next(self.parameters()).device
+        if any(made[-1].device != device for made in self._records):
+            self._records = self._new_records()
+        return self
+
+    # A record is of passes through this module, not through a copy, and numbered in this process.
+
     def __getstate__(self) -> dict:
-        return self.__dict__.copy()
+        return self.__dict__ | {"_records": []}
 
     def __setstate__(self, state: dict) -> None:
         nn.Module.__setstate__(self, state)
+        self._records = self._new_records()

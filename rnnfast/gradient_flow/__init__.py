@@ -27,10 +27,13 @@ class GradientFlow(NamedTuple):
     nonfinite_state: Tensor  # how many of h_t
 
 
-def read(buffers: list[Tensor], per_sample: bool) -> GradientFlow | None:
-    """Of the last backward pass that reached any of a module's layers; None where none has."""
-    found = [record.read(buffer) for buffer in buffers]
-    last = max(task for task, _ in found)
+def read(buffers: list[list[Tensor]], per_sample: bool) -> GradientFlow | None:
+    """Of the last backward pass that reached any of a module's layers; None where none has.
+
+    A layer has several buffers where it needed more room. In one pass the first made was last.
+    """
+    found = [max(map(record.read, made), key=lambda pair: pair[0]) for made in buffers]
+    last = max((task for task, _ in found), default=record.NEVER)
     if last == record.NEVER:
         return None
     shape = next(values.shape for task, values in found if task == last)
