@@ -144,10 +144,8 @@ class _Layer(torch.autograd.Function):
         inputs = (grad_y, grad_h_n, *saved, ctx.buffer, needs[0], any(needs[1:7]))
         if torch.compiler.is_compiling():  # it has zeros for them, and no second derivatives
             grad_ahat = grad_rstd = None
-        eager = torch.is_grad_enabled() or in_transform()
-        if not torch.compiler.is_compiling():  # which traces this with a gradient of each output
-            eager = eager or grad_ahat is not None or grad_rstd is not None
-        if eager:
+        second = grad_ahat is not None or grad_rstd is not None
+        if second or torch.is_grad_enabled() or in_transform():
             with precision.no_autocast(saved[0].device.type):
                 more = {"grad_ahat": grad_ahat, "grad_rstd": grad_rstd}
                 gradients = _backward(reference, *inputs, ctx.options, **more)

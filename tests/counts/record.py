@@ -28,12 +28,9 @@ LEVEL = "avx2"
 NEEDED = {"avx2", "fma", "f16c"}  # of the processor
 SIZES = {"T32_B1_H64": (32, 1, 64), "T16_B16_H128": (16, 16, 128), "T4_B32_H256": (4, 32, 256)}
 OPTIONS = ("norm", "clip", "record")
+WITH_OPTIONS = ("T16_B16_H128", "T4_B32_H256")
 CASES: dict[str, tuple] = dict(SIZES)
-CASES |= {
-    f"{name}_{option}": (*SIZES[name], option)
-    for name in ("T16_B16_H128", "T4_B32_H256")
-    for option in OPTIONS
-}
+CASES |= {f"{name}_{option}": (*SIZES[name], option) for name in WITH_OPTIONS for option in OPTIONS}
 DIRECTIONS = ("forward", "backward")
 
 
