@@ -157,10 +157,13 @@ class _Layer(torch.autograd.Function):
         return *wanted, *(None,) * 11
 
 
-def _call(inputs: tuple, options: Options, backend: str, direct: bool) -> tuple[Tensor, ...]:
+def _call(
+    inputs: tuple, options: Options, backend: str, direct: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     if direct:
         return BACKENDS[backend].forward(*inputs, options)
-    return torch.ops.rnnfast.rnn(*inputs, *options, backend)
+    y, h_n, ahat, rstd = torch.ops.rnnfast.rnn(*inputs, *options, backend)
+    return (y, h_n, None, None) if inputs[5] is None else (y, h_n, ahat, rstd)
 
 
 # torch.autograd.Function.apply also unwraps what a finished transform has left behind, and looks

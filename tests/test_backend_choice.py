@@ -76,13 +76,13 @@ def test_order_of_auto():
         pytest.param({}, "cpu", marks=has_extension),
         pytest.param({"nonlinearity": "sigmoid"}, "cpu", marks=has_extension),
         pytest.param({"projected": True}, "cpu", marks=has_extension),
-        pytest.param({"residual": True}, "cpu", marks=has_extension),
+        pytest.param({"beyond": ("residual", "norm")}, "cpu", marks=has_extension),
         pytest.param({"dtype": torch.bfloat16}, "cpu", marks=has_extension),
         ({"dtype": torch.complex64}, "torch"),
         ({"device": "cuda"}, "torch"),  # nobody gets slower by installing this package
         ({"device": "meta"}, "torch"),
         ({"device": "cuda", "nonlinearity": "sigmoid"}, "reference"),
-        ({"device": "cuda", "residual": True}, "reference"),
+        ({"device": "cuda", "beyond": ("norm",)}, "reference"),
         ({"device": "cuda", "projected": True}, "reference"),
     ],
 )
@@ -95,7 +95,7 @@ def test_auto_takes_the_first_that_serves(changes, wanted):
     [
         ({}, "torch"),
         ({"nonlinearity": "sigmoid"}, "reference"),
-        ({"residual": True}, "reference"),
+        ({"beyond": ("reset",)}, "reference"),
         ({"projected": True}, "reference"),
     ],
 )
@@ -120,7 +120,7 @@ def test_without_the_extension_auto_computes_with_torch(no_extension, calls):
 
 REFUSED = {
     "torch, sigmoid": ("torch", {"nonlinearity": "sigmoid"}, "torch has no sigmoid RNN"),
-    "torch, residual": ("torch", {"residual": True}, "no residual connections"),
+    "torch, residual": ("torch", {"residual": True}, "kernels have no residual"),
     "cpu, complex": ("cpu", {"dtype": torch.complex64}, "no kernel for torch.complex64"),
     "cpu, elsewhere": ("cpu", {"device": "meta"}, "tensors are on meta"),
 }
@@ -257,7 +257,7 @@ def test_info_repeats_what_the_build_said(no_extension, monkeypatch, tmp_path):
 
 
 def test_refusals_agree_with_select():
-    for changes in ({}, {"residual": True}, {"dtype": torch.complex64}, {"device": "cuda"}):
+    for changes in ({}, {"beyond": ("norm",)}, {"dtype": torch.complex64}, {"device": "cuda"}):
         for name, why in refusals(problem(**changes)).items():
             if why:
                 with pytest.raises(BackendError):

@@ -12,6 +12,8 @@ from torch.export import Dim
 
 import rnnfast
 from rnnfast.backends import cpu
+from rnnfast.cells.rnn import Options
+from rnnfast.precision import arithmetic
 
 # What torch 2.13 does to itself; any other warning fails.
 pytestmark = [
@@ -256,7 +258,15 @@ def test_an_exported_program_takes_lengths():
 
 
 def op_inputs(
-    dtype=torch.float32, D=2, h_0=True, lengths=False, batch_first=False, projects=True, bias=True
+    dtype=torch.float32,
+    D=2,
+    h_0=True,
+    lengths=False,
+    batch_first=False,
+    projects=True,
+    bias=True,
+    norm=False,
+    **options,
 ) -> tuple:
     T, B = 5, 3
     width = IN if projects else D * H
@@ -265,8 +275,13 @@ def op_inputs(
     b_ih, b_hh = torch.randn(2, D * H) if projects and bias else (None, None)
     w_hh = torch.randn(D, H, H) if D == 2 else torch.randn(H, H)
     start = torch.randn(D, B, H) if h_0 else None
-    floats = [v if v is None else v.to(dtype) for v in (x, w_ih, b_ih, b_hh, w_hh, start)]
-    return (*floats, torch.tensor([5, 0, 3]) if lengths else None, "tanh")
+    x, w_ih, b_ih, b_hh, w_hh, start = (
+        v if v is None else v.to(dtype) for v in (x, w_ih, b_ih, b_hh, w_hh, start)
+    )
+    gamma, beta = torch.randn(2, D * H).to(arithmetic(dtype)) if norm else (None, None)
+    reset = torch.rand(T, B) < 0.3 if norm else None
+    n = torch.tensor([5, 0, 3]) if lengths else None
+    return (x, w_ih, b_ih, b_hh, w_hh, gamma, beta, start, n, reset, *Options(**options))
 
 
 CASES = [
@@ -276,9 +291,10 @@ CASES = [
     {"h_0": False, "batch_first": True},
     {"D": 1, "projects": False},
     {"bias": False, "lengths": True, "batch_first": True},
+    {"norm": True, "batch_first": True, "bptt_window": 2, "clip_state_grad": 0.5},
+    {"norm": True, "dtype": torch.bfloat16, "lengths": True},
 ]
-# "reference" is its own formula outside the ops, which keep the order of memory only on kernels
-OPS = [("reference", 0), ("reference", 1), ("reference", 2)]
+OPS = [("reference", case) for case in range(len(CASES))]
 OPS += [pytest.param("cpu", case, marks=needs_cpu) for case in range(len(CASES))]
 
 
@@ -287,21 +303,25 @@ OPS += [pytest.param("cpu", case, marks=needs_cpu) for case in range(len(CASES))
 def test_opcheck(backend, case, autocast):
     """Schema, aliasing, fake shapes and strides, under autograd and as AOT traces them."""
     inputs = op_inputs(**CASES[case])
-    x, w_ih, _, _, *others = inputs
+    x, w_ih, _, _, w_hh, gamma, _, *others = inputs
     ops = torch.ops.rnnfast
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         torch.library.opcheck(ops.rnn.default, (*inputs, backend))
-        y, h_n = ops.rnn(*inputs, backend)
+        y, h_n, *normal = ops.rnn(*inputs, backend)
+        normal = (None, None) if gamma is None else normal
         assert y.dtype == h_n.dtype == x.dtype  # autocast does not leak in
         for grads, dx_wanted, dw_wanted in (
             ((torch.randn_like(y), torch.randn_like(h_n)), True, True),
             ((None, h_n), False, True),
             ((y, None), True, False),
         ):
-            *weights, f = others
-            args = (*grads, y, x, w_ih, *weights, dx_wanted, dw_wanted, f, backend)
+            saved = (y, x, w_ih, w_hh, gamma, *normal, *others[:3], None)
+            args = (*grads, *saved, dx_wanted, dw_wanted, *others[3:], backend)
             torch.library.opcheck(ops.rnn_backward.default, args)
-            assert {g.dtype for g in ops.rnn_backward(*args)} == {x.dtype}
+            dx, *dw, dgamma, dbeta, dh_0 = ops.rnn_backward(*args)
+            assert {g.dtype for g in (dx, *dw, dh_0)} == {x.dtype}
+            if dw_wanted and gamma is not None:
+                assert dgamma.dtype == dbeta.dtype == gamma.dtype
 
 
 @pytest.mark.parametrize(("backend", "case"), OPS)
@@ -309,10 +329,11 @@ def test_the_shapes_that_a_graph_is_built_on_are_the_real_ones(backend, case):
     """Strides too: inductor relies on them."""
     inputs = op_inputs(**CASES[case])
     ops = torch.ops.rnnfast
-    y, h_n = ops.rnn(*inputs, backend)
-    x, w_ih, _, _, *others, f = inputs
-    saved = (y, h_n, y, x, w_ih, *others)
-    wanted = (True, True, f, backend)
+    made = y, h_n, *normal = ops.rnn(*inputs, backend)
+    x, w_ih, _, _, w_hh, gamma, _, *others = inputs
+    normal = (None, None) if gamma is None else normal
+    saved = (y, h_n, y, x, w_ih, w_hh, gamma, *normal, *others[:3], None)
+    wanted = (True, True, *others[3:], backend)
     grads = ops.rnn_backward(*saved, *wanted)
 
     def meta(x):
@@ -320,5 +341,5 @@ def test_the_shapes_that_a_graph_is_built_on_are_the_real_ones(backend, case):
 
     fake = ops.rnn(*map(meta, inputs), backend)
     fake += ops.rnn_backward(*map(meta, saved), *wanted)
-    for real, made in zip((y, h_n, *grads), fake, strict=True):
-        assert (made.shape, made.stride(), made.dtype) == (real.shape, real.stride(), real.dtype)
+    for a, b in zip((*made, *grads), fake, strict=True):
+        assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)

@@ -23,10 +23,11 @@ SLOPE = {
 
 
 def rnn_forward(nonlinearity, dtype, p, w_hh, *others):
-    """_C.rnn_forward of a p that is given."""
-    *pointers, T, B, S, D, heads, p_t, p_b, y_t, y_b, threads = others
-    sizes = (T, B, S, D, heads, 0, p_t, p_b, y_t, y_b, threads)
-    _C.rnn_forward(nonlinearity, dtype, p, 0, 0, 0, 0, w_hh, *pointers, *sizes)
+    """_C.rnn_forward of a p that is given, without norm or reset."""
+    h0, y, h_n, lengths, T, B, S, D, heads, p_t, p_b, y_t, y_b, threads = others
+    pointers = (h0, lengths, 0, y, h_n, 0, 0)
+    sizes = (T, B, S, D, heads, 0, p_t, p_b, y_t, y_b, 1e-5, threads)
+    _C.rnn_forward(nonlinearity, dtype, p, 0, 0, 0, 0, w_hh, 0, 0, *pointers, *sizes)
 
 
 @pytest.fixture(params=_C.simd_levels())
@@ -100,9 +101,10 @@ class Case:
         gy_strides = (0, 0) if self.grad_y is None else self.grad_y.stride()[:2]
         _C.rnn_backward(
             self.nonlinearity, name(self.dtype), address(self.grad_y), address(self.grad_h_n),
-            address(y), 0, 0, address(self.w), address(self.h0), address(self.lengths), address(da),
-            0, 0, 0, 0, 0, address(dh0) if want_dh0 else 0, *self.sizes(), 0, *gy_strides,
-            *y.stride()[:2], *da.stride()[:2], 0, 0, 0, 0, threads,
+            address(y), 0, 0, 0, address(self.w), 0, 0, address(self.h0), address(self.lengths), 0,
+            address(da), 0, 0, 0, 0, 0, 0, 0, address(dh0) if want_dh0 else 0, 0, False,
+            *self.sizes(), 0, *gy_strides, *y.stride()[:2], 0, 0, *da.stride()[:2], 0, 0, 0, 0, 0,
+            math.inf, threads,
         )  # fmt: skip
         return da, dh0
 

@@ -59,6 +59,7 @@ def backward(
     """As :func:`rnnfast.backends.cpu.backward`, but functions to differentiate again."""
     inputs = (grad_y, grad_h_n, grad_ahat, grad_rstd, y, _by_direction(w_hh), gamma, ahat, rstd)
     dp, dw_hh, *d_norm, dh_0 = cell.backward(*inputs, h_0, lengths, reset, options, record)
+    dh_0 = None if h_0 is None else dh_0
     dw_hh, *d_norm = (dw_hh.view_as(w_hh), *d_norm) if dw_wanted else (None, None, None)
     if w_ih is None:
         return dp if dx_wanted else None, None, None, None, dw_hh, *d_norm, dh_0
