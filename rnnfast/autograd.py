@@ -17,7 +17,7 @@ from torch.library import Library
 from . import precision, record
 from .backends import BACKENDS, reference
 from .backends.cpu import empty_gradients, empty_results
-from .cells.rnn import Options, in_transform
+from .cells.rnn import Options, directions, in_transform
 
 _library = Library("rnnfast", "DEF")
 _OPTIONS = (
@@ -111,9 +111,9 @@ def _backward(backend, *inputs, **more) -> tuple[Tensor | None, ...]:
     *before, buffer, dx_wanted, dw_wanted, options = inputs
     if buffer is not None:
         y, w_hh = inputs[2], inputs[5]
-        T, B, width = y.shape
+        T, B, _ = y.shape
         N = B if options.per_sample else 1
-        buffer = record.begin(buffer, width // (w_hh.shape[-1] * options.heads), T, N)
+        buffer = record.begin(buffer, directions(w_hh), T, N)
     return backend.backward(*before, buffer, dx_wanted, dw_wanted, options, **more)
 
 

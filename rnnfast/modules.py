@@ -420,6 +420,14 @@ class RNN(nn.RNNBase):
         self._records[index : index + 1] = [made]
         return made[-1]
 
+    def _read_records(self) -> GradientFlow | None:
+        return read(self._records, self.track_gradient_flow == "sample")
+
+    def __dir__(self) -> list[str]:
+        """Without gradient_flow where there is none: torch.jit and others read all that is here."""
+        names = super().__dir__()
+        return names if self._read_records() else [n for n in names if n != "gradient_flow"]
+
     @property
     def gradient_flow(self) -> GradientFlow:
         """What the last backward pass through this module measured, at every time step.
@@ -432,7 +440,7 @@ class RNN(nn.RNNBase):
                 "gradient_flow: this RNN does not record it; make it with track_gradient_flow=True "
                 '(or "sample")'
             )
-        found = read(self._records, self.track_gradient_flow == "sample")
+        found = self._read_records()
         if found is None:
             raise RuntimeError(
                 "gradient_flow: no backward pass has come through this RNN yet; call it, and "

@@ -764,3 +764,13 @@ def test_without_gradients_there_is_nothing_of_it(own_backend, monkeypatch):
         rnn(inputs())
     assert [made[-1] is before for made in rnn._records] == [True]
     assert len(rnn._records[0]) == 1
+
+
+def test_what_lists_all_attributes_does_not_stumble_over_it(own_backend):
+    """As torch.jit.trace does."""
+    rnn = rnnfast.RNN(2, 3, backend=own_backend, track_gradient_flow=True)
+    for module in (rnnfast.RNN(2, 3), rnn):
+        assert "gradient_flow" not in dir(module)
+        assert all(hasattr(module, name) for name in dir(module))
+    rnn(torch.randn(4, 1, 2))[0].sum().backward()
+    assert "gradient_flow" in dir(rnn)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cells.rnn import Options
+from ..cells.rnn import Options, directions
 from ..precision import arithmetic
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def backward(
         options.nonlinearity, DTYPES[y.dtype], _address(grad_y), grad_h_n, y.data_ptr(),
         _address(ahat), _address(x), *weights, dp.data_ptr(), _address(dx), *map(_address, others),
         _address(record), options.per_sample, T, B, w_hh.shape[-1],
-        width // (w_hh.shape[-1] * options.heads), options.heads,
+        directions(w_hh), options.heads,
         0 if w_ih is None else w_ih.shape[1], *_strides(grad_y), *y.stride()[:2], *_strides(ahat),
         *dp.stride()[:2], *_strides(x), *_strides(dx), options.bptt_window or 0,
         math.inf if limit is None else limit, torch.get_num_threads(),
@@ -148,7 +148,7 @@ def _check(
     dtype, features = x.dtype, x.shape[2]
     if dtype not in DTYPES:
         raise RuntimeError(f"input: given {dtype}, wanted one of {list(DTYPES)}")
-    D = w_hh.shape[0] if w_hh.dim() == 3 else 1
+    D = directions(w_hh)
     H = w_hh.shape[-1] * heads
     width = D * H
     if w_hh.dim() not in (2, 3) or w_hh.shape[-2] != H:
@@ -181,7 +181,7 @@ def empty_results(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """y, h_n, ahat and rstd, uninitialised."""
     T, B, _ = x.shape
-    D = w_hh.shape[0] if w_hh.dim() == 3 else 1
+    D = directions(w_hh)
     H = w_hh.shape[-1] * heads
     y, h_n = empty_rows(x, D * H), x.new_empty(D, B, H)
     if gamma is None:

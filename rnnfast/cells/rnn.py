@@ -250,6 +250,11 @@ class _ClippedInTransform(_Clipped):
         return BACKWARD[ctx.nonlinearity](da, h)
 
 
+def directions(w_hh: Tensor) -> int:
+    """D of w_hh [D, H, S], or of [H, S], which is 1."""
+    return w_hh.shape[0] if w_hh.dim() == 3 else 1
+
+
 def in_transform() -> bool:
     """Whether a torch.func transform or forward-mode differentiation is under way.
 
