@@ -9,14 +9,14 @@
 #include <cstdio>
 #include <cstring>
 #include <limits>
-#include <memory>
-#include <random>
+#include <string>
 
 // So that small problems, too, are shared by threads in every way that there is.
 #define RNNFAST_WORTH_THREADS 0
 #define RNNFAST_WORTH_WAITING 0
 #include "../../csrc/cpu/launch.h"
 #include "../../csrc/cpu/math.h"
+#include "buffer.h"
 #include "gru.h"
 #include "lstm.h"
 #include "reference.h"
@@ -25,43 +25,35 @@ namespace cpu = rnnfast::cpu;
 namespace level = rnnfast::cpu::RNNFAST_LEVEL;
 namespace cells = rnnfast::cells;
 using reference::Kind;
-using std::int64_t;
 
 namespace {
 
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 int failures = 0;
 
-// Exactly as long as asked, from malloc, so that the address sanitizer sees one element too far.
-template <class S>
-struct Buffer {
-  std::unique_ptr<S[]> data;
-  int64_t size;
-  explicit Buffer(int64_t n) : data(new S[static_cast<size_t>(n)]), size(n) {}
-  S* get() { return data.get(); }
+struct Options {
+  bool lengths = false;
+  bool batch_major = false;
+  bool reset = false;
+  int64_t window = 0;
+  bool rows = false;  // the backward that can do what follows, whether or not it is asked for
+  double clip = kInfinity;
+  bool norm = false;
+  bool beta = false;
+  bool record = false;
+  bool per_sample = false;
+  bool nonfinite = false;
+  int threads = 3;  // at most
 };
-
-template <class S>
-Buffer<S> random_buffer(std::mt19937_64& engine, int64_t n, double scale) {
-  std::uniform_real_distribution<double> uniform(-scale, scale);
-  Buffer<S> buffer(n);
-  for (int64_t i = 0; i < n; ++i) buffer.data[i] = static_cast<S>(uniform(engine));
-  return buffer;
-}
-
-template <class S>
-Buffer<S> poisoned(int64_t n) {
-  Buffer<S> buffer(n);
-  for (int64_t i = 0; i < n; ++i) buffer.data[i] = std::numeric_limits<S>::quiet_NaN();
-  return buffer;
-}
 
 template <class S>
 struct Test {
   Kind kind;
   cpu::Shape shape;
-  bool with_lengths;
-  bool batch_major;
-  std::mt19937_64 engine{42};
+  Options options;
+
+  using A = level::Arithmetic<S>;
+  using Data = Buffer<S>;
 
   int gates = reference::gates(kind);
   int64_t groups = shape.directions * shape.heads;
@@ -69,42 +61,63 @@ struct Test {
   int64_t points = shape.steps * shape.batch;
   int64_t states = shape.directions * shape.batch * shape.heads * shape.size;
   int saved_values = kind == Kind::kLstm ? 5 : kind == Kind::kGru ? 4 : 0;
+  int64_t record_rows = options.per_sample ? shape.batch : 1;
   double weight = 1.5 / std::sqrt(static_cast<double>(shape.size));
 
-  Buffer<S> p = random_buffer<S>(engine, points * units * gates, 2);
-  Buffer<S> w = random_buffer<S>(engine, units * gates * shape.size, weight);
-  Buffer<S> b = random_buffer<S>(engine, units* gates, 1);
-  Buffer<S> h0 = random_buffer<S>(engine, states, 1);
-  Buffer<S> c0 = random_buffer<S>(engine, states, 1);
-  Buffer<S> grad_y = random_buffer<S>(engine, points* units, 1);
-  Buffer<S> grad_h_n = random_buffer<S>(engine, states, 1);
-  Buffer<S> grad_c_n = random_buffer<S>(engine, states, 1);
+  Data p = Data::random(points * units * gates, 2);
+  Data w = Data::random(units * gates * shape.size, weight), b = Data::random(units * gates, 1);
+  Data h0 = Data::random(states, 1), c0 = Data::random(states, 1);
+  Data grad_y = Data::random(points * units, 1);
+  Data grad_h_n = Data::random(states, 1), grad_c_n = Data::random(states, 1);
+  Buffer<A> gamma = Buffer<A>::random(units, 2), beta = Buffer<A>::random(units, 1);
   Buffer<int64_t> lengths{shape.batch};
+  Buffer<std::uint8_t> reset{points};
 
-  Buffer<S> y = poisoned<S>(points * units), h_n = poisoned<S>(states), c_n = poisoned<S>(states);
-  Buffer<S> saved = poisoned<S>(points * units * saved_values);
-  Buffer<S> dp = poisoned<S>(points * units * gates), du = poisoned<S>(points * units * gates);
-  Buffer<S> dh0 = poisoned<S>(states), dc0 = poisoned<S>(states);
-  Buffer<S> dw = poisoned<S>(units * gates * shape.size);
-  reference::Row expected_dw = reference::Row(static_cast<size_t>(dw.size), 0);
+  Data y{points * units}, h_n{states}, c_n{states}, saved{points * units * saved_values};
+  Data dp{points * units * gates}, du{points * units * gates}, dh0{states}, dc0{states};
+  Data dw{units * gates * shape.size};
+  Data ahat{options.norm ? points * units : 0};
+  Buffer<A> rstd{options.norm ? points * groups : 0};
+  Buffer<A> dgamma{options.norm ? units : 0}, dbeta{dgamma.size};
+  Buffer<double> record{options.record ? shape.directions * shape.steps * record_rows * cpu::kFields
+                                       : 0};
+
+  reference::Row expected_dw = zeros(dw.size), expected_record = zeros(record.size);
+  reference::Row expected_dgamma = zeros(dgamma.size), expected_dbeta = zeros(dbeta.size);
+
+  static reference::Row zeros(int64_t n) { return reference::Row(static_cast<size_t>(n), 0); }
+
+  // Calls body(buffer) for everything that a kernel writes but the record.
+  template <class Body>
+  void for_each_output(Body&& body) {
+    for (Data* data : {&y, &h_n, &c_n, &saved, &dp, &du, &dh0, &dc0, &dw, &ahat}) body(*data);
+    for (Buffer<A>* data : {&rstd, &dgamma, &dbeta}) body(*data);
+  }
+  std::string bits() {
+    std::string all;
+    for_each_output(
+        [&](auto& data) { all.append(reinterpret_cast<const char*>(data.get()), data.bytes()); });
+    return all;
+  }
 
   int64_t stride_t(int64_t values) const {
-    return batch_major ? units * values : shape.batch * units * values;
+    return options.batch_major ? units * values : shape.batch * units * values;
   }
   int64_t stride_b(int64_t values) const {
-    return batch_major ? shape.steps * units * values : units * values;
+    return options.batch_major ? shape.steps * units * values : units * values;
   }
   template <class Pointer>
-  cpu::Sequence<Pointer> sequence(Buffer<S>& buffer, int64_t values) {
+  cpu::Sequence<Pointer> sequence(Data& buffer, int64_t values) {
     return {buffer.get(), stride_t(values), stride_b(values)};
   }
 
-  template <class Cell>
+  template <class Cell, bool kNorm, bool kRows>
   void run(int threads) {
     cpu::ForwardProblem f;
     f.shape = shape;
     f.threads = threads;
-    f.lengths = with_lengths ? lengths.get() : nullptr;
+    f.lengths = options.lengths ? lengths.get() : nullptr;
+    f.reset = options.reset ? reset.get() : nullptr;
     f.p = sequence<const void*>(p, gates);
     f.w_hh = w.get();
     f.b_hh = Cell::kRecurrentBias ? b.get() : nullptr;
@@ -114,11 +127,21 @@ struct Test {
     f.saved = sequence<void*>(saved, saved_values);
     f.h_n = h_n.get();
     f.carried_n = c_n.get();
-    level::forward<Cell, S, S>(f);
+    if (options.norm) {
+      f.gamma = gamma.get();
+      f.beta = options.beta ? beta.get() : nullptr;
+      f.norm_eps = kNormEps;
+      f.ahat = sequence<void*>(ahat, 1);
+      f.rstd = rstd.get();
+    }
+    level::forward<Cell, S, S, kNorm>(f);
     cpu::BackwardProblem g;
     g.shape = shape;
     g.threads = threads;
     g.lengths = f.lengths;
+    g.reset = f.reset;
+    g.window = options.window;
+    g.clip = options.clip;
     g.grad_y = sequence<const void*>(grad_y, 1);
     g.grad_h_n = grad_h_n.get();
     g.grad_carried_n = grad_c_n.get();
@@ -131,129 +154,287 @@ struct Test {
     g.dw_hh = dw.get();
     g.dh0 = dh0.get();
     g.dcarried0 = Cell::kCarried ? dc0.get() : nullptr;
-    level::backward<Cell, S>(g);
+    if (options.norm) {
+      g.gamma = gamma.get();
+      g.ahat = sequence<const void*>(ahat, 1);
+      g.rstd = rstd.get();
+      g.dgamma = dgamma.get();
+      g.dbeta = dbeta.get();
+    }
+    g.record = options.record ? record.get() : nullptr;
+    g.per_sample = options.per_sample;
+    level::backward<Cell, S, kRows>(g);
+  }
+
+  // It takes long to compile: of the cells with several gates for one type only.
+  static constexpr bool can_have_rows(int gates) { return gates == 1 || sizeof(S) == 8; }
+
+  template <class Cell>
+  void launch_cell(int threads) {
+    if constexpr (Cell::kNormalizes) {
+      if (options.norm) return run<Cell, true, true>(threads);
+    }
+    if constexpr (can_have_rows(Cell::kGates)) {
+      if (options.rows) return run<Cell, false, true>(threads);
+    }
+    run<Cell, false, false>(threads);
   }
 
   void launch(int threads) {
-    using Math = level::Math<S>;
-    switch (kind) {
-      case Kind::kTanh:
-        return run<cells::Elman<cells::Tanh, Math>>(threads);
-      case Kind::kRelu:
-        return run<cells::Elman<cells::Relu, Math>>(threads);
-      case Kind::kSigmoid:
-        return run<cells::Elman<cells::Sigmoid, Math>>(threads);
-      case Kind::kLstm:
-        return run<cells::Lstm<Math>>(threads);
-      case Kind::kGru:
-        return run<cells::Gru<Math>>(threads);
+    using Math = level::Math<A>;
+    for_each_output([](auto& data) { data.poison(); });
+    record.poison();
+    if constexpr (sizeof(S) == 2) {
+      launch_cell<cells::Elman<cells::Tanh, Math>>(threads);
+    } else {
+      switch (kind) {
+        case Kind::kTanh:
+          return launch_cell<cells::Elman<cells::Tanh, Math>>(threads);
+        case Kind::kRelu:
+          return launch_cell<cells::Elman<cells::Relu, Math>>(threads);
+        case Kind::kSigmoid:
+          return launch_cell<cells::Elman<cells::Sigmoid, Math>>(threads);
+        case Kind::kLstm:
+          return launch_cell<cells::Lstm<Math>>(threads);
+        case Kind::kGru:
+          return launch_cell<cells::Gru<Math>>(threads);
+      }
     }
   }
 
-  void expect(const char* what, int64_t group, int64_t t, int64_t row, const S* actual,
+  void fail(const char* what, int64_t group, int64_t t, int64_t row, int64_t i, double found,
+            double wanted) {
+    if (++failures >= 20) return;
+    std::printf(
+        "%s kind %d T %ld B %ld S %ld D %ld heads %ld of %ld bytes, lengths %d batch major %d "
+        "reset %d window %ld rows %d clip %g norm %d beta %d record %d per sample %d: "
+        "group %ld t %ld b %ld i %ld: %g, expected %g\n",
+        what, static_cast<int>(kind), shape.steps, shape.batch, shape.size, shape.directions,
+        shape.heads, sizeof(S), options.lengths, options.batch_major, options.reset, options.window,
+        options.rows, options.clip, options.norm, options.beta, options.record, options.per_sample,
+        group, t, row, i, found, wanted);
+  }
+
+  // A NaN is as good as a NaN, but not as good as a number.
+  static bool near(double found, double wanted, double tolerance) {
+    return std::fabs(found - wanted) <= tolerance || found == wanted ||
+           (std::isnan(found) && std::isnan(wanted));
+  }
+
+  template <class T>
+  void expect(const char* what, int64_t group, int64_t t, int64_t row, const T* actual,
               const double* expected, int64_t count) {
     // A whole sequence, not one step: contracting enough that errors stay near the unit roundoff.
-    const double tolerance = sizeof(S) == 8 ? 1e-11 : 2e-3;
+    const double tolerance = sizeof(S) == 8 ? 1e-11 : sizeof(S) == 4 ? 2e-3 : 6e-2;
     for (int64_t i = 0; i < count; ++i) {
-      const double want = expected != nullptr ? expected[i] : 0;
-      const double error = std::fabs(static_cast<double>(actual[i]) - want);
-      if (error <= tolerance * (1 + std::fabs(want))) continue;  // a NaN fails this too
-      if (++failures < 20)
-        std::printf(
-            "%s kind %d T %ld B %ld S %ld D %ld heads %ld: group %ld t %ld b %ld i %ld: "
-            "%g, expected %g\n",
-            what, static_cast<int>(kind), shape.steps, shape.batch, shape.size, shape.directions,
-            shape.heads, group, t, row, i, static_cast<double>(actual[i]), want);
-      return;
+      const double found = value(actual[i]), wanted = expected != nullptr ? expected[i] : 0;
+      if (near(found, wanted, tolerance * (1 + std::fabs(wanted)))) continue;
+      return fail(what, group, t, row, i, found, wanted);
     }
   }
 
-  reference::Row row_of(const S* from, int64_t n) const { return reference::Row(from, from + n); }
+  static reference::Row row_of(const S* from, int64_t n) {
+    reference::Row row = zeros(n);
+    for (int64_t i = 0; i < n; ++i) row[i] = value(from[i]);
+    return row;
+  }
+
+  int64_t length(int64_t row) const { return options.lengths ? lengths.data[row] : shape.steps; }
+
+  // Whether state and gradient, or the gradient alone, end between real steps edge - 1 and edge.
+  bool cut(int64_t edge, int64_t row) const {
+    return options.reset && edge < length(row) && reset.data[edge * shape.batch + row];
+  }
+  bool stops(int64_t edge, int64_t row) const {
+    const bool inside = edge > 0 && edge < length(row);
+    return cut(edge, row) || (inside && options.window > 0 && edge % options.window == 0);
+  }
+
+  void add_to_record(const reference::Layer& layer, const reference::Step& step, int64_t group,
+                     int64_t t, int64_t row) {
+    const int64_t place = (group / shape.heads * shape.steps + t) * record_rows;
+    double* const sums = &expected_record[(place + row % record_rows) * cpu::kFields];
+    for (int64_t i = 0; i < shape.size; ++i) {
+      const double dh = step.dh[i], da = step.dp[i], h = step.h[i];
+      sums[cpu::kStateSquares] += dh * dh;
+      sums[cpu::kCarrySquares] += step.carry[i] * step.carry[i];
+      sums[cpu::kClippedSquares] += step.clipped[i] * step.clipped[i];
+      sums[cpu::kPreactSquares] += da * da;
+      if (std::isnan(dh) || std::fabs(dh) > sums[cpu::kStateMax])
+        sums[cpu::kStateMax] = std::fabs(dh);
+      sums[cpu::kSlopes] += layer.through(1, h);
+      sums[cpu::kNonfiniteGrad] += !std::isfinite(dh) || !std::isfinite(da);
+      sums[cpu::kNonfiniteState] += !std::isfinite(h);
+      sums[cpu::kEntries] += 1;
+    }
+  }
 
   void check_row(int64_t group, int64_t row) {
-    const int64_t n = shape.size, many = gates * n;
-    const int64_t length = with_lengths ? lengths.data[row] : shape.steps;
+    const int64_t n = shape.size, many = gates * n, end = length(row);
     const bool reverse = group >= shape.heads;
     const int64_t state =
         ((group / shape.heads * shape.batch + row) * shape.heads + group % shape.heads) * n;
     const auto point = [&](int64_t t, int64_t values) {
       return t * stride_t(values) + row * stride_b(values) + group * values * n;
     };
+    const auto time = [&](int64_t i) { return reverse ? end - 1 - i : i; };
+    const auto edge_before = [&](int64_t t) { return reverse ? t + 1 : t; };
     const reference::Row weights = row_of(w.get() + group * many * n, many * n);
     const reference::Row bias = row_of(b.get() + group * many, many);
-    const reference::Layer layer{kind, n, weights.data(),
-                                 kind == Kind::kGru ? bias.data() : nullptr};
-    std::vector<reference::Step> steps(static_cast<size_t>(length));
+    const reference::Row scale(gamma.get() + group * n, gamma.get() + (group + 1) * n);
+    const reference::Row shift(beta.get() + group * n, beta.get() + (group + 1) * n);
+    const reference::Layer layer{kind,
+                                 n,
+                                 weights.data(),
+                                 kind == Kind::kGru ? bias.data() : nullptr,
+                                 options.norm ? scale.data() : nullptr,
+                                 options.beta ? shift.data() : nullptr,
+                                 kNormEps,
+                                 options.clip};
+    std::vector<reference::Step> steps(static_cast<size_t>(end));
     reference::Row h = row_of(h0.get() + state, n), c = row_of(c0.get() + state, n);
-    for (int64_t i = 0; i < length; ++i) {
-      const int64_t t = reverse ? length - 1 - i : i;
+    for (int64_t i = 0; i < end; ++i) {
+      const int64_t t = time(i);
+      if (cut(edge_before(t), row)) h = c = zeros(n);
       steps[i].p = row_of(p.get() + point(t, gates), many);
       steps[i].grad_y = row_of(grad_y.get() + point(t, 1), n);
       layer.forward(steps[i], h, c);
       h = steps[i].h;
       c = steps[i].c;
       expect("y", group, t, row, y.get() + point(t, 1), h.data(), n);
+      if (!options.norm) continue;
+      expect("ahat", group, t, row, ahat.get() + point(t, 1), steps[i].ahat.data(), n);
+      expect("rstd", group, t, row, rstd.get() + (t * shape.batch + row) * groups + group,
+             &steps[i].rstd, 1);
     }
     expect("h_n", group, 0, row, h_n.get() + state, h.data(), n);
     if (kind == Kind::kLstm) expect("c_n", group, 0, row, c_n.get() + state, c.data(), n);
     reference::Row dh = row_of(grad_h_n.get() + state, n), dc = row_of(grad_c_n.get() + state, n);
-    for (int64_t i = length - 1; i >= 0; --i) {
-      const int64_t t = reverse ? length - 1 - i : i;
+    if (end > 0) {  // what comes to the last step does not come through time
+      for (int64_t i = 0; i < n; ++i) steps[end - 1].grad_y[i] += dh[i];
+      dh = zeros(n);
+    }
+    for (int64_t i = end - 1; i >= 0; --i) {
+      const int64_t t = time(i);
       layer.backward(steps[i], dh, dc);
+      if (stops(edge_before(t), row)) dh = dc = zeros(n);
       expect("dp", group, t, row, dp.get() + point(t, gates), steps[i].dp.data(), many);
       if (kind == Kind::kGru)
         expect("du", group, t, row, du.get() + point(t, gates), steps[i].du.data(), many);
       for (int64_t j = 0; j < many; ++j)
         for (int64_t k = 0; k < n; ++k)
           expected_dw[(group * many + j) * n + k] += steps[i].du[j] * steps[i].h_prev[k];
+      for (int64_t j = 0; options.norm && j < n; ++j) {
+        expected_dgamma[group * n + j] += steps[i].dn[j] * steps[i].ahat[j];
+        expected_dbeta[group * n + j] += steps[i].dn[j];
+      }
+      if (options.record) add_to_record(layer, steps[i], group, t, row);
     }
     expect("dh0", group, 0, row, dh0.get() + state, dh.data(), n);
     if (kind == Kind::kLstm) expect("dc0", group, 0, row, dc0.get() + state, dc.data(), n);
-    for (int64_t t = length; t < shape.steps; ++t) {
+    for (int64_t t = end; t < shape.steps; ++t) {
       expect("padded y", group, t, row, y.get() + point(t, 1), nullptr, n);
       expect("padded dp", group, t, row, dp.get() + point(t, gates), nullptr, many);
+      if (!options.norm) continue;
+      expect("padded ahat", group, t, row, ahat.get() + point(t, 1), nullptr, n);
+      expect("padded rstd", group, t, row, rstd.get() + (t * shape.batch + row) * groups + group,
+             nullptr, 1);
+    }
+  }
+
+  // Sums over the batch or over a crew are taken in an order that depends on the threads; the
+  // slopes of a row are summed in the arithmetic type.
+  void check_record(const reference::Row& first, int threads) {
+    const bool same = options.per_sample && level::make_plan(shape, gates, threads).parts == 1;
+    for (int64_t i = 0; i < record.size; ++i) {
+      const int64_t field = i % cpu::kFields, point = i / cpu::kFields;
+      const double close = field == cpu::kSlopes && sizeof(A) == 4 ? 1e-6 : 1e-13;
+      if (!near(record.at(i), first[i], same ? 0 : close * std::fabs(first[i])))
+        fail("other record with more threads", 0, point / record_rows, point % record_rows, field,
+             record.at(i), first[i]);
     }
   }
 
   void check() {
     for (int64_t row = 0; row < shape.batch; ++row)
       lengths.data[row] = row == 0 ? shape.steps : row * 5 % (shape.steps + 1);
-    launch(1);
+    for (int64_t i = 0; i < points; ++i) reset.data[i] = pick(4) == 0;
+    if (options.nonfinite) {
+      const double bad[] = {std::numeric_limits<double>::quiet_NaN(), kInfinity, -kInfinity};
+      for (Data* data : {&p, &grad_y}) data->data[pick(data->size)] = stored<S>(bad[pick(3)]);
+    }
+    launch(options.nonfinite ? options.threads : 1);
     for (int64_t group = 0; group < groups; ++group)
       for (int64_t row = 0; row < shape.batch; ++row) check_row(group, row);
     expect("dw_hh", 0, 0, 0, dw.get(), expected_dw.data(), dw.size);
-    std::vector<S> first(y.get(), y.get() + y.size), first_dp(dp.get(), dp.get() + dp.size);
-    std::vector<S> first_dw(dw.get(), dw.get() + dw.size);
-    for (int threads = 2; threads <= 3; ++threads) {
+    expect("dgamma", 0, 0, 0, dgamma.get(), expected_dgamma.data(), dgamma.size);
+    expect("dbeta", 0, 0, 0, dbeta.get(), expected_dbeta.data(), dbeta.size);
+    expect("record", 0, 0, 0, record.get(), expected_record.data(), record.size);
+    if (options.nonfinite) return;  // the sign of a NaN is nobody's
+    const std::string first = bits();
+    const reference::Row first_record(record.get(), record.get() + record.size);
+    for (int threads = 2; threads <= options.threads; ++threads) {
       launch(threads);
-      if (std::memcmp(first.data(), y.get(), first.size() * sizeof(S)) != 0 ||
-          std::memcmp(first_dp.data(), dp.get(), first_dp.size() * sizeof(S)) != 0 ||
-          std::memcmp(first_dw.data(), dw.get(), first_dw.size() * sizeof(S)) != 0) {
-        ++failures;
-        std::printf("%d threads give other bits than one\n", threads);
-      }
+      if (bits() != first) fail("other bits with more threads", 0, 0, 0, threads, 0, 0);
+      check_record(first_record, threads);
     }
   }
+
+  static constexpr double kNormEps = 0.1;
 };
+
+Options draw(Kind kind, int64_t size, bool can_have_rows) {
+  Options options;
+  options.lengths = pick(2) == 0;
+  options.batch_major = pick(3) == 0;
+  options.reset = pick(2) == 0;
+  options.window = pick(2) == 0 ? 1 + pick(4) : 0;
+  options.threads = pick(4) == 0 ? 5 : 3;
+  options.rows = can_have_rows && pick(2) == 0;
+  if (!options.rows) return options;
+  // Some rows of dh are longer, some shorter.
+  if (pick(2) == 0) options.clip = 0.6 * std::sqrt(static_cast<double>(size));
+  if (reference::gates(kind) > 1) return options;
+  options.norm = pick(3) > 0;
+  options.beta = options.norm && pick(2) == 0;
+  options.record = pick(3) > 0;
+  options.per_sample = options.record && pick(2) == 0;
+  return options;
+}
 
 template <class S>
 void check_kind(Kind kind) {
-  int variant = 0;
-  for (int64_t size : {1, 3, 17, 33, 65}) {
-    for (int64_t batch : {1, 3, 7, 13, 21}) {
+  for (int64_t size : {1, 3, 17, 33, 65})
+    for (int64_t batch : {1, 3, 7, 13, 21})
       for (int64_t steps : {1, 2, 9}) {
-        ++variant;
-        const cpu::Shape shape = {steps, batch, size, 1 + variant % 2, variant % 3 == 0 ? 3 : 1};
-        Test<S>{kind, shape, variant % 4 >= 2, variant % 5 == 0}.check();
+        if (batch * size > 1000) continue;
+        const cpu::Shape shape = {steps, batch, size, 1 + pick(2), pick(3) == 0 ? 3 : 1};
+        const bool rows = Test<S>::can_have_rows(reference::gates(kind));
+        Test<S>{kind, shape, draw(kind, size, rows)}.check();
       }
-    }
-  }
 }
 
 // More points than one chunk of the weight gradient holds, and several of its tiles.
 void check_long() {
-  Test<float>{Kind::kTanh, {70, 9, 33, 1, 1}, true, false}.check();
-  Test<double>{Kind::kGru, {150, 5, 17, 2, 1}, false, true}.check();
+  Options options;
+  options.lengths = options.reset = true;
+  Test<float>{Kind::kTanh, {70, 9, 33, 1, 1}, options}.check();
+  options.lengths = options.reset = false;
+  options.batch_major = true;
+  Test<double>{Kind::kGru, {150, 5, 17, 2, 1}, options}.check();
+}
+
+// A NaN or inf of p, and one of grad_y, is seen where it is and goes where it must.
+template <class S>
+void check_nonfinite() {
+  for (Kind kind : {Kind::kTanh, Kind::kRelu, Kind::kSigmoid})
+    for (int i = 0; i < 20; ++i) {
+      Options options = draw(kind, 5, true);
+      options.rows = options.record = options.nonfinite = true;
+      options.per_sample = pick(2) == 0;
+      options.threads = 1 + static_cast<int>(pick(5));
+      Test<S>{kind, {6, 1 + pick(4), 5, 2, 1}, options}.check();
+    }
 }
 
 }  // namespace
@@ -263,6 +444,9 @@ int main() {
     check_kind<double>(kind);
     check_kind<float>(kind);
   }
+  check_kind<level::BFloat16>(Kind::kTanh);
+  check_nonfinite<double>();
+  check_nonfinite<float>();
   check_long();
   std::printf(failures ? "%d failures\n" : "all kernels agree with the naive loop\n", failures);
   return failures != 0;

@@ -4,8 +4,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <memory>
-#include <random>
 #include <vector>
 
 // So that small problems, too, are shared by threads in every way that there is.
@@ -14,61 +12,17 @@
 #include "../../csrc/cells/rnn.h"
 #include "../../csrc/cpu/launch.h"
 #include "../../csrc/cpu/math.h"
+#include "buffer.h"
 #include "gru.h"
 #include "lstm.h"
 
 namespace cpu = rnnfast::cpu;
 namespace level = rnnfast::cpu::RNNFAST_LEVEL;
 namespace cells = rnnfast::cells;
-using std::int64_t;
 
 namespace {
 
 int failures = 0;
-std::mt19937_64 engine(1);
-
-template <class S>
-double value(S x) {
-  if constexpr (sizeof(S) == 2) {
-    const std::uint32_t bits = static_cast<std::uint32_t>(x.bits) << 16;
-    float wide;
-    std::memcpy(&wide, &bits, sizeof(wide));
-    return wide;
-  } else {
-    return x;
-  }
-}
-
-template <class S>
-S stored(double x) {
-  if constexpr (sizeof(S) == 2) {
-    const float narrow = static_cast<float>(x);
-    std::uint32_t bits;
-    std::memcpy(&bits, &narrow, sizeof(bits));
-    return {static_cast<std::uint16_t>(bits >> 16)};
-  } else {
-    return static_cast<S>(x);
-  }
-}
-
-// Exactly as long as asked, so that the address sanitizer sees one element too far.
-template <class S>
-struct Buffer {
-  std::unique_ptr<S[]> data;
-  int64_t size;
-
-  explicit Buffer(int64_t n) : data(new S[static_cast<size_t>(n)]), size(n) {
-    std::memset(static_cast<void*>(data.get()), 0xff, static_cast<size_t>(n) * sizeof(S));  // NaN
-  }
-  static Buffer random(int64_t n) {
-    Buffer buffer(n);
-    std::uniform_real_distribution<double> uniform(-0.5, 0.5);
-    for (int64_t i = 0; i < n; ++i) buffer.data[i] = stored<S>(uniform(engine));
-    return buffer;
-  }
-  S* get() { return data.get(); }
-  double at(int64_t i) const { return value(data[i]); }
-};
 
 struct Sizes {
   int64_t T, B, H, I, D;
@@ -82,10 +36,11 @@ struct Layer {
   int64_t W = n.D * Cell::kGates * n.H, Y = n.D * n.H, states = n.D * n.B * n.H;
   int64_t points = n.T * n.B;
   using Data = Buffer<S>;
-  Data x = Data::random(points * n.I), w_ih = Data::random(W * n.I), w_hh = Data::random(W * n.H);
-  Data b_ih = Data::random(W), b_hh = Data::random(W), h0 = Data::random(states);
-  Data c0 = Data::random(states), grad_y = Data::random(points * Y);
-  Data grad_h_n = Data::random(states), grad_c_n = Data::random(states);
+  Data x = Data::random(points * n.I, 0.5), w_ih = Data::random(W * n.I, 0.5),
+       w_hh = Data::random(W * n.H, 0.5);
+  Data b_ih = Data::random(W, 0.5), b_hh = Data::random(W, 0.5), h0 = Data::random(states, 0.5);
+  Data c0 = Data::random(states, 0.5), grad_y = Data::random(points * Y, 0.5);
+  Data grad_h_n = Data::random(states, 0.5), grad_c_n = Data::random(states, 0.5);
   Buffer<int64_t> lengths{n.B};
 
   struct Results {

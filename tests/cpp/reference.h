@@ -18,15 +18,63 @@ inline double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 // What one visited step knows and what BPTT finds out about it.
 struct Step {
-  Row p, h_prev, c_prev, u, gate, h, c;
-  Row grad_y, dp, du;
+  Row p, h_prev, c_prev, u, ahat, gate, h, c;
+  double rstd;
+  Row grad_y, carry, dh, clipped, dn, dp, du;
 };
 
 struct Layer {
   Kind kind;
   int64_t size;
-  const double* w;  // [gates * S, S]
-  const double* b;  // [gates * S] or null
+  const double* w;      // [gates * S, S]
+  const double* b;      // [gates * S] or null
+  const double* gamma;  // [S] or null: no layer norm, which only the cells of one gate have
+  const double* beta;   // [S] or null
+  double norm_eps;
+  double clip;
+
+  // From a = p + u to gamma ahat + beta.
+  void normalize(Step& s, Row& a) const {
+    const double n = static_cast<double>(size);
+    double mean = 0, variance = 0;
+    for (double x : a) mean += x / n;
+    for (double x : a) variance += (x - mean) * (x - mean) / n;
+    s.rstd = 1 / std::sqrt(variance + norm_eps);
+    s.ahat = a;
+    for (int64_t i = 0; i < size; ++i) {
+      s.ahat[i] = (a[i] - mean) * s.rstd;
+      a[i] = gamma[i] * s.ahat[i] + (beta ? beta[i] : 0);
+    }
+  }
+
+  // From dn to da, which takes its place.
+  void normalize_backward(Step& s) const {
+    const double n = static_cast<double>(size);
+    double mean = 0, along = 0;
+    s.dn = s.dp;
+    for (int64_t i = 0; i < size; ++i) {
+      mean += gamma[i] * s.dn[i] / n;
+      along += gamma[i] * s.dn[i] * s.ahat[i] / n;
+    }
+    for (int64_t i = 0; i < size; ++i)
+      s.dp[i] = s.rstd * (gamma[i] * s.dn[i] - mean - s.ahat[i] * along);
+  }
+
+  Row clipped(const Row& dh) const {
+    double squares = 0;
+    for (double x : dh) squares += x * x;
+    const double norm = std::sqrt(squares);
+    Row result = dh;
+    if (std::isfinite(norm) && norm > clip)
+      for (double& x : result) x *= clip / norm;
+    return result;
+  }
+
+  // dh f'(n) of a cell of one gate.
+  double through(double dh, double h) const {
+    if (kind == Kind::kRelu) return h <= 0 ? 0 : dh;
+    return dh * (kind == Kind::kTanh ? 1 - h * h : h * (1 - h));
+  }
 
   void forward(Step& s, const Row& h, const Row& c) const {
     const int64_t n = size;
@@ -38,11 +86,14 @@ struct Layer {
       s.u[i] = b ? b[i] : 0;
       for (int64_t k = 0; k < n; ++k) s.u[i] += w[i * n + k] * h[k];
     }
+    Row n_or_a = s.p;
+    for (int64_t i = 0; i < count * n; ++i) n_or_a[i] += s.u[i];
+    if (gamma) normalize(s, n_or_a);
     s.gate.assign(s.u.size(), 0);
     s.h.assign(n, 0);
     s.c.assign(n, 0);
     for (int64_t i = 0; i < n; ++i) {
-      const auto a = [&](int g) { return s.p[g * n + i] + s.u[g * n + i]; };
+      const auto a = [&](int g) { return n_or_a[g * n + i]; };
       double* const gate = &s.gate[i];
       switch (kind) {
         case Kind::kTanh:
@@ -75,21 +126,21 @@ struct Layer {
     const int count = gates(kind);
     s.dp.assign(s.u.size(), 0);
     s.du.assign(s.u.size(), 0);
+    s.carry = dh;
+    for (int64_t i = 0; i < n; ++i) dh[i] += s.grad_y[i];
+    s.dh = dh;
+    s.clipped = clipped(dh);
     Row before(n, 0);
     for (int64_t i = 0; i < n; ++i) {
-      const double g = dh[i] + s.grad_y[i];
+      const double g = s.clipped[i];
       double* const dp = &s.dp[i];
       double* const du = &s.du[i];
       const double* const gate = &s.gate[i];
       switch (kind) {
         case Kind::kTanh:
-          dp[0] = g * (1 - s.h[i] * s.h[i]);
-          break;
         case Kind::kRelu:
-          dp[0] = s.h[i] > 0 ? g : 0;
-          break;
         case Kind::kSigmoid:
-          dp[0] = g * s.h[i] * (1 - s.h[i]);
+          dp[0] = through(g, s.h[i]);
           break;
         case Kind::kLstm: {
           const double tanh_c = std::tanh(s.c[i]);
@@ -111,10 +162,9 @@ struct Layer {
           break;
         }
       }
-      for (int gate_index = 0; gate_index < count; ++gate_index) {
-        if (kind != Kind::kGru || gate_index < 2) du[gate_index * n] = dp[gate_index * n];
-      }
     }
+    if (gamma) normalize_backward(s);
+    for (int64_t i = 0; i < (kind == Kind::kGru ? 2 : count) * n; ++i) s.du[i] = s.dp[i];
     for (int64_t i = 0; i < count * n; ++i)
       for (int64_t k = 0; k < n; ++k) before[k] += s.du[i] * w[i * n + k];
     dh = before;
