@@ -30,12 +30,14 @@ _library.define(
     f" Tensor? beta, Tensor? h_0, Tensor? lengths, Tensor? reset, {_OPTIONS})"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
-_library.define(
-    "rnn_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor y, Tensor? x, Tensor? w_ih, Tensor w_hh,"
-    " Tensor? gamma, Tensor? ahat, Tensor? rstd, Tensor? h_0, Tensor? lengths, Tensor? reset,"
-    f" Tensor(a!)? record, bool dx_wanted, bool dw_wanted, {_OPTIONS})"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+# Two of them: an op that writes an argument is one that vmap refuses.
+for _name, _record in (("rnn_backward", ""), ("rnn_backward_recorded", " Tensor(a!) record,")):
+    _library.define(
+        f"{_name}(Tensor? grad_y, Tensor? grad_h_n, Tensor y, Tensor? x, Tensor? w_ih, Tensor w_hh,"
+        " Tensor? gamma, Tensor? ahat, Tensor? rstd, Tensor? h_0, Tensor? lengths, Tensor? reset,"
+        f"{_record} bool dx_wanted, bool dw_wanted, {_OPTIONS})"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    )
 
 
 def _rnn(*inputs):
@@ -49,6 +51,10 @@ def _rnn(*inputs):
 
 
 def _rnn_backward(*inputs):
+    return _rnn_backward_recorded(*inputs[:12], None, *inputs[12:])
+
+
+def _rnn_backward_recorded(*inputs):
     *tensors, backend = inputs
     with torch._C._DisableAutocast():
         gradients = _backward(BACKENDS[backend], *tensors[:15], Options(*tensors[15:]))
@@ -62,7 +68,11 @@ def _rnn_shapes(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset, *op
     return _with_empty(x, empty_results(x, w_hh, gamma, options[1]))
 
 
-def _rnn_backward_shapes(
+def _rnn_backward_shapes(*inputs):
+    return _rnn_backward_recorded_shapes(*inputs[:12], None, *inputs[12:])
+
+
+def _rnn_backward_recorded_shapes(
     grad_y, grad_h_n, y, x, w_ih, w_hh, gamma, ahat, rstd, h_0, lengths, reset, record, *rest
 ):
     return _with_empty(y, empty_gradients(y, w_ih, w_hh, gamma, h_0, *rest[:2]))
@@ -80,10 +90,13 @@ def _with_empty(like: Tensor, found: tuple[Tensor | None, ...]) -> tuple[Tensor,
     return tuple(like.new_empty(0) if x is None else x for x in found)
 
 
-_library.impl("rnn", _rnn, "CompositeExplicitAutograd")
-_library.impl("rnn_backward", _rnn_backward, "CompositeExplicitAutograd")
-torch.library.register_fake("rnnfast::rnn", _rnn_shapes, lib=_library)
-torch.library.register_fake("rnnfast::rnn_backward", _rnn_backward_shapes, lib=_library)
+for _name, _body, _shapes in (
+    ("rnn", _rnn, _rnn_shapes),
+    ("rnn_backward", _rnn_backward, _rnn_backward_shapes),
+    ("rnn_backward_recorded", _rnn_backward_recorded, _rnn_backward_recorded_shapes),
+):
+    _library.impl(_name, _body, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"rnnfast::{_name}", _shapes, lib=_library)
 
 _TYPES = {Tensor, nn.Parameter}
 # What a tensor is, as the dispatcher sees it: memory on the CPU and nothing more. No wrapper of a
@@ -151,8 +164,11 @@ class _Layer(torch.autograd.Function):
                 gradients = _backward(reference, *inputs, ctx.options, **more)
         elif _direct(grad_y, grad_h_n, *saved):
             gradients = _backward(BACKENDS[ctx.backend], *inputs, ctx.options)
-        else:
+        elif ctx.buffer is None:
+            inputs = (*inputs[:12], *inputs[13:])
             gradients = torch.ops.rnnfast.rnn_backward(*inputs, *ctx.options, ctx.backend)
+        else:
+            gradients = torch.ops.rnnfast.rnn_backward_recorded(*inputs, *ctx.options, ctx.backend)
         wanted = (g if need else None for g, need in zip(gradients, needs))
         return *wanted, *(None,) * 11
 

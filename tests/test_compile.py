@@ -315,7 +315,7 @@ def test_opcheck(backend, case, autocast):
             ((None, h_n), False, True),
             ((y, None), True, False),
         ):
-            saved = (y, x, w_ih, w_hh, gamma, *normal, *others[:3], None)
+            saved = (y, x, w_ih, w_hh, gamma, *normal, *others[:3])
             args = (*grads, *saved, dx_wanted, dw_wanted, *others[3:], backend)
             torch.library.opcheck(ops.rnn_backward.default, args)
             dx, *dw, dgamma, dbeta, dh_0 = ops.rnn_backward(*args)
@@ -332,7 +332,7 @@ def test_the_shapes_that_a_graph_is_built_on_are_the_real_ones(backend, case):
     made = y, h_n, *normal = ops.rnn(*inputs, backend)
     x, w_ih, _, _, w_hh, gamma, _, *others = inputs
     normal = (None, None) if gamma is None else normal
-    saved = (y, h_n, y, x, w_ih, w_hh, gamma, *normal, *others[:3], None)
+    saved = (y, h_n, y, x, w_ih, w_hh, gamma, *normal, *others[:3])
     wanted = (True, True, *others[3:], backend)
     grads = ops.rnn_backward(*saved, *wanted)
 

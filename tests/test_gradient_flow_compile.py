@@ -125,7 +125,10 @@ def test_a_layer_goes_back_as_one_op(options, tracking, own_backend):
     y.sum().backward()
     # An op that writes is the argument of one that makes it functional.
     ops = [[x for n in graph.graph.nodes for x in (n.target, *n.args[:1])] for graph in graphs]
-    forward, backward = torch.ops.rnnfast.rnn.default, torch.ops.rnnfast.rnn_backward.default
+    forward, backward = (
+        torch.ops.rnnfast.rnn.default,
+        torch.ops.rnnfast.rnn_backward_recorded.default,
+    )
     counts = [(each.count(forward), each.count(backward)) for each in ops]
     assert counts == [(rnn.num_layers, 0), (0, rnn.num_layers)]
 
@@ -254,9 +257,9 @@ def test_opcheck_of_backward_with_a_record(batch_first, norm, per_sample, own_ba
     buffer = record.make(record.numbers(D, T, B if per_sample else 1), torch.device("cpu"))
     args = (normal(*y.shape), h_n, y, x, w_ih, w_hh, gamma, ahat, rstd, h_0, lengths, reset)
     args += (buffer, True, True, *options)
-    torch.library.opcheck(ops.rnn_backward.default, args)
-    gradients = ops.rnn_backward(*args)
+    torch.library.opcheck(ops.rnn_backward_recorded.default, args)
+    gradients = ops.rnn_backward_recorded(*args)
     assert record.read(buffer)[1].isfinite().all()
-    fake = ops.rnn_backward(*(a.to("meta") if isinstance(a, Tensor) else a for a in args))
+    fake = ops.rnn_backward_recorded(*(a.to("meta") if isinstance(a, Tensor) else a for a in args))
     for real, made in zip(gradients, fake, strict=True):
         assert (made.shape, made.stride(), made.dtype) == (real.shape, real.stride(), real.dtype)

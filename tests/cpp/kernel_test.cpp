@@ -166,7 +166,7 @@ struct Test {
     level::backward<Cell, S, kRows>(g);
   }
 
-  // It takes long to compile: of the cells with several gates for one type only.
+  // It takes long to compile: all cells in double only, and of those with several gates this.
   static constexpr bool can_have_rows(int gates) { return gates == 1 || sizeof(S) == 8; }
 
   template <class Cell>
@@ -186,6 +186,9 @@ struct Test {
     record.poison();
     if constexpr (sizeof(S) == 2) {
       launch_cell<cells::Elman<cells::Tanh, Math>>(threads);
+    } else if constexpr (sizeof(S) == 4) {
+      if (kind == Kind::kTanh) return launch_cell<cells::Elman<cells::Tanh, Math>>(threads);
+      launch_cell<cells::Gru<Math>>(threads);
     } else {
       switch (kind) {
         case Kind::kTanh:
@@ -425,7 +428,6 @@ void check_long() {
 }
 
 // A NaN or inf of p, and one of grad_y, is seen where it is and goes where it must.
-template <class S>
 void check_nonfinite() {
   for (Kind kind : {Kind::kTanh, Kind::kRelu, Kind::kSigmoid})
     for (int i = 0; i < 20; ++i) {
@@ -433,7 +435,9 @@ void check_nonfinite() {
       options.rows = options.record = options.nonfinite = true;
       options.per_sample = pick(2) == 0;
       options.threads = 1 + static_cast<int>(pick(5));
-      Test<S>{kind, {6, 1 + pick(4), 5, 2, 1}, options}.check();
+      const cpu::Shape shape = {6, 1 + pick(4), 5, 2, 1};
+      Test<double>{kind, shape, options}.check();
+      if (kind == Kind::kTanh) Test<float>{kind, shape, options}.check();
     }
 }
 
@@ -442,11 +446,11 @@ void check_nonfinite() {
 int main() {
   for (Kind kind : {Kind::kTanh, Kind::kRelu, Kind::kSigmoid, Kind::kLstm, Kind::kGru}) {
     check_kind<double>(kind);
-    check_kind<float>(kind);
   }
+  check_kind<float>(Kind::kTanh);
+  check_kind<float>(Kind::kGru);
   check_kind<level::BFloat16>(Kind::kTanh);
-  check_nonfinite<double>();
-  check_nonfinite<float>();
+  check_nonfinite();
   check_long();
   std::printf(failures ? "%d failures\n" : "all kernels agree with the naive loop\n", failures);
   return failures != 0;

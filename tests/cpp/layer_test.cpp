@@ -27,7 +27,8 @@ int failures = 0;
 struct Sizes {
   int64_t T, B, H, I, D;
   bool bias, lengths, batch_major;
-  int wanted;  // 1 dx, 2 gradients of weights, 4 dh0
+  int wanted;         // 1 dx, 2 gradients of weights, 4 dh0
+  bool norm = false;  // layer norm; of float and Elman cells
 };
 
 template <class Cell, class S>
@@ -42,9 +43,13 @@ struct Layer {
   Data c0 = Data::random(states, 0.5), grad_y = Data::random(points * Y, 0.5);
   Data grad_h_n = Data::random(states, 0.5), grad_c_n = Data::random(states, 0.5);
   Buffer<int64_t> lengths{n.B};
+  static constexpr bool kCanNorm = Cell::kNormalizes && sizeof(S) == 4;
+  static constexpr double kEps = 1e-3;
+  Data gamma = Data::random(Y), beta = Data::random(Y);
 
   struct Results {
     Data y, h_n, c_n, saved, dp, du, dx, dw_ih, db_ih, db_hh, dw_hh, dh0, dc0;
+    Data ahat, rstd, dgamma, dbeta;
   };
 
   int64_t stride_t(int64_t width) const { return n.batch_major ? width : n.B * width; }
@@ -62,7 +67,8 @@ struct Layer {
     Results r = {Data(points * Y), Data(states),     Data(states),       Data(points * kept),
                  Data(points * W), Data(points * W), Data(points * n.I), Data(W * n.I),
                  Data(W),          Data(W),          Data(W * n.H),      Data(states),
-                 Data(states)};
+                 Data(states),     Data(points * Y), Data(points * n.D), Data(Y),
+                 Data(Y)};
     cpu::ForwardProblem f;
     f.shape = {n.T, n.B, n.H, n.D, 1};
     f.threads = threads;
@@ -79,7 +85,17 @@ struct Layer {
     f.saved = sequence<void*>(r.saved, kept);
     f.h_n = r.h_n.get();
     f.carried_n = r.c_n.get();
-    level::forward<Cell, S, level::Arithmetic<S>>(f);
+    if constexpr (kCanNorm) {
+      if (n.norm) {
+        f.gamma = gamma.get();
+        f.beta = beta.get();
+        f.norm_eps = kEps;
+        f.ahat = sequence<void*>(r.ahat, Y);
+        f.rstd = r.rstd.get();
+        level::forward<Cell, S, level::Arithmetic<S>, true>(f);
+      }
+    }
+    if (!n.norm) level::forward<Cell, S, level::Arithmetic<S>>(f);
     cpu::BackwardProblem g;
     g.shape = f.shape;
     g.threads = threads;
@@ -105,7 +121,17 @@ struct Layer {
     }
     g.dh0 = n.wanted & 4 ? r.dh0.get() : nullptr;
     g.dcarried0 = Cell::kCarried > 0 ? r.dc0.get() : nullptr;
-    level::backward<Cell, S>(g);
+    if constexpr (kCanNorm) {
+      if (n.norm) {
+        g.gamma = gamma.get();
+        g.ahat = sequence<const void*>(r.ahat, Y);
+        g.rstd = r.rstd.get();
+        g.dgamma = r.dgamma.get();
+        g.dbeta = r.dbeta.get();
+        level::backward<Cell, S, true>(g);
+      }
+    }
+    if (!n.norm) level::backward<Cell, S>(g);
     return r;
   }
 
@@ -115,6 +141,8 @@ struct Layer {
     if (n.wanted & 2)
       for (const Data* data : {&r.dw_ih, &r.db_ih, &r.db_hh, &r.dw_hh}) all.push_back(data);
     if (n.wanted & 4) all.push_back(&r.dh0);
+    if (n.norm)
+      for (const Data* data : {&r.ahat, &r.rstd, &r.dgamma, &r.dbeta}) all.push_back(data);
     return all;
   }
 
@@ -159,14 +187,24 @@ struct Layer {
     }
   }
 
-  // h of the first step of each row: tanh(x W_ih^T + b + h0 W_hh^T), forward direction.
+  // h of the first step of each row: tanh(x W_ih^T + b + h0 W_hh^T), forward direction; with layer
+  // norm before tanh.
   void check_first_step(const Results& r) const {
     for (int64_t b = 0; b < n.B; ++b) {
       if (n.lengths && lengths.data[b] == 0) continue;
+      std::vector<double> row(static_cast<size_t>(n.H));
       for (int64_t j = 0; j < n.H; ++j) {
-        double a = n.bias ? b_ih.at(j) + b_hh.at(j) : 0;
+        double& a = row[static_cast<size_t>(j)];
+        a = n.bias ? b_ih.at(j) + b_hh.at(j) : 0;
         for (int64_t i = 0; i < n.I; ++i) a += x.at(place(0, b, n.I) + i) * w_ih.at(j * n.I + i);
         for (int64_t k = 0; k < n.H; ++k) a += h0.at(b * n.H + k) * w_hh.at(j * n.H + k);
+      }
+      double mean = 0, variance = 0;
+      for (double a : row) mean += a / static_cast<double>(n.H);
+      for (double a : row) variance += (a - mean) * (a - mean) / static_cast<double>(n.H);
+      for (int64_t j = 0; j < n.H; ++j) {
+        double& a = row[static_cast<size_t>(j)];
+        if (n.norm) a = (a - mean) / std::sqrt(variance + kEps) * gamma.at(j) + beta.at(j);
         expect("y", r.y.at(place(0, b, Y) + j), std::tanh(a));
       }
     }
@@ -210,6 +248,11 @@ void check_type() {
                            variant % 5 == 0,
                            1 + variant % 7};
           Layer<Tanh, S>{n}.check(true);
+          if constexpr (sizeof(S) == 4) {
+            Sizes with_norm = n;
+            with_norm.norm = true;
+            Layer<Tanh, S>{with_norm}.check(true);
+          }
           if constexpr (sizeof(S) > 2) {
             if (variant % 3 > 0) continue;
             Layer<cells::Lstm<Math>, S>{n}.check(false);
