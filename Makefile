@@ -10,6 +10,10 @@ CXX_FILES := $(filter-out %/rnn_fwd_cluster.cuh %/rnn_bwd_cluster.cuh, \
 
 OF_EVERY_LEVEL := $(addprefix tests/test_,numerics.py module_contract.py module_sequences.py)
 
+# Two processes, whose idle threads let go of the cores; a file's fixtures are made once.
+PYTEST_TWO := -n 2 --dist loadfile
+test: export OMP_WAIT_POLICY = passive
+
 .PHONY: demo test lint sanitize extension format bench gpu-probe clean
 
 demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits: under 2 minutes
@@ -18,10 +22,10 @@ demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits: under 2 m
 
 test: export RNNFAST_REQUIRE_EXTENSION = 1  # its tests must not be skipped
 test: lint extension sanitize  ## everything that can be shown without a GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_TWO)
 	levels=$$($(BIN)/python -c 'from rnnfast import _C; print(*_C.simd_levels()[:-1])') && \
 		for level in $$levels; do echo "SIMD level $$level:" && \
-		RNNFAST_SIMD=$$level $(BIN)/python -m pytest $(OF_EVERY_LEVEL) || exit 1; done
+		RNNFAST_SIMD=$$level $(BIN)/python -m pytest $(PYTEST_TWO) $(OF_EVERY_LEVEL) || exit 1; done
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -19,7 +19,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PIP = ["-m", "pip", "--disable-pip-version-check", "--no-input"]
 OFFLINE = ["--no-index", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
-QUICK = "-O0"  # a third of the time: here nothing is timed but the import
 needs_compiler = pytest.mark.skipif(
     not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")),
     reason="no C++ compiler",
@@ -126,7 +125,6 @@ def wheel(unpacked, tmp_path_factory) -> Path:
         *(sys.executable, *PIP, "wheel", *OFFLINE, "--wheel-dir", out, unpacked),
         cwd=out,
         RNNFAST_REQUIRE_EXTENSION="1",
-        CXXFLAGS=QUICK,
     )
     (file,) = out.iterdir()
     return file
@@ -204,7 +202,6 @@ def test_editable_installation_trains_and_sees_triton_kernels(
         *(python, *PIP, "install", *OFFLINE, "--ignore-installed", "--editable", unpacked),
         cwd=tmp_path,
         RNNFAST_REQUIRE_EXTENSION="1",
-        CXXFLAGS=QUICK,
     )
     assert module.stat().st_mtime_ns == compiled
     file = run(python, "-c", TRAIN, cwd=tmp_path).stdout.strip()

@@ -45,7 +45,7 @@ struct Layer {
   Buffer<int64_t> lengths{n.B};
   static constexpr bool kCanNorm = Cell::kNormalizes && sizeof(S) == 4;
   static constexpr double kEps = 1e-3;
-  Data gamma = Data::random(Y), beta = Data::random(Y);
+  Data gamma = Data::random(Y, 0.5), beta = Data::random(Y, 0.5);
 
   struct Results {
     Data y, h_n, c_n, saved, dp, du, dx, dw_ih, db_ih, db_hh, dw_hh, dh0, dc0;
