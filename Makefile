@@ -10,9 +10,10 @@ CXX_FILES := $(filter-out %/rnn_fwd_cluster.cuh %/rnn_bwd_cluster.cuh, \
 
 OF_EVERY_LEVEL := $(addprefix tests/test_,numerics.py module_contract.py module_sequences.py)
 
-# Two processes, whose idle threads let go of the cores; a file's fixtures are made once.
-PYTEST_TWO := -n 2 --dist loadfile
-test: export OMP_WAIT_POLICY = passive
+# Two processes, whose idle threads let go of the cores; a file's fixtures are made once. What is
+# timed runs alone.
+TIMED := tests/test_speed.py
+PYTEST_IN_TWO := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test lint sanitize extension format bench gpu-probe clean
 
@@ -22,10 +23,11 @@ demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits: under 2 m
 
 test: export RNNFAST_REQUIRE_EXTENSION = 1  # its tests must not be skipped
 test: lint extension sanitize  ## everything that can be shown without a GPU
-	$(BIN)/python -m pytest $(PYTEST_TWO)
+	$(PYTEST_IN_TWO) --ignore $(TIMED)
+	$(BIN)/python -m pytest $(TIMED)
 	levels=$$($(BIN)/python -c 'from rnnfast import _C; print(*_C.simd_levels()[:-1])') && \
 		for level in $$levels; do echo "SIMD level $$level:" && \
-		RNNFAST_SIMD=$$level $(BIN)/python -m pytest $(PYTEST_TWO) $(OF_EVERY_LEVEL) || exit 1; done
+		RNNFAST_SIMD=$$level $(PYTEST_IN_TWO) $(OF_EVERY_LEVEL) || exit 1; done
 
 lint: .venv/dev
 	$(BIN)/ruff check .
