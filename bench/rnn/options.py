@@ -25,9 +25,9 @@ from .__main__ import ROOT, folder, point, seconds, versions
 from .points import Point
 from .timing import speed_up, take_turns
 
-POINTS = [
-    Point(*p, "listed") for p in ((128, 1, 64), (128, 32, 128), (128, 32, 256), (128, 64, 512))
-]
+SIZES = ((128, 1, 64), (128, 32, 128), (512, 32, 128), (128, 32, 256), (128, 64, 512))
+POINTS = [Point(*size, "listed") for size in SIZES]
+LOOPS = ("loop: two nn.Linear, nn.LayerNorm, tanh a step", "loop: one nn.Linear out of it")
 OPTIONS = {
     "plain": {},
     "layer norm": {"norm": "layer"},
@@ -39,33 +39,35 @@ OPTIONS = {
 
 
 class Loop(nn.Module):
-    """A layer-normalized RNN as it is written with torch's modules."""
+    """A layer-normalized RNN as it is written with torch's modules; the input's nn.Linear at each
+    step, or at once for all."""
 
-    def __init__(self, H: int) -> None:
+    def __init__(self, H: int, at_once: bool) -> None:
         super().__init__()
         self.inputs, self.state, self.norm = nn.Linear(H, H), nn.Linear(H, H), nn.LayerNorm(H)
+        self.at_once = at_once
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        p = self.inputs(x)
-        h = x.new_zeros(p.shape[1:])
+        h = x.new_zeros(x.shape[1:])
         steps = []
-        for p_t in p.unbind():
-            h = torch.tanh(self.norm(p_t + self.state(h)))
+        for x_t in (self.inputs(x) if self.at_once else x).unbind():
+            p = x_t if self.at_once else self.inputs(x_t)
+            h = torch.tanh(self.norm(p + self.state(h)))
             steps.append(h)
         return torch.stack(steps), h.unsqueeze(0)
 
 
 def build(H: int) -> dict[str, nn.Module]:
-    """The loop has the weights of "layer norm"."""
+    """The loops have the weights of "layer norm"."""
     torch.manual_seed(0)
     modules = {name: rnnfast.RNN(H, H, backend="cpu", **o) for name, o in OPTIONS.items()}
-    loop, ours = Loop(H), modules["layer norm"]
+    loops = {name: Loop(H, at_once) for name, at_once in zip(LOOPS, (False, True))}
+    names = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
     with torch.no_grad():
-        for theirs, name in zip(
-            loop.parameters(), ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
-        ):
-            theirs.copy_(getattr(ours, f"{name}_l0"))
-    return modules | {"loop with nn.LayerNorm": loop}
+        for loop in loops.values():
+            for theirs, name in zip(loop.parameters(), names):
+                theirs.copy_(getattr(modules["layer norm"], f"{name}_l0"))
+    return modules | loops
 
 
 def results(module: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, ...]:
@@ -74,14 +76,13 @@ def results(module: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, ...]:
 
 
 def check(modules: dict[str, nn.Module], x: Tensor, g: Tensor) -> None:
-    """No time for another result: the loop and the kernel agree as two float32 computations do."""
-    ours, theirs = (
-        results(modules[name], x, g)[:2] for name in ("layer norm", "loop with nn.LayerNorm")
-    )
-    for a, b in zip(ours, theirs):
-        error = (a - b).norm() / b.norm()
-        if not error < 1e-4:
-            raise RuntimeError(f"the kernel and the loop differ by {error:.1e}")
+    """No time for another result: loops and kernel agree as float32 computations do."""
+    ours = results(modules["layer norm"], x, g)[:2]
+    for name in LOOPS:
+        for a, b in zip(ours, results(modules[name], x, g)):
+            error = (a - b).norm() / b.norm()
+            if not error < 1e-4:
+                raise RuntimeError(f"the kernel and the {name} differ by {error:.1e}")
 
 
 def measure(at: Point, limit: float) -> list[dict[str, object]]:
