@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.rnn import points, report, timing
+from bench.rnn import options, points, report, timing
 from bench.rnn.__main__ import ROOT, main, parse
 from bench.rnn.providers import PROVIDERS, Layer, Module, Problem, make_problem, saved_bytes
 from rnnfast.backends import cpu
@@ -202,3 +202,30 @@ def test_saved_memory_counts_what_only_backward_needs():
 @needs_cpu
 def test_rnnfast_keeps_nothing_but_its_output():
     assert RNNFAST.build(make_problem(5, 4, 8)).saved_bytes() == 0
+
+
+# ----------------------------------------------------------------------- what the options cost
+
+
+@needs_cpu
+def test_options_are_timed_beside_the_loops_they_replace(tmp_path, capsys):
+    arguments = ["--points", "4,2,8", "--seconds-per-point", "0.001", "--out", str(tmp_path)]
+    assert options.main(arguments) == 0
+    with open(tmp_path / "cpu_options.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["what"] for row in rows] == [*options.OPTIONS, *options.LOOPS]
+    assert all(float(row["median_s"]) > 0 for row in rows)
+    assert float(rows[0]["over_plain"]) == 1
+    assert "layer norm" in capsys.readouterr().out
+
+
+@needs_cpu
+def test_no_time_for_a_loop_that_computes_something_else(monkeypatch):
+    def without_norm(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.tanh(self.inputs(x) + 0 * self.state(x) + 0 * self.norm(x))
+        return y, y[-1:]
+
+    monkeypatch.setattr(options.Loop, "forward", without_norm)
+    x, g = torch.randn(4, 2, 8, requires_grad=True), torch.randn(4, 2, 8)
+    with pytest.raises(RuntimeError, match="the kernel and the loop: .* differ by"):
+        options.check(options.build(8), x, g)
