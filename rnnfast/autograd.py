@@ -137,21 +137,20 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *inputs):
-        *tensors, buffer = inputs[:11]
-        *options, backend, direct = inputs[11:]
-        y, h_n, ahat, rstd = _call(tensors, Options(*options), backend, direct)
+        *tensors, buffer, options, backend, direct = inputs
+        y, h_n, ahat, rstd = _call(tensors, options, backend, direct)
         x, w_ih, _, _, w_hh, gamma, _, h_0, lengths, reset = tensors
         kept = x if w_ih is not None and any(ctx.needs_input_grad[1:7]) else None
         ctx.save_for_backward(y, kept, w_ih, w_hh, gamma, ahat, rstd, h_0, lengths, reset)
         ctx.buffer = buffer  # not saved: it is there to be written, by each backward anew
-        ctx.options, ctx.backend = Options(*options), backend
+        ctx.options, ctx.backend = options, backend
         ctx.set_materialize_grads(False)
         return (y, h_n) if gamma is None else (y, h_n, ahat, rstd)
 
     @staticmethod
     def backward(ctx, grad_y, grad_h_n, grad_ahat=None, grad_rstd=None):
         if all(g is None for g in (grad_y, grad_h_n, grad_ahat, grad_rstd)):
-            return (None,) * 19
+            return (None,) * 14
         saved = ctx.saved_tensors  # once: checkpointing allows no second look
         needs = ctx.needs_input_grad
         inputs = (grad_y, grad_h_n, *saved, ctx.buffer, needs[0], any(needs[1:7]))
@@ -170,7 +169,7 @@ class _Layer(torch.autograd.Function):
         else:
             gradients = torch.ops.rnnfast.rnn_backward_recorded(*inputs, *ctx.options, ctx.backend)
         wanted = (g if need else None for g, need in zip(gradients, needs))
-        return *wanted, *(None,) * 11
+        return *wanted, None, None, None, None, None, None
 
 
 def _call(
@@ -226,7 +225,7 @@ def layer(
     if not torch.is_grad_enabled():
         return _call(inputs, options, backend, direct)[:2]
     apply = _apply if direct else _Layer.apply
-    return apply(*inputs, buffer, *options, backend, direct)[:2]
+    return apply(*inputs, buffer, options, backend, direct)[:2]
 
 
 def _check_devices(x: Tensor, *others: Tensor | None) -> None:
