@@ -227,5 +227,5 @@ def test_no_time_for_a_loop_that_computes_something_else(monkeypatch):
 
     monkeypatch.setattr(options.Loop, "forward", without_norm)
     x, g = torch.randn(4, 2, 8, requires_grad=True), torch.randn(4, 2, 8)
-    with pytest.raises(RuntimeError, match="the kernel and the loop: .* differ by"):
+    with pytest.raises(RuntimeError, match=r"the kernel and the loop: .* differ by"):
         options.check(options.build(8), x, g)
