@@ -151,8 +151,8 @@ RNNFAST_INLINE Raw<S> load_raw(const S* from, int64_t count) {
   } else {  // whole pairs of lanes, then the last lane, which an odd count leaves out
     const Bits16 lane = {0, 1, 2, 3, 4, 5, 6, 7};
     const auto rest = static_cast<std::uint16_t>(count) - lane;
-    const __m128i mask = _mm_cmpgt_epi32(_mm_set1_epi32(static_cast<int>(count / 2)),
-                                         _mm_setr_epi32(0, 1, 2, 3));
+    const __m128i mask =
+        _mm_cmpgt_epi32(_mm_set1_epi32(static_cast<int>(count / 2)), _mm_setr_epi32(0, 1, 2, 3));
     const auto pairs = Bits16(_mm_maskload_epi32(reinterpret_cast<const int*>(from), mask));
     return rest == 1 ? from[count - 1].bits - Bits16{} : pairs;
   }
