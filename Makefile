@@ -17,7 +17,7 @@ PYTEST_IN_TWO := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loa
 
 .PHONY: demo test lint sanitize extension format bench gpu-probe clean
 
-demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits: under 2 minutes
+demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	$(BIN)/python -m rnnfast demo
 
