@@ -1,8 +1,9 @@
 // One call of a kernel: memory, threads, and what each thread does in which order.
 #pragma once
 
+#include "backward.h"
+#include "forward.h"
 #include "point_gradients.h"
-#include "recurrence.h"
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 

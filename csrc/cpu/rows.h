@@ -29,16 +29,16 @@ RNNFAST_INLINE Vec<A> first_lanes(Vec<A> x, int64_t count) {
   return x;
 }
 
-template <class V, int kLanes>
+template <class V, int kCount>
 RNNFAST_INLINE auto sum_lanes(V x) {
-  for (int half = kLanes / 2; half > 0; half /= 2)
+  for (int half = kCount / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) x[i] += x[i + half];
   return x[0];
 }
 
-template <class V, int kLanes>
+template <class V, int kCount>
 RNNFAST_INLINE auto largest_lane(V x) {
-  for (int half = kLanes / 2; half > 0; half /= 2)
+  for (int half = kCount / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) x[i] = x[i + half] > x[i] ? x[i + half] : x[i];
   return x[0];
 }
