@@ -11,6 +11,7 @@ import torch
 from rnnfast.backends import cpu
 
 _C = pytest.importorskip("rnnfast._C")
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 NONLINEARITIES = ("tanh", "relu", "sigmoid")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -36,15 +37,6 @@ def level(request):
     _C.set_simd_level(request.param)
     yield request.param
     _C.set_simd_level(before)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread():
-    """The float64 judge works on small tensors, where torch's threads only get in the way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def address(tensor):
