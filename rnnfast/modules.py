@@ -421,7 +421,8 @@ class RNN(nn.RNNBase):
         return made[-1]
 
     def _read_records(self) -> GradientFlow | None:
-        return read(self._records, self.track_gradient_flow == "sample")
+        network = {name: getattr(self, name) for name in ("nonlinearity", *PLAIN)}
+        return read(self._records, self.track_gradient_flow == "sample", network)
 
     def __dir__(self) -> list[str]:
         """Without gradient_flow where there is none: torch.jit and others read all that is here."""

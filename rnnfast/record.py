@@ -20,6 +20,7 @@ FIELDS = (
     "nonfinite_grad",  # how many entries of dh_t or da_t are not finite
     "nonfinite_state",  # how many of h_t
     "entries",  # how many there are
+    "carried",  # how many of them the step after has sent a gradient back to
 )
 HEADER = 4
 NEVER = -2  # the number of a backward pass; -1 stands for one outside of autograd

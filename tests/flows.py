@@ -11,9 +11,8 @@ from torch import Tensor
 
 import rnnfast
 from rnnfast.gradient_flow import GradientFlow
+from rnnfast.gradient_flow.flow import FIELDS, NORMS
 
-FIELDS = GradientFlow._fields
-NORMS = FIELDS[:4]
 T, B, IN, H = 6, 3, 3, 8
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -37,12 +36,15 @@ def same(a, b) -> bool:
             and torch.equal(a.isnan(), b.isnan())
             and torch.equal(a.nan_to_num(), b.nan_to_num())
         )
+    if isinstance(a, GradientFlow):
+        a, b = a.fields().values(), b.fields().values()
     return len(a) == len(b) and all(map(same, a, b))
 
 
 def assert_close(found: GradientFlow, wanted: GradientFlow, tolerance: float) -> None:
     """Relative, every single value; what is 0 or not finite agrees exactly."""
-    for name, a, w in zip(FIELDS, found, wanted, strict=True):
+    for name, a in found.fields().items():
+        w = getattr(wanted, name)
         assert a.dtype == torch.float64, name
         assert a.shape == w.shape, name
         assert torch.equal(a.isnan(), w.isnan()), f"{name}: {a} for {w}"
@@ -77,6 +79,7 @@ class Step:
             self.clipped.register_hook(lambda g: clip(g, rnn.clip_state_grad))
         for node in (self.a, self.clipped, self.h, self.through):
             node.retain_grad()  # of a tensor with a hook: what the hook returns
+        self.carried = False  # until a step after it sends a gradient back
         self.slope = SLOPES[rnn.nonlinearity](n.detach())
 
 
@@ -103,14 +106,18 @@ def unrolled(rnn, x, hx, lengths, reset) -> tuple[Tensor, Tensor, dict]:
             for b in range(B):
                 length = T if lengths is None else lengths[b]
                 h = torch.zeros_like(b_ih) if hx is None else hx[len(h_n), b]
-                through = h
+                through, each = h, []
                 for t in reversed(range(length)) if d else range(length):
                     edge = t + d  # between real steps edge - 1 and edge
                     window = rnn.bptt_window or T
-                    if 0 < edge < length and edge % window == 0:
+                    leaves = 0 < edge < length and edge % window == 0
+                    if leaves:
                         through = through.detach()
-                    if reset is not None and edge < length and reset[edge, b]:
+                    cut = reset is not None and edge < length and reset[edge, b]
+                    if cut:
                         through = torch.zeros_like(through)
+                    for step in each:
+                        step.carried = not (leaves or cut)
                     p = w_ih @ u[t, b] + b_ih + b_hh
                     each = []
                     for k in range(heads):
@@ -154,7 +161,9 @@ def measured(rnn: rnnfast.RNN, steps: dict, T: int, B: int) -> GradientFlow:
         fields["gain"][at] = torch.cat([step.slope for step in each]).abs().mean()
         fields["nonfinite_grad"][at] = (~(dh.isfinite() & da.isfinite())).sum()
         fields["nonfinite_state"][at] = (~h.isfinite()).sum()
-    return GradientFlow(*(x if per_sample else x.squeeze(-1) for x in fields.values()))
+        fields["entries"][at] = h.numel()
+        fields["carried"][at] = sum(len(step.h) for step in each if step.carried)
+    return GradientFlow(**{n: x if per_sample else x.squeeze(-1) for n, x in fields.items()})
 
 
 def compare(rnn, x, hx=None, lengths=None, reset=None, grad_y=None, grad_h_n=None, tolerance=0.0):

@@ -73,7 +73,7 @@ def measured(call, rnn: rnnfast.RNN, x: Tensor, **more) -> dict[str, Tensor]:
     y, h_n = call(x, **more)
     leaves = {"x": x} | dict(rnn.named_parameters())
     grads = torch.autograd.grad((y**2).sum() + h_n.sum(), list(leaves.values()))
-    return dict(zip(leaves, grads)) | rnn.gradient_flow._asdict()
+    return dict(zip(leaves, grads)) | rnn.gradient_flow.fields()
 
 
 def leave_room(rnn: rnnfast.RNN, T: int) -> None:
@@ -194,7 +194,7 @@ def test_the_last_backward_wins(way, compiler, own_backend):
             rnn(torch.cat([x, x]))
         loss.backward()
         grads = {name: p.grad.clone() for name, p in rnn.named_parameters()}
-        return grads | rnn.gradient_flow._asdict()
+        return grads | rnn.gradient_flow.fields()
 
     wanted = found(rnn)
     assert_same(found(compiled(rnn, compiler)), wanted)
@@ -203,7 +203,7 @@ def test_the_last_backward_wins(way, compiler, own_backend):
     if way != "twice in one loss":
         loss = rnn(x)[0].square().sum()
         loss.backward()
-        assert_same(rnn.gradient_flow._asdict(), {n: wanted[n] for n in rnn.gradient_flow._fields})
+        assert_same(rnn.gradient_flow.fields(), {n: wanted[n] for n in rnn.gradient_flow.fields()})
 
 
 def test_the_same_module_twice_in_one_graph(own_backend):
@@ -229,7 +229,7 @@ def test_autocast_around_a_compiled_call(own_backend):
     wanted = measured(call, rnn, x)
     rnn._records = rnn._new_records()
     found = measured(compiled(call), rnn, x)
-    assert all(torch.equal(found[name], wanted[name]) for name in rnn.gradient_flow._fields)
+    assert all(torch.equal(found[name], wanted[name]) for name in rnn.gradient_flow.fields())
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

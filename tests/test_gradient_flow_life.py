@@ -11,7 +11,6 @@ from datetime import timedelta
 import pytest
 import torch
 from flows import (
-    FIELDS,
     IN,
     NORMS,
     B,
@@ -115,11 +114,12 @@ def test_layers_without_a_gradient_are_nan(own_backend):
     rnn = make(own_backend, num_layers=2, bidirectional=True)
     x = inputs()[:4]
     whole = run(rnn, x)
-    assert all(v.isfinite().all() for v in whole)
+    assert all(v.isfinite().all() for v in whole.fields().values())
     run(rnn)  # of another T
     y, h_n = rnn(x)
     torch.autograd.grad(y.square().sum() + h_n.sum(), rnn.weight_hh_l1)
-    for name, found, wanted in zip(FIELDS, rnn.gradient_flow, whole):
+    for name, found in rnn.gradient_flow.fields().items():
+        wanted = getattr(whole, name)
         assert found.shape == (2, 2, 4), name
         assert found[0].isnan().all(), name
         assert torch.equal(found[1], wanted[1]), name
@@ -270,10 +270,12 @@ def test_samples_add_up_to_the_batch(own_backend):
     options = {"bidirectional": True, "num_heads": 2, "clip_state_grad": 0.5}
     whole = run(make(own_backend, **options))
     each = run(make(own_backend, track_gradient_flow="sample", **options))
-    together = [v.square().sum(-1).sqrt() for v in each[:4]]
-    together += [each.state_max.amax(-1), each.gain.mean(-1)]
-    together += [each.nonfinite_grad.sum(-1), each.nonfinite_state.sum(-1)]
-    assert_close(whole, GradientFlow(*together), 1e-12)
+    fields = each.fields()
+    together = {name: fields[name].square().sum(-1).sqrt() for name in NORMS}
+    together |= {"state_max": each.state_max.amax(-1), "gain": each.gain.mean(-1)}
+    together |= {name: fields[name].sum(-1) for name in fields.keys() - together.keys()}
+    assert_close(whole, GradientFlow(**together), 1e-12)
+    assert_close(whole, each.pooled(), 1e-12)
 
 
 # ------------------------------------------------------------------------------- the surroundings
@@ -374,13 +376,14 @@ def train_on_a_rank(rank: int, backend: str, folder: str) -> None:
     )
     rnn = make(backend, num_layers=2, bidirectional=True)
     run(rnn, shard(rank), nn.parallel.DistributedDataParallel(rnn))
-    torch.save((gradients_of(rnn), tuple(rnn.gradient_flow)), f"{folder}/{rank}")
+    flow = rnn.gradient_flow
+    torch.save((gradients_of(rnn), flow.fields(), flow.reduce().fields()), f"{folder}/{rank}")
     torch.distributed.destroy_process_group()
 
 
 def test_distributed_data_parallel(own_backend, tmp_path):
     """Gradients are those of the whole batch; each rank has the record of its own part, whose T
-    differs."""
+    differs, and reduce() that of the whole."""
     arguments = own_backend, str(tmp_path)
     ranks = torch.multiprocessing.spawn(train_on_a_rank, arguments, nprocs=2, join=False)
     try:
@@ -394,11 +397,12 @@ def test_distributed_data_parallel(own_backend, tmp_path):
     y, h_n = rnn(inputs(6, 4, IN), lengths=LENGTHS)
     ((y.square().sum() + h_n.sum()) / 2).backward()
     for rank in range(2):
-        grads, flow = torch.load(tmp_path / str(rank))
+        grads, flow, reduced = torch.load(tmp_path / str(rank))
+        assert_close(GradientFlow(**reduced), rnn.gradient_flow, 1e-12)
         for a, w in zip(grads, gradients_of(rnn), strict=True):
             assert (a - w).abs().max() <= 1e-12 * w.abs().max()
         alone = make(own_backend, num_layers=2, bidirectional=True)
-        assert_close(GradientFlow(*flow), run(alone, shard(rank)), 1e-12)
+        assert_close(GradientFlow(**flow), run(alone, shard(rank)), 1e-12)
 
 
 # --------------------------------------------------------------------------------- when it is off

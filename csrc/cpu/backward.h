@@ -180,7 +180,7 @@ struct BackwardTask : Task<Cell, S> {
     if constexpr (kRows) {
       this->crew.wait();  // carried_dh is whole
       for (int64_t row = 0; row < this->slice.count; ++row)
-        if (t < length(row)) finish(at.from(row), enters(row));
+        if (t < length(row)) finish(at.from(row), enters(row), !enters(row) && !stops(row));
     }
   }
 
@@ -293,7 +293,7 @@ struct BackwardTask : Task<Cell, S> {
     }
   };
 
-  RNNFAST_INLINE void finish(const Step& at, bool enters) const {
+  RNNFAST_INLINE void finish(const Step& at, bool enters, bool carried) const {
     const bool last = enters && problem->grad_h_n != nullptr;
     const Gradient dh = {
         at, carried_dh + place(at.row, 0),
@@ -303,7 +303,7 @@ struct BackwardTask : Task<Cell, S> {
     if (measured != nullptr) {
       Measures measures;
       finish(dh, scale, &measures);
-      keep(dh, scale, measures);
+      keep(dh, scale, carried, measures);
     } else {
       finish(dh, scale, nullptr);
     }
@@ -401,7 +401,7 @@ struct BackwardTask : Task<Cell, S> {
   }
 
   // Adds a row to the record.
-  RNNFAST_INLINE void keep(const Gradient& dh, double scale, const Measures& sums) const {
+  RNNFAST_INLINE void keep(const Gradient& dh, double scale, bool carried, const Measures& sums) const {
     const int64_t rows = problem->per_sample ? this->slice.count : 1;
     double* const to =
         measured + (dh.at.t * rows + (problem->per_sample ? dh.at.row : 0)) * kFields;
@@ -414,7 +414,9 @@ struct BackwardTask : Task<Cell, S> {
     to[kPreactSquares] += preact;
     to[kStateMax] = larger(to[kStateMax], state == state ? largest : state);  // NaN where one is
     to[kSlopes] += static_cast<double>(sum_lanes<V, L>(sums.slopes));
-    to[kEntries] += static_cast<double>(end > this->first_unit() ? end - this->first_unit() : 0);
+    const int64_t units = end > this->first_unit() ? end - this->first_unit() : 0;
+    to[kEntries] += static_cast<double>(units);
+    if (carried) to[kCarried] += static_cast<double>(units);
     const double any = state + preact + static_cast<double>(sum_lanes<V, L>(sums.finite));
     if (any - any != 0) count_nonfinite(dh, to);
   }

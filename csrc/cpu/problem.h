@@ -102,6 +102,7 @@ enum Field {
   kNonfiniteGrad,
   kNonfiniteState,
   kEntries,
+  kCarried,
   kFields
 };
 

@@ -180,7 +180,8 @@ def backward(
                 da = _where(valid, da, 0)
             if record is not None:
                 slope = through(torch.ones_like(h), h)
-                _measure(record[d, t], valid, carry, dh, clipped, da, h, slope)
+                carried = edges.carried(t, d)
+                _measure(record[d, t], valid, carry, dh, clipped, da, h, slope, carried)
             before = _heads(y[times[s - 1]], d, n, S) if s else start
             if d and lengths is not None:  # the reverse direction of this row begins here
                 before = torch.where((t + 1 == lengths).unsqueeze(1), start, before)
@@ -286,6 +287,15 @@ class _Edges:
             return inside if last and inside is not None else last
         return (t == self.lengths - 1).unsqueeze(1)
 
+    def carried(self, t: int, d: int) -> Tensor | bool:
+        """Rows whose step t gets a gradient from the step after it, in the order of direction d."""
+        edge = t if d else t + 1
+        stops = self.enters(t, d), self.cut(edge), self.window(edge) is not False
+        if any(rows is True for rows in stops):
+            return False
+        masks = [rows for rows in stops if rows is not False]
+        return ~(masks[0] | masks[-1]) if masks else True
+
     def cut(self, e: int) -> Tensor | bool:
         """Rows with a reset at edge e."""
         if self.reset is None or e == self.T:
@@ -321,6 +331,7 @@ def _measure(
     da: Tensor,
     h: Tensor,
     slope: Tensor,
+    carried: Tensor | bool,
 ) -> None:
     """Fills record [N, fields] for one step of one direction from [n, B, S]."""
 
@@ -339,6 +350,7 @@ def _measure(
         "nonfinite_grad": over_units(~(finite[0] & finite[1])),
         "nonfinite_state": over_units(~finite[2]),
         "entries": over_units(ones),
+        "carried": over_units(_where(carried, ones, torch.zeros_like(h))),
     }
     rows = torch.stack([values[name] for name in FIELDS], -1).detach()
     if record.shape[0] != rows.shape[0]:

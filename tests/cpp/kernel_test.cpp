@@ -257,6 +257,8 @@ struct Test {
                      int64_t t, int64_t row) {
     const int64_t place = (group / shape.heads * shape.steps + t) * record_rows;
     double* const sums = &expected_record[(place + row % record_rows) * cpu::kFields];
+    const bool reverse = group >= shape.heads, enters = t == (reverse ? 0 : length(row) - 1);
+    const bool carried = !enters && !stops(reverse ? t : t + 1, row);
     for (int64_t i = 0; i < shape.size; ++i) {
       const double dh = step.dh[i], da = step.dp[i], h = step.h[i];
       sums[cpu::kStateSquares] += dh * dh;
@@ -269,6 +271,7 @@ struct Test {
       sums[cpu::kNonfiniteGrad] += !std::isfinite(dh) || !std::isfinite(da);
       sums[cpu::kNonfiniteState] += !std::isfinite(h);
       sums[cpu::kEntries] += 1;
+      sums[cpu::kCarried] += carried;
     }
   }
 

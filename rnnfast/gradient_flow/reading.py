@@ -1,0 +1,224 @@
+"""What the norms of a gradient on its way back through time say: half-life, horizon, verdict.
+
+Tensors here are [L, D, T] or, with rows of the batch kept apart, [L, D, T, B]; real time along T.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SMALLEST = 1e-30  # below, float32 runs out of digits: what is made of it is no longer a measurement
+HORIZON = 1e-3  # the part of the gradient that is left at the horizon
+GROWTH = 1e3  # over all steps: exploding; its inverse: vanishing
+DEAD, SATURATED = 0.05, 0.1
+STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25}  # the largest f'
+
+
+def step_after(x: Tensor) -> Tensor:
+    """At t the value at the step that h_t goes into, t + 1 or in reverse t - 1; 0 at the last."""
+    nothing = torch.zeros_like(x[:, :, :1])
+    forward = torch.cat([x[:, :1, 1:], nothing[:, :1]], 2)
+    return torch.cat([forward, torch.cat([nothing[:, 1:], x[:, 1:, :-1]], 2)], 1)
+
+
+def factors(carry: Tensor, clipped: Tensor, carried: Tensor, entries: Tensor) -> Tensor:
+    """||c_t|| / ||dh_{t+1}||: what one step back makes of the gradient, whatever the loss adds.
+
+    NaN where it is not known: nothing comes back there, a reset or the window stops some rows on
+    the way, or dh_{t+1} is below SMALLEST or not finite. 0 where f' is 0 for all of it.
+    """
+    whole = (carried > 0) & (carried == step_after(entries))
+    source = step_after(clipped)
+    known = whole & (source >= SMALLEST) & source.isfinite() & carry.isfinite()
+    return torch.where(known, carry / source, torch.nan)
+
+
+def mean_log(factors: Tensor, *over: int) -> Tensor:
+    """Mean natural logarithm of the known factors over those axes; NaN where there are none."""
+    return factors.log().nanmean(over)
+
+
+def half_life(rate: Tensor) -> Tensor:
+    """Steps until half is left, from the mean logarithm of the factors; infinite at 0 and above."""
+    return torch.where(rate < 0, math.log(2) / -rate, torch.where(rate.isnan(), rate, torch.inf))
+
+
+def horizon(factors: Tensor, stopped: Tensor) -> Tensor:
+    """Steps back from the last one with a gradient until the product of factors is HORIZON.
+
+    Infinite where it does not come to that within T. NaN without any factor.
+
+    Args:
+        stopped: bool; no row's gradient comes back to the step: a reset, or an edge of the window.
+    """
+
+    def by_lag(x: Tensor) -> Tensor:
+        return torch.cat([x[:, :1].flip(2), x[:, 1:]], 1)
+
+    known = by_lag(~factors.isnan())
+    begun = known.int().cummax(2).values > 0
+    logs = by_lag(factors).log().nan_to_num(nan=0.0, neginf=-torch.inf)
+    logs = torch.where(begun & by_lag(stopped), -torch.inf, logs)
+    far = logs.cumsum(2) <= math.log(HORIZON) * (1 - 1e-9)
+    first, last = begun.int().argmax(2), far.int().argmax(2)
+    steps = torch.where(far.any(2), (last - first + 1).double(), torch.inf)
+    return torch.where(known.any(2), steps, torch.nan)
+
+
+# -------------------------------------------------------------------------------------- in words
+
+
+class Verdict(NamedTuple):
+    """What the record of one layer and direction says, and the numbers it rests on."""
+
+    word: str  # "non-finite", "dead", "saturated", "exploding", "vanishing", "healthy", "unknown"
+    evidence: str
+    layer: int
+    direction: int
+
+
+WORST_FIRST = ("non-finite", "dead", "saturated", "exploding", "vanishing", "healthy", "unknown")
+
+
+class NonFinite(NamedTuple):
+    """Where inf or NaN begins, in the order in which it was computed."""
+
+    layer: int
+    direction: int
+    step: int
+    what: str  # "state", in forward, or "gradient", in backward
+
+
+def first_nonfinite(state: Tensor, grad: Tensor) -> NonFinite | None:
+    """From the counts [L, D, T] of non-finite states and gradients.
+
+    A state that is not finite comes first: in the lowest layer, at the direction's first step with
+    one. Else a gradient: in the highest layer, at the step that backward came to first.
+    """
+    for what, counts in (("state", state), ("gradient", grad)):
+        found = counts > 0  # NaN, of a layer without gradient, is not
+        if not found.any():
+            continue
+        layers = found.any(2).any(1).nonzero().flatten().tolist()
+        layer = layers[0] if what == "state" else layers[-1]
+        direction = int(found[layer].any(1).int().argmax())
+        steps = found[layer, direction].nonzero().flatten().tolist()
+        earliest = (what == "state") == (direction == 0)
+        return NonFinite(layer, direction, steps[0] if earliest else steps[-1], what)
+    return None
+
+
+def judge(
+    rate: Tensor,
+    gain: Tensor,
+    entries: Tensor,
+    nonfinite_state: Tensor,
+    nonfinite_grad: Tensor,
+    nonlinearity: str,
+) -> list[list[Verdict]]:
+    """The verdicts of all layers and directions; rate [L, D], all else [L, D, T]."""
+    L, D, _ = gain.shape
+    bad = first_nonfinite(nonfinite_state, nonfinite_grad)
+    return [
+        [
+            Verdict(
+                *_judge(
+                    rate[i, d].item(),
+                    gain[i, d][entries[i, d] > 0],
+                    int(nonfinite_state[i, d].nansum()),
+                    int(nonfinite_grad[i, d].nansum()),
+                    bad,
+                    nonlinearity,
+                ),
+                i,
+                d,
+            )
+            for d in range(D)
+        ]
+        for i in range(L)
+    ]
+
+
+def _judge(
+    rate: float, gain: Tensor, states: int, grads: int, bad: NonFinite | None, nonlinearity: str
+) -> tuple[str, str]:
+    if states or grads:
+        what = f"{states} states and {grads} gradients are inf or NaN"
+        return "non-finite", f"{what}; the first is {in_words(bad)}" if bad else what
+    if not len(gain):
+        return "unknown", "no gradient came to this layer"
+    steepest, mean = STEEPEST[nonlinearity], gain.mean().item()
+    idle = (gain < DEAD).double().mean().item()
+    if nonlinearity == "relu" and idle >= 0.5:
+        return "dead", f"fewer than {DEAD:.0%} of the units are active at {idle:.0%} of the steps"
+    if nonlinearity != "relu" and mean < SATURATED * steepest:
+        return "saturated", f"mean |f'| is {mean:.2g}, of {steepest:g} at most"
+    if math.isnan(rate):
+        return "unknown", "no step sends a gradient back that can be measured"
+    growth = rate * (len(gain) - 1)
+    text = f"over {len(gain)} steps the gradient is multiplied by {power(growth)}"
+    if growth >= math.log(GROWTH):
+        return "exploding", text
+    return ("vanishing" if growth <= -math.log(GROWTH) else "healthy"), text
+
+
+def in_words(bad: NonFinite) -> str:
+    way = "" if bad.direction == 0 else ", reverse"
+    return f"the {bad.what} of layer {bad.layer}{way} at step {bad.step}"
+
+
+def power(log: float) -> str:
+    """e^log, as a number that may be too large or small to be one."""
+    if math.isinf(log):
+        return "0" if log < 0 else "inf"
+    tens = log / math.log(10)
+    return f"{10**tens:.3g}" if -4 < tens < 4 else f"10^{tens:.0f}"
+
+
+# ---------------------------------------------------------------------------------------- advice
+
+# What to try, the more promising first, and what already in use it would be no change from.
+_CURES = {
+    "non-finite": (
+        ("look at the data and the loss at the step named", None),
+        ("a smaller learning rate", None),
+        ("clip_state_grad=1.0, if the gradient grew until it overflowed", "clip_state_grad"),
+        ('norm="layer", which keeps the pre-activations in range', "norm"),
+    ),
+    "dead": (
+        ('init="he" or init="identity", and a smaller learning rate', "he identity"),
+        ('norm="layer", which centres the pre-activations', "norm"),
+        ('nonlinearity="tanh"', None),
+    ),
+    "saturated": (
+        ('norm="layer", which keeps the pre-activations where f is steep', "norm"),
+        ("inputs scaled to mean 0 and deviation 1", None),
+        ('init="glorot" or init="orthogonal"', "glorot orthogonal"),
+    ),
+    "exploding": (
+        ("clip_state_grad=1.0", "clip_state_grad"),
+        ('init="orthogonal"', "orthogonal"),
+        ('norm="layer"', "norm"),
+    ),
+    "vanishing": (
+        ('init="orthogonal"', "orthogonal"),
+        ('nonlinearity="relu" with init="identity"', "identity"),
+        ('norm="layer"', "norm"),
+        ("a gated cell (torch.nn.LSTM or torch.nn.GRU)", None),
+    ),
+}
+
+
+def advice(word: str, network: Mapping) -> tuple[str, ...]:
+    """For a verdict, what to try; without what the network, its arguments by name, already has."""
+    found = []
+    for text, used in _CURES.get(word, ()):
+        has = used is not None and (network.get(used) or network.get("init") in used.split())
+        if not has:
+            found.append(text)
+    return tuple(found)
