@@ -235,9 +235,7 @@ def combine_ranks(ranks: list[dict[str, Tensor] | None], network: Mapping) -> Gr
     return GradientFlow(**whole, network=network)
 
 
-def read(
-    buffers: list[list[Tensor]], per_sample: bool, network: Mapping
-) -> GradientFlow | None:
+def read(buffers: list[list[Tensor]], per_sample: bool, network: Mapping) -> GradientFlow | None:
     """Of the last backward pass that reached any of a module's layers; None where none has.
 
     A layer has several buffers where it needed more room. In one pass the first made was last.
