@@ -68,7 +68,8 @@ class GradientFlow:
     def horizon(self) -> Tensor:
         """Steps back from the last with a gradient until the product of factors is 1/1000: [L, D],
         or [L, D, B]. Infinite where it stays above; an edge of bptt_window ends it."""
-        stopped = (self.carried == 0) & (reading.step_after(self.entries) > 0)
+        both = (self.entries > 0) & (reading.step_after(self.entries) > 0)
+        stopped = both & (self.carried == 0)
         return reading.horizon(self.factors, stopped)
 
     @cached_property
