@@ -39,7 +39,7 @@ def replace(model: nn.Module, *, report: Callable[[str], object] | None = print)
 
     def twin(old: nn.Module) -> nn.Module | str | None:
         if type(old) is nn.RNN:
-            return _strange_parameters(old) or _twin(RNN, old)
+            return strange_parameters(old) or _twin(RNN, old)
         if isinstance(old, nn.RNN):
             return f"{type(old).__name__} is a subclass of nn.RNN"
         return None
@@ -64,7 +64,7 @@ def to_torch(model: nn.Module, *, report: Callable[[str], object] | None = print
 
     def twin(old: nn.Module) -> nn.Module | str | None:
         if type(old) is RNN:
-            return _strange_parameters(old) or _twin(nn.RNN, old)
+            return strange_parameters(old) or _twin(nn.RNN, old)
         if isinstance(old, RNN):
             return f"{type(old).__name__} is a subclass of rnnfast.RNN"
         return None
@@ -74,6 +74,17 @@ def to_torch(model: nn.Module, *, report: Callable[[str], object] | None = print
 
 def _twin(kind: type[nn.Module], old: nn.RNNBase) -> nn.Module:
     """A ``kind`` with the parameters, mode and hooks of ``old``."""
+    new = sharing(kind, old)
+    for hooks in HOOKS:  # the very dictionaries: the handles that remove hooks know them
+        setattr(new, hooks, getattr(old, hooks))
+    for hook in new._load_state_dict_pre_hooks.values():
+        if hook.with_module:
+            hook.module = weakref.ref(new)
+    return new
+
+
+def sharing(kind: type[nn.Module], old: nn.RNNBase) -> nn.Module:
+    """A ``kind`` with the parameters and mode of ``old``, which does not know of it."""
     new = kind(
         old.input_size,
         old.hidden_size,
@@ -89,15 +100,10 @@ def _twin(kind: type[nn.Module], old: nn.RNNBase) -> nn.Module:
         setattr(new, name, getattr(old, name))
     new._init_flat_weights()
     new.train(old.training)
-    for hooks in HOOKS:  # the very dictionaries: the handles that remove hooks know them
-        setattr(new, hooks, getattr(old, hooks))
-    for hook in new._load_state_dict_pre_hooks.values():
-        if hook.with_module:
-            hook.module = weakref.ref(new)
     return new
 
 
-def _strange_parameters(old: nn.RNNBase) -> str:
+def strange_parameters(old: nn.RNNBase) -> str:
     """What ``old`` holds and a twin cannot, or "": pruning and the legacy weight_norm put a plain
     tensor in the place of a parameter."""
     names = {name for name, _ in old.named_parameters(remove_duplicate=False)}

@@ -99,8 +99,7 @@ class GradientFlow:
     @property
     def verdict(self) -> Verdict:
         """The worst of the verdicts, of the layer nearest to the input."""
-        each = [verdict for layer in self.verdicts for verdict in layer]
-        return min(each, key=lambda verdict: reading.WORST_FIRST.index(verdict.word))
+        return reading.worst(self.verdicts)
 
     @property
     def advice(self) -> tuple[str, ...]:
@@ -142,27 +141,15 @@ class GradientFlow:
     # ------------------------------------------------------------------------------------- to see
 
     def __repr__(self) -> str:
-        return text.as_text(self._title(), self._rows(), self.advice)
+        return text.as_text(self._title(), self._rows(), text.to_try(self.advice))
 
     def __rich__(self):
-        return text.as_table(self._title(), self._rows(), self.advice)
+        return text.as_table(self._title(), self._rows(), text.to_try(self.advice))
 
     def _rows(self) -> list[tuple[str, ...]]:
-        """A line of the table for each layer and direction."""
         whole = self.pooled()
-        longest = whole.gain.shape[2] - 1
-        return [
-            (
-                text.name_of(v.layer, v.direction),
-                text.number_of_steps(whole.half_life[v.layer, v.direction].item()),
-                text.number_of_steps(whole.horizon[v.layer, v.direction].item(), longest),
-                f"{whole.gain[v.layer, v.direction].nanmean().item():.2g}",
-                v.word,
-                v.evidence,
-            )
-            for layer in self.verdicts
-            for v in layer
-        ]
+        T = whole.gain.shape[2]
+        return text.rows_of(self.verdicts, whole.half_life, whole.horizon, whole.gain, T - 1)
 
     def _title(self) -> str:
         T = self.gain.shape[2]

@@ -6,7 +6,7 @@ Tensors here are [L, D, T] or, with rows of the batch kept apart, [L, D, T, B]; 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -83,6 +83,14 @@ class Verdict(NamedTuple):
 
 
 WORST_FIRST = ("non-finite", "dead", "saturated", "exploding", "vanishing", "healthy", "unknown")
+
+
+def worst(verdicts: Sequence[Sequence[Verdict]]) -> Verdict:
+    """The first of the worst kind."""
+    return min(
+        (verdict for layer in verdicts for verdict in layer),
+        key=lambda verdict: WORST_FIRST.index(verdict.word),
+    )
 
 
 class NonFinite(NamedTuple):

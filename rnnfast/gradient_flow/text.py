@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from .reading import Verdict
+
 HEADINGS = ("layer", "half-life", "horizon", "mean |f'|", "verdict", "because")
 
 
@@ -23,26 +25,50 @@ def number_of_steps(x: float, longest: float = math.inf) -> str:
     return f"{x:.3g}" if x < 1e3 else f"{x:.0f}" if x < 1e6 else f"{x:.0e}"
 
 
-def as_text(title: str, rows: Sequence[Sequence[str]], advice: Sequence[str]) -> str:
+def rows_of(
+    verdicts: Sequence[Sequence[Verdict]],
+    half_life: Tensor,
+    horizon: Tensor,
+    gain: Tensor,
+    longest: int,
+) -> list[tuple[str, ...]]:
+    """A line of the table for each layer and direction; gain [L, D, T], else [L, D]."""
+    return [
+        (
+            name_of(v.layer, v.direction),
+            number_of_steps(half_life[v.layer, v.direction].item()),
+            number_of_steps(horizon[v.layer, v.direction].item(), longest),
+            f"{gain[v.layer, v.direction].nanmean().item():.2g}",
+            v.word,
+            v.evidence,
+        )
+        for layer in verdicts
+        for v in layer
+    ]
+
+
+def as_text(title: str, rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
     table = [HEADINGS, *rows]
     widths = [max(map(len, column)) for column in zip(*table)]
-    lines = [title]
-    lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    lines += [f"try: {text}" for text in advice]
-    return "\n".join(lines)
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    return "\n".join([title, *lines, *notes])
 
 
-def as_table(title: str, rows: Sequence[Sequence[str]], advice: Sequence[str]):
+def as_table(title: str, rows: Sequence[Sequence[str]], notes: Sequence[str]):
     """A rich.table.Table."""
     from rich.table import Table
 
-    caption = "\n".join(f"try: {text}" for text in advice) or None
+    caption = "\n".join(notes) or None
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for heading in HEADINGS:
         table.add_column(heading, justify="right" if heading in HEADINGS[1:4] else "left")
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def to_try(advice: Sequence[str]) -> list[str]:
+    return [f"try: {text}" for text in advice]
 
 
 def plain(x):

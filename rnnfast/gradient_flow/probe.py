@@ -1,0 +1,372 @@
+"""How far back a network's last state feels its past: a gradient of no particular loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ..convert import sharing, strange_parameters
+from ..modules import RNN
+from . import reading, text
+from .flow import FIELDS, GradientFlow
+from .reading import NonFinite, Verdict
+
+# Where a gradient that is stored so runs out of digits: 100 sqrt(H) units in the last place.
+SMALLEST = {torch.float16: 1e-4}
+
+
+def probe(
+    rnn: nn.Module,
+    x: Tensor | PackedSequence,
+    hx: Tensor | None = None,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    seed: int = 0,
+) -> GradientProbe:
+    """Sends a random unit vector v back from each sample's last state of the top layer, h_end, and
+    measures v^T dh_end/dh_t at every step of every layer, in the kernel that training runs.
+
+    Of a bidirectional RNN, each direction is measured with vectors at its own last state: step
+    lengths - 1 forward, step 0 in reverse. Clipping, the window of truncated BPTT and dropout are
+    off. A reset ends a sample's way back.
+
+    ``rnn`` stays as it is, with its gradients, record, running statistics and mode, which batch
+    norm heeds; no hook runs and no global random generator is used.
+
+    Args:
+        rnn: an rnnfast.RNN, or a torch.nn.RNN, which is measured as the rnnfast.RNN it could be.
+        x, hx, lengths, reset: what it is called with.
+        seed: of the vectors.
+
+    Raises:
+        TypeError: ``rnn`` is neither; ``x`` is no tensor.
+        ValueError: no sample has a step; and all that calling ``rnn`` raises.
+    """
+    whole = _as_rnnfast(rnn)
+    with torch.inference_mode(False), torch.enable_grad():
+        x, start = _leaf(x)
+        hx = hx if hx is None else hx.detach().clone()
+        twin = _measuring(whole)
+        # Not twin(x): the user's hooks are not to see this.
+        _, h_n = twin.forward(x, hx, lengths=lengths, reset=reset)
+        flows = []
+        for grad in _unit_vectors(h_n, 2 if whole.bidirectional else 1, seed):
+            torch.autograd.grad(h_n, start, grad, retain_graph=True)
+            flows.append(twin.gradient_flow)
+    fields = {n: torch.stack([f.fields()[n][:, d] for d, f in enumerate(flows)], 1) for n in FIELDS}
+    if not (fields["entries"] > 0).any():
+        raise ValueError("lengths: all are 0, so there is no last step to begin at")
+    network = {name: getattr(whole, name) for name in flows[0].network}
+    smallest = max(reading.SMALLEST, SMALLEST.get(h_n.dtype, 0))
+    return GradientProbe(GradientFlow(**fields, network=network), smallest)
+
+
+def _as_rnnfast(rnn: nn.Module) -> RNN:
+    if isinstance(rnn, RNN):
+        return rnn
+    if type(rnn) is not nn.RNN:
+        name, hint = type(rnn).__name__, ""
+        if isinstance(rnn, nn.RNN):
+            hint = ", not a subclass of it"
+        elif isinstance(rnn, nn.RNNBase):
+            hint = f"; {name} is not served yet"
+        raise TypeError(f"rnn: given {name}, wanted rnnfast.RNN or torch.nn.RNN{hint}")
+    strange = strange_parameters(rnn)
+    if strange:
+        raise ValueError(f"rnn: {strange}")
+    return sharing(RNN, rnn)
+
+
+def _measuring(rnn: RNN) -> RNN:
+    """With the same parameters, and a record and running statistics of its own."""
+    state = {
+        "track_gradient_flow": "sample",
+        "clip_state_grad": None,
+        "bptt_window": None,
+        "dropout": 0.0,
+        "_buffers": {name: b if b is None else b.clone() for name, b in rnn._buffers.items()},
+        "_records": [],
+    }
+    twin = RNN.__new__(type(rnn))  # copy.copy refuses a parametrized one
+    twin.__setstate__(vars(rnn) | state)
+    return twin
+
+
+def _leaf(x: Tensor | PackedSequence) -> tuple[Tensor | PackedSequence, Tensor]:
+    """A copy of x, and the tensor in it that autograd goes back to, so that all layers are on the
+    way, whether their weights are frozen or not."""
+    data = x.data if isinstance(x, PackedSequence) else x
+    if not isinstance(data, Tensor):
+        raise TypeError(f"x: given {type(x).__name__}, wanted a tensor or a PackedSequence")
+    if not data.is_floating_point():
+        raise TypeError(f"x: given {data.dtype}, wanted a floating-point dtype")
+    data = data.detach().clone().requires_grad_()
+    return (PackedSequence(data, *x[1:]) if isinstance(x, PackedSequence) else data), data
+
+
+def _unit_vectors(h_n: Tensor, D: int, seed: int) -> list[Tensor]:
+    """For each direction a gradient of h_n, [L * D, B, H] or unbatched [L * D, H]: of norm 1 in
+    that direction of the top layer for every sample, and 0 elsewhere."""
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(h_n[-D:].shape, generator=generator, dtype=torch.float64, device="cpu")
+    v = (v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)).to(h_n)
+    found = [torch.zeros_like(h_n) for _ in range(D)]
+    for d, grad in enumerate(found):
+        grad[d - D] = v[d]
+    return found
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GradientProbe:
+    """What came back, by layer, direction and lag: lag k is k steps before the sample's last one,
+    in the order of the direction. Float64, [L, D, T] where it says nothing else.
+    """
+
+    flow: GradientFlow  # each sample apart, in real time; direction d of the vectors sent into it
+    smallest: float = reading.SMALLEST  # norm that is still a measurement
+
+    @cached_property
+    def samples(self) -> Tensor:
+        """[D, T] how many samples have so many steps, and no reset on the way."""
+        return self._there.sum(-1)
+
+    @cached_property
+    def norm(self) -> Tensor:
+        """Root of the mean square over these of ||v^T dh_end/dh_t||, h_end in the top layer and h_t
+        in this one. Below the top layer it holds what comes down at every step on the way."""
+        squares = torch.where(self._there, self._by_lag(self.flow.state_norm).square(), 0)
+        return (squares.sum(-1) / self.samples).sqrt()
+
+    @cached_property
+    def out_of_range(self) -> Tensor:
+        """Bool: the norm is below 1e-30, in float16 1e-4: what is made of it is no measurement."""
+        return self.norm < self.smallest
+
+    @cached_property
+    def log_growth(self) -> Tensor:
+        """Natural logarithm of what the layer's own step from lag k - 1 to k multiplies the
+        gradient by, mean over samples; NaN at lag 0 and out of range.
+
+        Samples whose gradient becomes 0 are left out from there on; where it does for all of
+        those that are left, -inf.
+        """
+        logs = self._logs
+        mean = _finite(logs).nanmean(-1)
+        mean = torch.where(self.out_of_range, torch.nan, mean)
+        return torch.where(mean.isnan() & (logs == -torch.inf).any(-1), -torch.inf, mean)
+
+    @cached_property
+    def lyapunov(self) -> Tensor:
+        """[L, D] mean of these logarithms per step over lags and samples, an estimate of the
+        largest Lyapunov exponent; -inf where the gradient of all becomes 0 at one step."""
+        inside = torch.where(self.out_of_range.unsqueeze(-1), torch.nan, self._logs)
+        stopped = (self.log_growth == -torch.inf).any(2)
+        return torch.where(stopped, -torch.inf, _finite(inside).nanmean((2, 3)))
+
+    @cached_property
+    def half_life(self) -> Tensor:
+        """[L, D] steps until half is left, ln 2 / -lyapunov; infinite where it does not decay."""
+        return reading.half_life(self.lyapunov)
+
+    @cached_property
+    def horizon(self) -> Tensor:
+        """[L, D] the first lag at which the product of the mean factors, exp(log_growth), is 1/1000
+        or less; infinite where that does not come within T."""
+        factors = self.log_growth.exp()
+        in_time = torch.cat([factors[:, :1].flip(2), factors[:, 1:]], 1)
+        return reading.horizon(in_time, torch.zeros_like(in_time, dtype=torch.bool))
+
+    @cached_property
+    def verdicts(self) -> list[list[Verdict]]:
+        """Of each layer and direction, as those of :class:`GradientFlow`, over all samples; a
+        growth is that of :attr:`lyapunov`."""
+        whole = self.flow.pooled()
+        return reading.judge(
+            self.lyapunov,
+            whole.gain,
+            whole.entries,
+            whole.nonfinite_state,
+            whole.nonfinite_grad,
+            self.flow.network["nonlinearity"],
+        )
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of the verdicts, of the layer nearest to the input."""
+        return reading.worst(self.verdicts)
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to try against that; empty where it is healthy."""
+        return reading.advice(self.verdict.word, self.flow.network)
+
+    @property
+    def first_nonfinite(self) -> NonFinite | None:
+        """As that of :class:`GradientFlow`, in real time; None where all is finite."""
+        return self.flow.first_nonfinite
+
+    # ------------------------------------------------------------------------------------- to see
+
+    @cached_property
+    def summary(self) -> str:
+        """The verdict in a sentence that takes no knowledge of gradients."""
+        worst, steps = self.verdict, self._longest
+        where = f"layer {text.name_of(worst.layer, worst.direction)}"
+        if worst.word == "non-finite":
+            return f"{worst.evidence}: nothing can be learned from these numbers."
+        if worst.word == "dead":
+            return (
+                f"Hardly any unit of {where} is active: the others put out 0 whatever they read, "
+                "and no learning signal passes through them."
+            )
+        if worst.word == "saturated":
+            return (
+                f"The units of {where} are at the flat ends of {self.flow.network['nonlinearity']}:"
+                " hardly any learning signal passes through them."
+            )
+        if worst.word == "unknown":
+            return f"Nothing can be said: {worst.evidence}."
+        if worst.word == "vanishing":
+            return self._forgetting(where)
+        growth = reading.power(self.lyapunov[worst.layer, worst.direction].item() * steps)
+        moves = (
+            f"What this network reads at a step moves its state {_steps(steps)} later "
+            f"{'' if growth == '1' else f'{growth} times '}as much as at once"
+        )
+        if worst.word == "exploding":
+            return f"{moves} ({where}): a small change of a weight changes all that comes after."
+        return f"{moves}: nothing here keeps it from learning to remember for so long."
+
+    def _forgetting(self, where: str) -> str:
+        """Memory is that of the layer which keeps it longest."""
+        D = self.lyapunov.shape[1]
+        best = divmod(int(self.lyapunov.nan_to_num(-torch.inf).argmax()), D)
+        half_life, horizon = self.half_life[best].item(), self.horizon[best].item()
+        life = f"half-life {_steps(half_life)}" if math.isfinite(half_life) else "without decay"
+        if self.verdicts[best[0]][best[1]].word != "vanishing":
+            worst = self.half_life[self.verdict.layer, self.verdict.direction].item()
+            return (
+                f"What {where} reads, it forgets: half of it is gone after {_steps(worst)}, half "
+                f"of the rest after as many more. Layer {text.name_of(*best)} keeps it ({life})."
+            )
+        after = _steps(horizon) if math.isfinite(horizon) else f"over {_steps(self._longest)}"
+        return (
+            f"What this network reads at a step moves its state {after} later a thousand times "
+            f"less than at once ({life}): it will hardly learn to remember longer than that."
+        )
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What else has to be known to read the numbers."""
+        found = []
+        for (i, d), outside in _each(self.out_of_range):
+            if outside.any():
+                found.append(
+                    f"layer {text.name_of(i, d)} is out of range from lag "
+                    f"{int(outside.int().argmax())} on: the norm is below {self.smallest:g}"
+                )
+        reached = self._there.sum(1)  # [D, B]
+        for d, stopped in enumerate(reached < self._lengths):
+            if stopped.any():
+                way = "the way back in reverse" if d else "the way back"
+                found.append(
+                    f"a reset ends {way} of {int(stopped.sum())} of {self._samples} samples, "
+                    f"the first after {_steps(int(reached[d][stopped].min()) - 1)}"
+                )
+        return found
+
+    def __repr__(self) -> str:
+        return text.as_text(self._title(), self._rows(), self._remarks())
+
+    def __rich__(self):
+        return text.as_table(self._title(), self._rows(), self._remarks())
+
+    def _remarks(self) -> list[str]:
+        return [self.summary, *self.notes, *text.to_try(self.advice)]
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        gain = self.flow.pooled().gain
+        return text.rows_of(self.verdicts, self.half_life, self.horizon, gain, self._longest)
+
+    def _title(self) -> str:
+        plural = "s" if self._samples > 1 else ""
+        return f"Gradient probe over {_steps(self._longest + 1)}, {self._samples} sample{plural}"
+
+    def to_dict(self) -> dict:
+        """As JSON has it: lists for tensors, None for NaN, "inf" and "-inf"; without ``flow``."""
+        return text.plain(
+            {
+                "network": dict(self.flow.network),
+                "summary": self.summary,
+                "notes": self.notes,
+                "half_life": self.half_life,
+                "horizon": self.horizon,
+                "lyapunov": self.lyapunov,
+                "verdicts": [[v._asdict() for v in layer] for layer in self.verdicts],
+                "advice": self.advice,
+                "first_nonfinite": self.first_nonfinite and self.first_nonfinite._asdict(),
+                "norm": self.norm,
+                "log_growth": self.log_growth,
+                "out_of_range": self.out_of_range,
+                "samples": self.samples,
+            }
+        )
+
+    # ------------------------------------------------------------------------------- lags and time
+
+    @cached_property
+    def _lengths(self) -> Tensor:  # [B]
+        return (self.flow.entries[0, 0] > 0).sum(0)
+
+    @property
+    def _samples(self) -> int:
+        """How many have any step."""
+        return int((self._lengths > 0).sum())
+
+    @property
+    def _longest(self) -> int:
+        """The largest lag that any sample has."""
+        return int(self._lengths.max()) - 1
+
+    def _by_lag(self, x: Tensor) -> Tensor:
+        """x [L, D, T, B] of real time; what is beyond a sample's first step is anything."""
+        lags = torch.arange(x.shape[2], device=x.device).unsqueeze(1)
+        steps = (self._lengths - 1 - lags).clamp(min=0)  # [T, B]
+        forward = x[:, 0].gather(1, steps.expand(x.shape[0], -1, -1)).unsqueeze(1)
+        return torch.cat([forward, x[:, 1:]], 1)
+
+    @cached_property
+    def _there(self) -> Tensor:
+        """[D, T, B] whether the sample has the lag, in the segment of its last step."""
+        there = self._by_lag(self.flow.carried[-1:])[0] > 0
+        there[:, 0] = self._lengths > 0
+        return there.cummin(1).values
+
+    @cached_property
+    def _logs(self) -> Tensor:
+        """[L, D, T, B] of the factors from each lag to the next; NaN where there is none."""
+        norm = self._by_lag(self.flow.clipped_norm)
+        before = torch.cat([torch.zeros_like(norm[:, :, :1]), norm[:, :, :-1]], 2)
+        known = self._there & (before >= self.smallest)
+        return torch.where(known, self._by_lag(self.flow.factors), torch.nan).log()
+
+
+def _finite(logs: Tensor) -> Tensor:
+    return torch.where(logs == -torch.inf, torch.nan, logs)
+
+
+def _each(x: Tensor) -> list[tuple[tuple[int, int], Tensor]]:
+    """((layer, direction), what x has for them)."""
+    return [((i, d), x[i, d]) for i in range(x.shape[0]) for d in range(x.shape[1])]
+
+
+def _steps(n: float) -> str:
+    number = text.number_of_steps(n)
+    return f"{number} step{'' if number == '1' else 's'}"
