@@ -3,9 +3,20 @@
 from . import functional
 from .backends import BackendError
 from .convert import replace, to_torch
+from .gradient_flow.probe import GradientProbe, probe
 from .modules import RNN
 from .report import explain, info
 
 __version__ = "0.1.0"
 
-__all__ = ["RNN", "BackendError", "explain", "functional", "info", "replace", "to_torch"]
+__all__ = [
+    "RNN",
+    "BackendError",
+    "GradientProbe",
+    "explain",
+    "functional",
+    "info",
+    "probe",
+    "replace",
+    "to_torch",
+]

@@ -237,17 +237,17 @@ class GradientProbe:
             return self._forgetting(where)
         growth = reading.power(self.lyapunov[worst.layer, worst.direction].item() * steps)
         moves = (
-            f"What this network reads at a step moves its state {_steps(steps)} later "
+            f"What {self._subject(worst)} reads at a step moves its state {_steps(steps)} later "
             f"{'' if growth == '1' else f'{growth} times '}as much as at once"
         )
         if worst.word == "exploding":
-            return f"{moves} ({where}): a small change of a weight changes all that comes after."
+            return f"{moves}: a small change of a weight changes all that comes after."
         return f"{moves}: nothing here keeps it from learning to remember for so long."
 
     def _forgetting(self, where: str) -> str:
         """Memory is that of the layer which keeps it longest."""
-        D = self.lyapunov.shape[1]
-        best = divmod(int(self.lyapunov.nan_to_num(-torch.inf).argmax()), D)
+        rates = self.lyapunov.nan_to_num(nan=-torch.inf)
+        best = divmod(int(rates.argmax()), rates.shape[1])
         half_life, horizon = self.half_life[best].item(), self.horizon[best].item()
         life = f"half-life {_steps(half_life)}" if math.isfinite(half_life) else "without decay"
         if self.verdicts[best[0]][best[1]].word != "vanishing":
@@ -256,11 +256,19 @@ class GradientProbe:
                 f"What {where} reads, it forgets: half of it is gone after {_steps(worst)}, half "
                 f"of the rest after as many more. Layer {text.name_of(*best)} keeps it ({life})."
             )
+        if self.lyapunov.numel() > 1:
+            life += ", no layer's is longer"
         after = _steps(horizon) if math.isfinite(horizon) else f"over {_steps(self._longest)}"
         return (
-            f"What this network reads at a step moves its state {after} later a thousand times "
-            f"less than at once ({life}): it will hardly learn to remember longer than that."
+            f"What {self._subject(self.verdicts[best[0]][best[1]])} reads at a step moves its "
+            f"state {after} later a thousand times less than at once ({life}): it will hardly "
+            "learn to remember longer than that."
         )
+
+    def _subject(self, verdict: Verdict) -> str:
+        if self.lyapunov.numel() == 1:
+            return "this network"
+        return f"layer {text.name_of(verdict.layer, verdict.direction)}"
 
     @cached_property
     def notes(self) -> list[str]:
@@ -298,6 +306,17 @@ class GradientProbe:
     def _title(self) -> str:
         plural = "s" if self._samples > 1 else ""
         return f"Gradient probe over {_steps(self._longest + 1)}, {self._samples} sample{plural}"
+
+    def plot(self):
+        """A matplotlib.figure.Figure: for each layer and direction the norm over the lag, with
+        half-life and horizon. Its savefig writes a file.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed (``pip install rnnfast[plots]``).
+        """
+        from .picture import draw_probes
+
+        return draw_probes({"": self})
 
     def to_dict(self) -> dict:
         """As JSON has it: lists for tensors, None for NaN, "inf" and "-inf"; without ``flow``."""
@@ -337,7 +356,7 @@ class GradientProbe:
 
     def _by_lag(self, x: Tensor) -> Tensor:
         """x [L, D, T, B] of real time; what is beyond a sample's first step is anything."""
-        lags = torch.arange(x.shape[2], device=x.device).unsqueeze(1)
+        lags = torch.arange(x.shape[2]).unsqueeze(1)
         steps = (self._lengths - 1 - lags).clamp(min=0)  # [T, B]
         forward = x[:, 0].gather(1, steps.expand(x.shape[0], -1, -1)).unsqueeze(1)
         return torch.cat([forward, x[:, 1:]], 1)
@@ -345,9 +364,10 @@ class GradientProbe:
     @cached_property
     def _there(self) -> Tensor:
         """[D, T, B] whether the sample has the lag, in the segment of its last step."""
-        there = self._by_lag(self.flow.carried[-1:])[0] > 0
-        there[:, 0] = self._lengths > 0
-        return there.cummin(1).values
+        carried = self._by_lag(self.flow.carried[-1:])[0] > 0
+        carried[:, 0] = True
+        lags = torch.arange(carried.shape[1]).unsqueeze(1)
+        return carried.cummin(1).values & (lags < self._lengths)
 
     @cached_property
     def _logs(self) -> Tensor:
