@@ -1,17 +1,20 @@
-"""The command line: ``python -m rnnfast {info,demo}``."""
+"""The command line: ``python -m rnnfast {info,demo,probe}``."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from .modules import NORMS, RNN
 from .report import info
 
 # What `pip install rnnfast[demo]` brings, by the names under which it is imported.
 DEMO_IMPORTS = {"matplotlib", "rich", "sklearn", "tqdm"}
+PROBE_IMPORTS = {"matplotlib", "rich"}  # rnnfast[cli,plots]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,13 +36,7 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "train torch.nn.RNN and rnnfast.RNN side by side on handwritten digits"
     command = commands.add_parser("demo", help=text, description=text)
-    command.add_argument(
-        "--out",
-        type=Path,
-        default=Path("rnnfast-demo"),
-        metavar="FOLDER",
-        help="where the picture and the figures go (default: %(default)s)",
-    )
+    _add_out(command, "rnnfast-demo")
     command.add_argument(
         "--epochs", type=_positive, metavar="N", help="passes over the digits, for every task"
     )
@@ -50,7 +47,57 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="a few steps, to see that everything works"
     )
     command.set_defaults(run=_demo)
+
+    text = "how far back the RNNs of a model feel their past, and what to change"
+    command = commands.add_parser("probe", help=text, description=text)
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="module:factory, a function without arguments that returns a model (looked for in "
+        "this folder, too); or a checkpoint, with the flags of its RNN",
+    )
+    command.add_argument(
+        "--data",
+        metavar="MODULE:FUNCTION",
+        help="a function that returns what the model is called with: a tensor, or a tuple of "
+        "arguments (default: normal noise into every RNN)",
+    )
+    command.add_argument("--steps", type=_positive, metavar="N", help="of the noise (default: 250)")
+    command.add_argument(
+        "--batch", type=_positive, metavar="N", help="samples of the noise (default: 32)"
+    )
+    command.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="of weights, noise and vectors"
+    )
+    _add_out(command, "rnnfast-probe")
+    group = command.add_argument_group("checkpoint", "which RNN it is of, as rnnfast.RNN takes it")
+    for flag, kind in (
+        ("--input-size", _positive),
+        ("--hidden-size", _positive),
+        ("--num-layers", _positive),
+        ("--num-heads", _positive),
+        ("--norm-eps", float),
+    ):
+        group.add_argument(flag, type=kind, metavar="N", default=argparse.SUPPRESS)
+    for flag, choices in (("--nonlinearity", ["tanh", "relu", "sigmoid"]), ("--norm", NORMS[1:])):
+        group.add_argument(flag, choices=choices, default=argparse.SUPPRESS)
+    for flag in ("--bidirectional", "--batch-first", "--residual"):
+        group.add_argument(flag, action="store_true", default=argparse.SUPPRESS)
+    group.add_argument("--no-bias", dest="bias", action="store_false", default=argparse.SUPPRESS)
+    group.add_argument("--key", default="", help="which entry of the file is the state_dict")
+    group.add_argument("--prefix", default="", help="of the RNN's names in the state_dict")
+    command.set_defaults(run=_probe)
     return parser
+
+
+def _add_out(command: argparse.ArgumentParser, folder: str) -> None:
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path(folder),
+        metavar="FOLDER",
+        help="where the picture and the figures go (default: %(default)s)",
+    )
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -65,13 +112,47 @@ def _demo(options: argparse.Namespace) -> int:
         if (error.name or "").partition(".")[0] not in DEMO_IMPORTS:
             raise
         return _fail(f"the demo needs {error.name}: pip install rnnfast[demo]")
-    try:  # before two minutes of training, not after
-        options.out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=options.out).close()
-    except OSError as error:
-        return _fail(f"--out: cannot write to {options.out}: {error.strerror}")
+    if problem := _unwritable(options.out):  # before two minutes of training, not after
+        return _fail(problem)
     demo.run(options.out, epochs=options.epochs, seed=options.seed, quick=options.quick)
     return 0
+
+
+def _probe(options: argparse.Namespace) -> int:
+    try:
+        from .gradient_flow import command
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in PROBE_IMPORTS:
+            raise
+        return _fail(f"the probe needs {error.name}: pip install rnnfast[cli,plots]")
+    if problem := _unwritable(options.out):
+        return _fail(problem)
+    known = inspect.signature(RNN).parameters
+    try:
+        command.run(
+            options.source,
+            options.out,
+            data=options.data,
+            steps=options.steps,
+            batch=options.batch,
+            seed=options.seed,
+            flags={name: value for name, value in vars(options).items() if name in known},
+            prefix=options.prefix,
+            key=options.key,
+        )
+    except command.BadInput as error:
+        return _fail(" ".join(str(error).split()))
+    return 0
+
+
+def _unwritable(folder: Path) -> str:
+    """Why nothing can be written there, or ""; the folder is made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return f"--out: cannot write to {folder}: {error.strerror}"
+    return ""
 
 
 def _positive(text: str) -> int:

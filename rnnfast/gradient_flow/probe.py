@@ -257,7 +257,7 @@ class GradientProbe:
                 f"of the rest after as many more. Layer {text.name_of(*best)} keeps it ({life})."
             )
         if self.lyapunov.numel() > 1:
-            life += ", no layer's is longer"
+            life += ", the longest of its layers"
         after = _steps(horizon) if math.isfinite(horizon) else f"over {_steps(self._longest)}"
         return (
             f"What {self._subject(self.verdicts[best[0]][best[1]])} reads at a step moves its "

@@ -55,16 +55,17 @@ def as_text(title: str, rows: Sequence[Sequence[str]], notes: Sequence[str]) -> 
 
 
 def as_table(title: str, rows: Sequence[Sequence[str]], notes: Sequence[str]):
-    """A rich.table.Table."""
+    """A rich.console.Group: a table and, below it, the notes."""
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
-    caption = "\n".join(notes) or None
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    table = Table(title=title, title_justify="left")
     for heading in HEADINGS:
         table.add_column(heading, justify="right" if heading in HEADINGS[1:4] else "left")
     for row in rows:
         table.add_row(*row)
-    return table
+    return Group(table, *map(Text, notes))
 
 
 def to_try(advice: Sequence[str]) -> list[str]:
