@@ -34,16 +34,18 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("info", help=text, description=text)
     command.set_defaults(run=_info)
 
-    text = "train torch.nn.RNN and rnnfast.RNN side by side on handwritten digits"
+    text = "why an RNN forgets, and what helps: six networks on handwritten digits"
     command = commands.add_parser("demo", help=text, description=text)
     _add_out(command, "rnnfast-demo")
     command.add_argument(
-        "--epochs", type=_positive, metavar="N", help="passes over the digits, for every task"
+        "--epochs", type=_positive, metavar="N", help="passes over the digits, for every delay"
     )
     command.add_argument(
         "--seed", type=_seed, default=0, metavar="N", help="of weights, batches and noise"
     )
-    command.add_argument(
+    size = command.add_mutually_exclusive_group()
+    size.add_argument("--full", action="store_true", help="thirty epochs, in the place of eight")
+    size.add_argument(
         "--quick", action="store_true", help="a few steps, to see that everything works"
     )
     command.set_defaults(run=_demo)
@@ -114,7 +116,8 @@ def _demo(options: argparse.Namespace) -> int:
         return _fail(f"the demo needs {error.name}: pip install rnnfast[demo]")
     if problem := _unwritable(options.out):  # before two minutes of training, not after
         return _fail(problem)
-    demo.run(options.out, epochs=options.epochs, seed=options.seed, quick=options.quick)
+    names = ("epochs", "seed", "full", "quick")
+    demo.run(options.out, **{name: getattr(options, name) for name in names})
     return 0
 
 

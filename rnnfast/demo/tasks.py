@@ -1,4 +1,4 @@
-"""What is learned: scikit-learn's handwritten digits, one pixel per time step."""
+"""What is learned: scikit-learn's handwritten digits, a row of pixels per time step, then noise."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-PIXELS = 64  # 8 x 8
+ROWS = COLUMNS = 8
 TEST_DIGITS = 360  # of 1797
+LOUDNESS = 0.1  # of the noise; pixels have deviation 1
+DELAYS = 100, 250, 500
 
 
 @dataclass(frozen=True)
 class Task:
-    """Name the digit after having seen all its pixels, one at a time, and then the noise."""
+    """Name the digit that was seen first, after so many steps of noise."""
 
-    name: str
-    inputs: Tensor  # [N, T, 1], batch first
+    delay: int  # steps of noise
+    inputs: Tensor  # [N, T, 8], batch first
     labels: Tensor  # [N]
     epochs: int
     test_digits: int = TEST_DIGITS
+
+    @property
+    def name(self) -> str:
+        return f"remember across {self.delay} steps"
 
     @property
     def steps(self) -> int:
@@ -35,29 +41,22 @@ class Task:
         return self.inputs[: self.test_digits], self.labels[: self.test_digits]
 
 
-def digit_tasks(seed: int, *, epochs: int | None = None, quick: bool = False) -> list[Task]:
-    """The short task and the long one, in which the digit has to be kept in mind.
-
-    Args:
-        epochs: of every task, instead of its own number.
-        quick: few digits, one epoch.
-    """
-    return [
-        digits_then_noise("64 steps: the digit", 64, seed, epochs or 30, quick),
-        digits_then_noise("250 steps: the digit, then noise", 250, seed, epochs or 10, quick),
-    ]
+def digit_tasks(seed: int, *, epochs: int, quick: bool = False) -> list[Task]:
+    """The same task over longer and longer delays; with ``quick`` few digits and short delays."""
+    delays = (10, 20, 30) if quick else DELAYS
+    return [digits_then_noise(delay, seed, epochs, quick) for delay in delays]
 
 
-def digits_then_noise(name: str, steps: int, seed: int, epochs: int, quick: bool) -> Task:
-    """Pixels in reading order, scaled to mean 0 and deviation 1 as the normal noise has."""
+def digits_then_noise(delay: int, seed: int, epochs: int, quick: bool = False) -> Task:
+    """Pixels are scaled to mean 0 and deviation 1."""
     data = load_digits()
     pixels = torch.as_tensor(data.data, dtype=torch.float32)
     pixels = (pixels - pixels.mean()) / pixels.std()
     labels = torch.as_tensor(data.target)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
-    noise = torch.randn(len(labels), steps - PIXELS, generator=generator)
-    inputs = torch.cat([pixels[order], noise], dim=1).unsqueeze(-1)
+    noise = LOUDNESS * torch.randn(len(labels), delay, COLUMNS, generator=generator)
+    inputs = torch.cat([pixels[order].view(-1, ROWS, COLUMNS), noise], dim=1)
     if quick:
-        return Task(name, inputs[:192], labels[order][:192], min(epochs, 2), test_digits=64)
-    return Task(name, inputs, labels[order], epochs)
+        return Task(delay, inputs[:192], labels[order][:192], epochs, test_digits=64)
+    return Task(delay, inputs, labels[order], epochs)

@@ -1,4 +1,4 @@
-"""Several networks learn the same task from the same weights and batches, and are timed."""
+"""Several networks learn the same task on the same batches, timed, their gradients recorded."""
 
 from __future__ import annotations
 
@@ -13,41 +13,64 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import rnnfast
+from rnnfast.gradient_flow import GradientFlow
 
-from .tasks import Task
+from .tasks import COLUMNS, Task
 
 HIDDEN_SIZE = 128
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-3  # at the start; a cosine takes it to 0
 GRAD_NORM = 1.0
 
-TORCH, NUDGED, RNNFAST = "torch.nn.RNN", "torch.nn.RNN, nudged", "rnnfast.RNN"
+TORCH = "torch.nn.RNN"
+PLAIN = "tanh"  # what TORCH is as well, from the same weights
+CURES = {
+    PLAIN: {},
+    "tanh, orthogonal": {"init": "orthogonal"},
+    "ReLU, identity": {"nonlinearity": "relu", "init": "identity"},
+    "tanh, layer norm": {"norm": "layer"},
+    "tanh, clipping": {"clip_state_grad": 1.0},
+    "tanh, residual, 2 layers": {"num_layers": 2, "residual": True},
+}
 
 
 class Classifier(nn.Module):
     """An RNN whose last state, through a linear layer, names one of ten digits."""
 
-    def __init__(self, rnn_class: Callable[..., nn.Module], dtype: torch.dtype) -> None:
+    def __init__(self, rnn: nn.Module) -> None:
         super().__init__()
-        self.rnn = rnn_class(1, HIDDEN_SIZE, batch_first=True, dtype=dtype)
-        self.head = nn.Linear(HIDDEN_SIZE, 10, dtype=dtype)
+        self.rnn = rnn
+        weight = next(rnn.parameters())
+        self.head = nn.Linear(HIDDEN_SIZE, 10, dtype=weight.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, T, 1] -> [B, 10]
+    def forward(self, x: Tensor) -> Tensor:  # [B, T, 8] -> [B, 10]
         _, h_n = self.rnn(x)
         return self.head(h_n[-1])
 
 
+def classifier(
+    make: Callable[..., nn.Module], seed: int, dtype: torch.dtype, **options
+) -> Classifier:
+    torch.manual_seed(seed)
+    return Classifier(make(COLUMNS, HIDDEN_SIZE, batch_first=True, dtype=dtype, **options))
+
+
+def networks(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Classifier]:
+    """nn.RNN, and rnnfast.RNN plain and with each of the cures, which record their gradient."""
+    made = {TORCH: classifier(nn.RNN, seed, dtype)}
+    for name, options in CURES.items():
+        made[name] = classifier(rnnfast.RNN, seed, dtype, track_gradient_flow=True, **options)
+    return made
+
+
 @dataclass
 class Curve:
-    """What one network did: a loss and a time for each step, an accuracy for each epoch."""
+    """What one network did."""
 
-    losses: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # of each step
     seconds: list[float] = field(default_factory=list)
-    accuracies: list[float] = field(default_factory=list)
-
-    def milliseconds(self) -> float:
-        """The median training step."""
-        return 1e3 * statistics.median(self.seconds)
+    accuracies: list[float] = field(default_factory=list)  # of each epoch
+    flows: list[list[GradientFlow]] = field(default_factory=list)  # of its steps; nn.RNN has none
 
     def epoch_losses(self) -> list[float]:
         size = len(self.losses) // len(self.accuracies)
@@ -56,54 +79,43 @@ class Curve:
         ]
 
 
-def contestants(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Classifier]:
-    """nn.RNN; rnnfast.RNN with its weights; and, to judge their difference by, a nudged nn.RNN.
-
-    Training an RNN makes small differences grow, whatever their cause. The nudged one has every
-    weight moved by one unit in the last place: it shows how far nn.RNN gets from itself.
-    """
-    torch.manual_seed(seed)
-    models = {
-        TORCH: Classifier(nn.RNN, dtype),
-        NUDGED: Classifier(nn.RNN, dtype),
-        RNNFAST: Classifier(rnnfast.RNN, dtype),
-    }
-    for model in models.values():
-        model.load_state_dict(models[TORCH].state_dict())
-    with torch.no_grad():
-        for weight in models[NUDGED].parameters():
-            weight.copy_(torch.nextafter(weight, torch.full_like(weight, torch.inf)))
-    return models
-
-
 def train(task: Task, models: dict[str, Classifier], seed: int) -> dict[str, Curve]:
-    """Every batch goes through every model. Their order turns around from one step to the next:
-    none has always the caches and the clock speed that another one left behind."""
+    """Every batch goes through every model; nn.RNN ends with the first epoch, enough to compare.
+
+    Their order turns around from one step to the next: none has always the caches and the clock
+    speed that another one left behind. Reading the record is not timed, taking it is.
+    """
     curves = {name: Curve() for name in models}
     x, labels = task.train
-    batches_per_epoch = len(labels) // BATCH_SIZE
-    total = task.epochs * batches_per_epoch
+    batches = len(labels) // BATCH_SIZE
+    total = task.epochs * batches
     optimizers = {n: torch.optim.Adam(m.parameters(), LEARNING_RATE) for n, m in models.items()}
-    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, total) for o in optimizers.values()]
+    schedules = {
+        n: torch.optim.lr_scheduler.CosineAnnealingLR(o, total) for n, o in optimizers.items()
+    }
     generator = torch.Generator().manual_seed(seed)
     order = list(models)
     with tqdm(total=total, desc=task.name, unit="step", disable=None) as progress:
         for epoch in range(task.epochs):
+            flows: dict[str, list[GradientFlow]] = {name: [] for name in order}
             shuffled = torch.randperm(len(labels), generator=generator)
-            for index in shuffled.split(BATCH_SIZE)[:batches_per_epoch]:
-                batch = x[index], labels[index]
+            for index in shuffled.split(BATCH_SIZE)[:batches]:
                 for name in order:
                     start = time.perf_counter()
-                    loss = training_step(models[name], optimizers[name], *batch)
+                    loss = training_step(models[name], optimizers[name], x[index], labels[index])
                     curves[name].seconds.append(time.perf_counter() - start)
                     curves[name].losses.append(loss.item())
+                    schedules[name].step()
+                    if isinstance(models[name].rnn, rnnfast.RNN):
+                        flows[name].append(models[name].rnn.gradient_flow)
                 order.reverse()
-                for schedule in schedules:
-                    schedule.step()
                 progress.update()
-            for name, model in models.items():
-                curves[name].accuracies.append(accuracy(model, *task.test))
-            progress.set_postfix_str(f"accuracy {curves[order[0]].accuracies[epoch]:.1%}")
+            for name in order:
+                curves[name].accuracies.append(accuracy(models[name], *task.test))
+                if epoch in (0, task.epochs - 1):
+                    curves[name].flows.append(flows[name])
+            order = [name for name in order if isinstance(models[name].rnn, rnnfast.RNN)]
+            progress.set_postfix_str(f"epoch {epoch + 1} of {task.epochs}")
     return curves
 
 
@@ -124,5 +136,5 @@ def accuracy(model: Classifier, x: Tensor, labels: Tensor) -> float:
 
 
 def largest_difference(a: Curve, b: Curve, steps: int | None = None) -> float:
-    """Of the losses of one step, over the first ``steps`` or all."""
-    return max(abs(x - y) for x, y in zip(a.losses[:steps], b.losses[:steps]))
+    """Of the losses of one step, over the first ``steps`` or all that both have."""
+    return max(abs(x - y) for x, y in zip(a.losses[:steps], b.losses[:steps], strict=False))

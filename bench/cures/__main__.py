@@ -1,0 +1,78 @@
+"""``python -m bench.cures``: trains each cure and writes docs/cures.csv and the table of it."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import statistics
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from rnnfast.demo.tasks import digits_then_noise
+from rnnfast.gradient_flow.text import number_of_steps
+from rnnfast.report import cpu_name
+
+from .cures import CURES, Cure, Outcome, outcomes
+
+BEGIN, END = "<!-- made by python -m bench.cures -->", "<!-- end -->"
+COLUMNS = ("kind", "network", "optimizer", "seed", "accuracy", "half_life_first", "half_life_last")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.cures", description=__doc__)
+    parser.add_argument("--delay", type=int, default=100, help="steps of noise")
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    options = parser.parse_args()
+    task = digits_then_noise(options.delay, seed=0, epochs=options.epochs)
+    found: dict[Cure, list[Outcome]] = {cure: [] for cure in CURES}
+    with tqdm(total=len(CURES) * options.seeds, unit="network", disable=None) as progress:
+        for cure, outcome in outcomes(CURES, task, options.seeds):
+            found[cure].append(outcome)
+            progress.update()
+    with (options.out / "cures.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for cure, runs in found.items():
+            for seed, run in enumerate(runs):
+                lives = [f"{half_life(growth):.4g}" for growth in (run.first, run.last)]
+                row = [cure.kind, cure.name, cure.optimizer, seed, f"{run.accuracy:.4f}", *lives]
+                writer.writerow(row)
+    page = options.out / "gradient_flow.md"
+    text = page.read_text()
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    how = (
+        f"{options.delay} steps of noise, {options.epochs} epochs, {options.seeds} seeds; torch "
+        f"{torch.__version__}, {cpu_name()}."
+    )
+    page.write_text(f"{head}{BEGIN}\n\n{table(found)}\n\n{how}\n\n{END}{tail}")
+
+
+def table(found: dict[Cure, list[Outcome]]) -> str:
+    lines = [
+        "| | network | right, mean (least to most) | half-life before training | after |",
+        "|---|---|---|---|---|",
+    ]
+    for cure, runs in found.items():
+        right = [run.accuracy for run in runs]
+        spread = f"{statistics.fmean(right):.0%} ({min(right):.0%} to {max(right):.0%})"
+        # Growths, which are what is averaged over steps, are averaged over seeds as well.
+        first, last = (
+            number_of_steps(half_life(statistics.fmean(getattr(run, when) for run in runs)))
+            for when in ("first", "last")
+        )
+        lines.append(f"| {cure.kind} | {cure.name} | {spread} | {first} | {last} |")
+    return "\n".join(lines)
+
+
+def half_life(growth: float) -> float:
+    return math.log(2) / -growth if growth < 0 else growth if math.isnan(growth) else math.inf
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The networks and optimizers, and how one of them is trained and read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import rnnfast
+from rnnfast.demo.tasks import Task
+from rnnfast.demo.training import BATCH_SIZE, HIDDEN_SIZE, Classifier, accuracy, training_step
+from rnnfast.gradient_flow import reading
+
+LAYER_NORM, IDENTITY = {"norm": "layer"}, {"nonlinearity": "relu", "init": "identity"}
+OPTIMIZERS = {
+    "Adam": lambda weights: torch.optim.Adam(weights, 1e-3),
+    "SGD": lambda weights: torch.optim.SGD(weights, 0.1, momentum=0.9),
+    "RMSprop": lambda weights: torch.optim.RMSprop(weights, 1e-3),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Cure:
+    """One line of the table: an RNN of this package, or a gated one of torch's."""
+
+    kind: str
+    name: str
+    options: dict
+    optimizer: str = "Adam"
+    make: Callable[..., nn.Module] = rnnfast.RNN
+
+
+CURES = (
+    Cure("none", "tanh, torch's init", {}),
+    Cure("init", "tanh, Glorot", {"init": "glorot"}),
+    Cure("init", "tanh, He", {"init": "he"}),
+    Cure("init", "tanh, orthogonal", {"init": "orthogonal"}),
+    Cure("init", "tanh, identity", {"init": "identity"}),
+    Cure("ReLU", "ReLU, torch's init", {"nonlinearity": "relu"}),
+    Cure("ReLU", "ReLU, orthogonal", {"nonlinearity": "relu", "init": "orthogonal"}),
+    Cure("ReLU", "ReLU, identity", IDENTITY),
+    Cure("norm", "tanh, layer norm", LAYER_NORM),
+    Cure("norm", "tanh, orthogonal, layer norm", {"init": "orthogonal"} | LAYER_NORM),
+    Cure("norm", "ReLU, identity, layer norm", IDENTITY | LAYER_NORM),
+    Cure("norm", "tanh, batch norm", {"norm": "batch"}),
+    Cure("clipping", "tanh, clip_state_grad=1", {"clip_state_grad": 1.0}),
+    Cure("clipping", "ReLU, identity, clip_state_grad=1", IDENTITY | {"clip_state_grad": 1.0}),
+    Cure("skip", "tanh, 2 layers", {"num_layers": 2}),
+    Cure("skip", "tanh, 2 layers, residual", {"num_layers": 2, "residual": True}),
+    Cure("optimizer", "tanh, layer norm, SGD", LAYER_NORM, "SGD"),
+    Cure("optimizer", "tanh, layer norm, RMSprop", LAYER_NORM, "RMSprop"),
+    Cure("optimizer", "tanh, SGD", {}, "SGD"),
+    Cure("optimizer", "tanh, RMSprop", {}, "RMSprop"),
+    Cure("gating", "torch.nn.GRU", {}, make=nn.GRU),
+    Cure("gating", "torch.nn.LSTM", {}, make=nn.LSTM),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    accuracy: float  # on digits not trained on, after the last epoch
+    first: float  # log growth of the gradient a step, before training
+    last: float  # and after
+
+
+class Last(Classifier):
+    """The demo's classifier, of an LSTM too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, _ = self.rnn(x)
+        return self.head(output[:, -1])
+
+
+def run(cure: Cure, task: Task, seed: int) -> Outcome:
+    torch.manual_seed(seed)
+    options = cure.options
+    if cure.make is rnnfast.RNN:
+        options = options | {"track_gradient_flow": True}
+    model = Last(cure.make(task.inputs.shape[2], HIDDEN_SIZE, batch_first=True, **options))
+    x, labels = task.train
+    optimizer = OPTIMIZERS[cure.optimizer](model.parameters())
+    batches = len(labels) // BATCH_SIZE
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.epochs * batches)
+    generator = torch.Generator().manual_seed(seed)
+    first = log_growth(model, x[:BATCH_SIZE], labels[:BATCH_SIZE])
+    for _ in range(task.epochs):
+        shuffled = torch.randperm(len(labels), generator=generator)
+        for index in shuffled.split(BATCH_SIZE)[:batches]:
+            training_step(model, optimizer, x[index], labels[index])
+            schedule.step()
+    last = log_growth(model, x[:BATCH_SIZE], labels[:BATCH_SIZE])
+    model.eval()  # batch norm
+    return Outcome(accuracy(model, *task.test), first, last)
+
+
+def log_growth(model: Last, x: Tensor, labels: Tensor) -> float:
+    """Mean logarithm of what a step back through time makes of the gradient of the loss; of several
+    layers, in the one where it lasts longest."""
+    if isinstance(model.rnn, rnnfast.RNN):
+        F.cross_entropy(model(x), labels).backward()
+        return model.rnn.gradient_flow.log_growth[:, 0].max().item()
+    return log_growth_by_steps(model, x, labels)
+
+
+def log_growth_by_steps(model: Last, x: Tensor, labels: Tensor) -> float:
+    """The same of a module of torch's, which is run one step at a time: its state is h, and of an
+    LSTM c as well."""
+    states: list[tuple[Tensor, ...]] = []
+    state = None
+    for step in x.split(1, dim=1):
+        _, state = model.rnn(step, state)
+        if not states:  # the graph begins here
+            if isinstance(state, tuple):
+                state = tuple(part.detach().requires_grad_() for part in state)
+            else:
+                state = state.detach().requires_grad_()
+        states.append(state if isinstance(state, tuple) else (state,))
+    loss = F.cross_entropy(model.head(states[-1][0][-1]), labels)
+    parts = [part for state in states for part in state]
+    grads = torch.autograd.grad(loss, parts, allow_unused=True)  # h goes into the loss, c does not
+    squares = [0.0 if g is None else g.double().square().sum().item() for g in grads]
+    each = len(states[0])
+    norms = [math.sqrt(sum(squares[i : i + each])) for i in range(0, len(squares), each)]
+    logs = [math.log(a / b) for a, b in pairwise(norms) if b >= reading.SMALLEST and a > 0]
+    return sum(logs) / len(logs)
+
+
+def outcomes(cures: tuple[Cure, ...], task: Task, seeds: int) -> Iterator[tuple[Cure, Outcome]]:
+    for seed in range(seeds):
+        for cure in cures:
+            yield cure, run(cure, task, seed)
