@@ -312,6 +312,7 @@ def test_the_network_stays_as_it_is(own_backend):
     rnn(inputs().requires_grad_())[0].sum().backward()
     assert called
     called.clear()
+    rnn.forward = lambda *_, **__: called.append("wrapped")
     flow, options = rnn.gradient_flow, rnn.extra_repr()
     state = copy.deepcopy(rnn.state_dict())
     gradients = {n: p.grad.clone() for n, p in rnn.named_parameters()}
@@ -361,12 +362,14 @@ def found_by(rnn: nn.Module, *args, **options) -> GradientFlow:
 
 
 def test_the_same_wherever_it_is_called(own_backend):
-    rnn = make(own_backend, num_layers=2)
-    wanted = found_by(rnn, inputs())
+    rnn, x = make(own_backend, num_layers=2), inputs()
+    wanted = found_by(rnn, x)
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
             assert same(found_by(rnn, inputs()), wanted)
             assert torch.is_grad_enabled() is False
+    with torch.device("meta"):  # as set_default_device does
+        assert rnnfast.probe(rnn, x).norm.isfinite().all()
     frozen = copy.deepcopy(rnn).requires_grad_(False)
     assert same(found_by(frozen, inputs()), wanted)
     assert same(found_by(rnn.eval(), inputs()), wanted)
@@ -465,7 +468,9 @@ def test_bad_input_by_name(own_backend):
         (RuntimeError, "Expected hidden size", (inputs(), inputs(1, B, H + 1)), {}),
         (RuntimeError, "input tensor at meta and parameter tensor at cpu", (far,), {}),
         (ValueError, "does not match", (inputs(dtype=torch.float32),), {}),
-        (ValueError, "lengths: all are 0", (inputs(),), {"lengths": [0] * B}),
+        (ValueError, "no sample has a step to begin at", (inputs(),), {"lengths": [0] * B}),
+        (ValueError, "no sample has a step to begin at", (inputs(T, 0, IN),), {}),
+        (RuntimeError, "sequence length to be larger than 0", (inputs(0, B, IN),), {}),
         (ValueError, "lengths: given 7", (inputs(),), {"lengths": [7, 1, 1]}),
         (TypeError, "reset: given list", (inputs(),), {"reset": [True]}),
     ):

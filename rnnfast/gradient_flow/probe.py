@@ -54,15 +54,17 @@ def probe(
         x, start = _leaf(x)
         hx = hx if hx is None else hx.detach().clone()
         twin = _measuring(whole)
-        # Not twin(x): the user's hooks are not to see this.
-        _, h_n = twin.forward(x, hx, lengths=lengths, reset=reset)
+        # Not twin(x), nor a forward that somebody put into the instance: it is of the other module.
+        _, h_n = type(twin).forward(twin, x, hx, lengths=lengths, reset=reset)
         flows = []
         for grad in _unit_vectors(h_n, 2 if whole.bidirectional else 1, seed):
             torch.autograd.grad(h_n, start, grad, retain_graph=True)
             flows.append(twin.gradient_flow)
     fields = {n: torch.stack([f.fields()[n][:, d] for d, f in enumerate(flows)], 1) for n in FIELDS}
     if not (fields["entries"] > 0).any():
-        raise ValueError("lengths: all are 0, so there is no last step to begin at")
+        raise ValueError(
+            "no sample has a step to begin at: the batch is empty, or all lengths are 0"
+        )
     network = {name: getattr(whole, name) for name in flows[0].network}
     smallest = max(reading.SMALLEST, SMALLEST.get(h_n.dtype, 0))
     return GradientProbe(GradientFlow(**fields, network=network), smallest)
@@ -356,7 +358,7 @@ class GradientProbe:
 
     def _by_lag(self, x: Tensor) -> Tensor:
         """x [L, D, T, B] of real time; what is beyond a sample's first step is anything."""
-        lags = torch.arange(x.shape[2]).unsqueeze(1)
+        lags = torch.arange(x.shape[2], device=x.device).unsqueeze(1)
         steps = (self._lengths - 1 - lags).clamp(min=0)  # [T, B]
         forward = x[:, 0].gather(1, steps.expand(x.shape[0], -1, -1)).unsqueeze(1)
         return torch.cat([forward, x[:, 1:]], 1)
@@ -366,7 +368,7 @@ class GradientProbe:
         """[D, T, B] whether the sample has the lag, in the segment of its last step."""
         carried = self._by_lag(self.flow.carried[-1:])[0] > 0
         carried[:, 0] = True
-        lags = torch.arange(carried.shape[1]).unsqueeze(1)
+        lags = torch.arange(carried.shape[1], device=carried.device).unsqueeze(1)
         return carried.cummin(1).values & (lags < self._lengths)
 
     @cached_property
