@@ -3,6 +3,8 @@
 from . import functional
 from .backends import BackendError
 from .convert import replace, to_torch
+from .gradient_flow import GradientFlow
+from .gradient_flow.monitor import GradientMonitor
 from .gradient_flow.probe import GradientProbe, probe
 from .modules import RNN
 from .report import explain, info
@@ -12,6 +14,8 @@ __version__ = "0.1.0"
 __all__ = [
     "RNN",
     "BackendError",
+    "GradientFlow",
+    "GradientMonitor",
     "GradientProbe",
     "explain",
     "functional",

@@ -205,22 +205,43 @@ def _combined(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.where(missing.all(-1), torch.nan, x) for name, x in whole.items()}
 
 
-def combine_ranks(ranks: list[dict[str, Tensor] | None], network: Mapping) -> GradientFlow:
-    """What :meth:`GradientFlow.reduce` makes of the fields of all ranks; None: it has none."""
-    there = [fields for fields in ranks if fields is not None]
-    if len({fields["gain"].shape[:2] for fields in there}) != 1:
-        shapes = [tuple(fields["gain"].shape) for fields in there]
+def side_by_side(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Fields [L, D, T] of N records as [L, D, T, N], with steps that no row has up to the longest.
+
+    Raises:
+        ValueError: they are not of the same number of layers and directions.
+    """
+    if len({fields["gain"].shape[:2] for fields in parts}) != 1:
+        shapes = [tuple(fields["gain"].shape) for fields in parts]
         raise ValueError(f"reduce: records [L, D, T] of shapes {shapes} are not of one network")
-    T = max(fields["gain"].shape[2] for fields in there)
+    T = max(fields["gain"].shape[2] for fields in parts)
 
     def padded(x: Tensor) -> Tensor:
         return F.pad(x, (0, T - x.shape[2]))
 
-    stacked = {name: torch.stack([padded(one[name]) for one in there], -1) for name in FIELDS}
-    whole = _combined(stacked)
+    return {name: torch.stack([padded(one[name]) for one in parts], -1) for name in FIELDS}
+
+
+def combine_parts(parts: list[GradientFlow]) -> GradientFlow:
+    """Of a batch, from the records of its parts, each of which had a backward pass of its own."""
+    if len(parts) == 1:
+        return parts[0].pooled()
+    fields = [part.pooled().fields() for part in parts]
+    return GradientFlow(**_combined(side_by_side(fields)), network=parts[0].network)
+
+
+def combine_ranks(ranks: list[dict[str, Tensor] | None], network: Mapping) -> GradientFlow:
+    """What :meth:`GradientFlow.reduce` makes of the fields of all ranks; None: it has none."""
+    whole = _combined(side_by_side([fields for fields in ranks if fields is not None]))
     for name in (*NORMS, "state_max"):
         whole[name] = whole[name] / len(ranks)
     return GradientFlow(**whole, network=network)
+
+
+def newest(buffers: list[list[Tensor]]) -> int:
+    """The number of the backward pass that :func:`read` would read; record.NEVER: none."""
+    numbers = [int(buffer[0]) for made in buffers for buffer in made]
+    return max(numbers, default=record.NEVER)
 
 
 def read(buffers: list[list[Tensor]], per_sample: bool, network: Mapping) -> GradientFlow | None:

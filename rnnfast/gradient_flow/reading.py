@@ -132,44 +132,48 @@ def judge(
     """The verdicts of all layers and directions; rate [L, D], all else [L, D, T]."""
     L, D, _ = gain.shape
     bad = first_nonfinite(nonfinite_state, nonfinite_grad)
-    return [
-        [
-            Verdict(
-                *_judge(
-                    rate[i, d].item(),
-                    gain[i, d][entries[i, d] > 0],
-                    int(nonfinite_state[i, d].nansum()),
-                    int(nonfinite_grad[i, d].nansum()),
-                    bad,
-                    nonlinearity,
-                ),
-                i,
-                d,
-            )
-            for d in range(D)
-        ]
-        for i in range(L)
-    ]
+
+    def of(i: int, d: int) -> Verdict:
+        here = gain[i, d][entries[i, d] > 0]
+        states, grads = (int(x[i, d].nansum()) for x in (nonfinite_state, nonfinite_grad))
+        mean, idle = here.mean().item(), (here < DEAD).double().mean().item()
+        numbers = rate[i, d].item(), len(here), mean, idle, states, grads
+        return Verdict(*judge_one(*numbers, bad, nonlinearity), i, d)
+
+    return [[of(i, d) for d in range(D)] for i in range(L)]
 
 
-def _judge(
-    rate: float, gain: Tensor, states: int, grads: int, bad: NonFinite | None, nonlinearity: str
+def judge_one(
+    rate: float,
+    steps: int,
+    mean: float,
+    idle: float,
+    states: int,
+    grads: int,
+    bad: NonFinite | None,
+    nonlinearity: str,
 ) -> tuple[str, str]:
+    """The word of a layer and direction, and what it rests on.
+
+    Args:
+        steps: those that any row has; over them the mean of the gain, and the part that is idle,
+            with a gain below DEAD.
+        states, grads: how many are not finite.
+    """
     if states or grads:
         what = f"{states} states and {grads} gradients are inf or NaN"
         return "non-finite", f"{what}; the first is {in_words(bad)}" if bad else what
-    if not len(gain):
+    if not steps:
         return "unknown", "no gradient came to this layer"
-    steepest, mean = STEEPEST[nonlinearity], gain.mean().item()
-    idle = (gain < DEAD).double().mean().item()
+    steepest = STEEPEST[nonlinearity]
     if nonlinearity == "relu" and idle >= 0.5:
         return "dead", f"fewer than {DEAD:.0%} of the units are active at {idle:.0%} of the steps"
     if nonlinearity != "relu" and mean < SATURATED * steepest:
         return "saturated", f"mean |f'| is {mean:.2g}, of {steepest:g} at most"
     if math.isnan(rate):
         return "unknown", "no step sends a gradient back that can be measured"
-    growth = rate * (len(gain) - 1)
-    text = f"over {len(gain)} steps the gradient is multiplied by {power(growth)}"
+    growth = rate * (steps - 1)
+    text = f"over {steps} steps the gradient is multiplied by {power(growth)}"
     if growth >= math.log(GROWTH):
         return "exploding", text
     return ("vanishing" if growth <= -math.log(GROWTH) else "healthy"), text

@@ -1,0 +1,165 @@
+"""What the records of one RNN said over a training: numbers of each step, and maps of the norms."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reading
+from .flow import GradientFlow, side_by_side
+
+BLOCK = 32  # records read at once, which takes little longer than to read one
+MAPS = ("carry_norm", "state_norm")
+LARGEST = torch.finfo(torch.float32).max
+
+
+class Row(NamedTuple):
+    """One layer and direction at one training step."""
+
+    step: int  # steps of the optimizer, with this one
+    rnn: str  # its name in the model
+    layer: int
+    direction: int  # 1: reverse
+    passes: int  # backward passes in it
+    skipped: bool  # the GradScaler left the optimizer's step out
+    time_steps: int  # that any row of the batch has; 0: no gradient came to the layer
+    half_life: float  # as in GradientFlow
+    horizon: float
+    log_growth: float
+    gain: float  # mean over the time steps
+    state_norm_first: float  # at the first time step
+    state_norm_last: float
+    nonfinite_grad: int
+    nonfinite_state: int
+    first_nonfinite: str  # of the whole RNN, in words; empty where all is finite
+    verdict: str
+    evidence: str
+
+
+class Entry(NamedTuple):
+    """What is recorded of one training step."""
+
+    step: int
+    passes: int
+    skipped: bool
+    flow: GradientFlow
+
+
+class History:
+    """Of one RNN.
+
+    Args:
+        every: of how many training steps one is recorded, from ``first`` on.
+        keep: columns of the maps, at most: where the training is longer, every second one goes,
+            and so on, so that they are of all of it. The numbers stay, of each step.
+    """
+
+    def __init__(self, name: str, first: int, every: int, keep: int) -> None:
+        self.name, self.first, self.keep = name, first, keep
+        self.width = every  # training steps to a column
+        self.maps: dict[int, Tensor] = {}  # of a training step: [MAPS, L, D, T], float32
+        self.nonfinite: list[int] = []  # training steps with inf or NaN
+        self._waiting: list[Entry] = []
+        self._blocks: list[_Block] = []
+
+    def add(self, entry: Entry) -> None:
+        self._waiting.append(entry)
+        if len(self._waiting) == BLOCK:
+            self.read()
+
+    def read(self) -> Iterator[Row]:
+        """Reads what waits; its rows."""
+        entries, self._waiting = self._waiting, []
+        if not entries:
+            return iter(())
+        fields = side_by_side([entry.flow.fields() for entry in entries])
+        whole = GradientFlow(**fields, network=entries[0].flow.network)  # [L, D, T, S]
+        block = _Block(self.name, entries, whole)
+        self._blocks.append(block)
+        self.nonfinite += [entry.step for entry, bad in zip(entries, block.nonfinite) if bad]
+        self.maps |= zip((entry.step for entry in entries), _maps(whole))
+        while (entries[-1].step - self.first) // self.width >= self.keep:
+            self.width *= 2
+            kept = [step for step in self.maps if (step - self.first) % self.width == 0]
+            self.maps = {step: self.maps[step] for step in kept}
+        return block.rows()
+
+    def rows(self) -> Iterator[Row]:
+        """Of all steps recorded."""
+        self.read()
+        return itertools.chain.from_iterable(block.rows() for block in self._blocks)
+
+
+def _maps(whole: GradientFlow) -> list[Tensor]:
+    """Of each of S records the norms [MAPS, L, D, T]: inf where something is not finite, NaN where
+    there is no such step, or nothing can come back to it."""
+    there = whole.entries > 0
+    bad = whole.nonfinite_grad + whole.nonfinite_state > 0
+    norms = torch.stack([whole.carry_norm, whole.state_norm])
+    norms = torch.where(bad, torch.inf, norms.clamp(max=LARGEST))
+    norms = torch.where(torch.stack([there & (whole.carried > 0), there]), norms, torch.nan)
+    return [x.float() for x in norms.unbind(-1)]
+
+
+class _Block:
+    """The numbers of some entries, which are read together."""
+
+    def __init__(self, name: str, entries: list[Entry], whole: GradientFlow) -> None:
+        self.name = name
+        self.labels = [(entry.step, entry.passes, entry.skipped) for entry in entries]
+        self.nonlinearity = whole.network["nonlinearity"]
+        there = whole.entries > 0
+        steps = there.sum(2)
+        last = (steps - 1).clamp(min=0).unsqueeze(2)
+        gain = torch.where(there, whole.gain, 0)
+        self.numbers = {  # [L, D, S]
+            "time_steps": steps,
+            "half_life": whole.half_life,
+            "horizon": whole.horizon,
+            "log_growth": whole.log_growth,
+            "gain": gain.sum(2) / steps,
+            "idle": (there & (gain < reading.DEAD)).sum(2) / steps,
+            "state_norm_first": whole.state_norm[:, :, 0].clone(),  # of a view all would stay
+            "state_norm_last": whole.state_norm.gather(2, last).squeeze(2),
+            "nonfinite_grad": whole.nonfinite_grad.nansum(2).long(),
+            "nonfinite_state": whole.nonfinite_state.nansum(2).long(),
+        }
+        bad = (self.numbers["nonfinite_grad"] + self.numbers["nonfinite_state"]).sum((0, 1)) > 0
+        self.nonfinite = [
+            entry.flow.first_nonfinite if is_bad else None
+            for entry, is_bad in zip(entries, bad.tolist())
+        ]
+
+    def rows(self) -> Iterator[Row]:
+        values = {column: x.tolist() for column, x in self.numbers.items()}
+        L, D, S = self.numbers["gain"].shape
+        for i, layer, d in itertools.product(range(S), range(L), range(D)):
+            step, passes, skipped = self.labels[i]
+            bad = self.nonfinite[i]
+            of = {column: x[layer][d][i] for column, x in values.items()}
+            word, evidence = reading.judge_one(
+                of["log_growth"],
+                of["time_steps"],
+                of["gain"],
+                of.pop("idle"),
+                of["nonfinite_state"],
+                of["nonfinite_grad"],
+                bad,
+                self.nonlinearity,
+            )
+            yield Row(
+                step,
+                self.name,
+                layer,
+                d,
+                passes,
+                skipped,
+                **of,
+                first_nonfinite=reading.in_words(bad) if bad else "",
+                verdict=word,
+                evidence=evidence,
+            )

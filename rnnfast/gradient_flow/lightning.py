@@ -1,0 +1,40 @@
+"""The monitor as a callback of Lightning."""
+
+from __future__ import annotations
+
+try:
+    from lightning.pytorch import Callback
+except ModuleNotFoundError:
+    from pytorch_lightning import Callback
+
+from .monitor import GradientMonitor
+
+
+class GradientMonitorCallback(Callback):
+    """A :class:`rnnfast.GradientMonitor` from the beginning of ``fit`` to its end: ``monitor``.
+
+    Args:
+        options: the monitor's; the model, its optimizer and the GradScaler are the trainer's.
+
+    Raises:
+        ValueError: when the training starts, with more than one optimizer.
+    """
+
+    def __init__(self, **options) -> None:
+        self.options = options
+        self.monitor: GradientMonitor | None = None
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        if len(trainer.optimizers) != 1:
+            raise ValueError(f"trainer: given {len(trainer.optimizers)} optimizers, wanted one")
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        options = {"start": trainer.global_step} | self.options
+        self.monitor = GradientMonitor(pl_module, trainer.optimizers[0], scaler, **options)
+        self.monitor.__enter__()
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        self.monitor.__exit__(None, None, None)
+
+    def on_exception(self, trainer, pl_module, exception) -> None:
+        if self.monitor is not None:
+            self.monitor.__exit__(type(exception), exception, exception.__traceback__)

@@ -1,0 +1,407 @@
+"""The gradient record of every RNN of a model, at each step of a training."""
+
+from __future__ import annotations
+
+import csv
+import math
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
+
+from .. import record
+from ..modules import RNN
+from .flow import NORMS, GradientFlow, combine_parts, combine_ranks, newest
+from .history import MAPS, Entry, History, Row
+from .text import name_of, number_of_steps
+
+# Names that wrappers put before those of the model.
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+SCALARS = (
+    "half_life",
+    "horizon",
+    "log_growth",
+    "gain",
+    "state_norm_first",
+    "state_norm_last",
+    "nonfinite_grad",
+    "nonfinite_state",
+)
+
+
+class _Attempt(NamedTuple):
+    """At a step of the optimizer: of each RNN the record, and how many passes it is the sum of."""
+
+    skipped: bool
+    flows: dict[str, tuple[GradientFlow, int]]
+
+
+class GradientMonitor:
+    """Records what the gradient does in every rnnfast.RNN of a model, step by step of a training.
+
+        with rnnfast.GradientMonitor(model, optimizer, out="flow") as monitor:
+            train(model, optimizer)  # as ever
+        monitor.plot().savefig("heat_map.png")
+
+    Backward passes between two steps of the optimizer are parts of one batch, as gradient
+    accumulation has them: norms are sqrt(sum of squares), counts are sums. Each is noticed by the
+    gradients that it leaves in ``.grad``; where there are none (torch.autograd.grad, frozen RNNs,
+    FSDP's set_requires_gradient_sync(False)), the last pass before the step counts. A closure that
+    the optimizer calls several times (LBFGS) counts with its last pass.
+
+    Args:
+        model: all its RNNs record (track_gradient_flow). It may be in DistributedDataParallel,
+            fully_shard or torch.compile.
+        optimizer: whose steps are counted. None: call :meth:`step` after each.
+        grad_scaler: gradients are divided by its scale. A step that it leaves out, because a
+            gradient is inf or NaN, is recorded as ``skipped``, under the number of the step that
+            comes next.
+        every: record the first of so many steps, the others cost nothing.
+        keep: columns of a heat map, at most; a longer training has every second one, every fourth,
+            and so on. A map takes 4 T bytes a column, the numbers about 100 a step, both for each
+            layer and direction.
+        start: steps made before, where a training goes on.
+        group: a process group (torch.distributed.group.WORLD for all) whose ranks are combined as
+            in :meth:`GradientFlow.reduce`. All of them make the same steps. None: each rank for
+            itself.
+        writer: a TensorBoard SummaryWriter, or what has its add_scalar: each step's numbers, those
+            that are finite. Rank 0 writes.
+        out: a folder, for gradient_flow.csv and gradient_flow.png at the end. Rank 0 writes.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be, the model has no rnnfast.RNN,
+            or one that does not record.
+        ModuleNotFoundError: ``out`` needs matplotlib (``pip install rnnfast[plots]``).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        grad_scaler=None,
+        *,
+        every: int = 1,
+        keep: int = 1000,
+        start: int = 0,
+        group=None,
+        writer=None,
+        out: str | Path | None = None,
+    ) -> None:
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            kind = type(optimizer).__name__
+            raise TypeError(f"optimizer: given {kind}, wanted a torch.optim.Optimizer or None")
+        if grad_scaler is not None and not hasattr(grad_scaler, "get_scale"):
+            kind = type(grad_scaler).__name__
+            raise TypeError(f"grad_scaler: given {kind}, wanted a torch.amp.GradScaler or None")
+        for name, value, least in (("every", every, 1), ("keep", keep, 2), ("start", start, 0)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}: given {value!r}, wanted an int of at least {least}")
+        if group is not None and not (dist.is_available() and dist.is_initialized()):
+            raise ValueError("group: torch.distributed is not initialized in this process")
+        ranks = dist.is_available() and dist.is_initialized()
+        rank = dist.get_rank(group) if ranks else 0
+        if rank < 0:
+            raise ValueError("group: given one that this process is not of")
+        self.rnns = tracked_rnns(model)
+        self.optimizer, self.grad_scaler = optimizer, grad_scaler
+        self.every, self.start, self.group = every, start, group
+        self.writer, self.out = (writer, out) if rank == 0 else (None, None)
+        if self.writer is not None:
+            self._check_writer()
+        if self.out is not None:
+            import matplotlib  # noqa: F401  to hear of it now, not after the training
+
+            self.out = Path(self.out)
+            self.out.mkdir(parents=True, exist_ok=True)
+        self.steps = start
+        self._histories = {name: History(name, start + 1, every, keep) for name in self.rnns}
+        self._handles: list = []  # of hooks, while it is entered
+
+    # ------------------------------------------------------------------------------ as a context
+
+    def __enter__(self) -> GradientMonitor:
+        if self._handles:
+            raise RuntimeError("GradientMonitor: it is entered already")
+        self._forget()
+        self._backward = None  # the number of the running backward pass
+        parameters = {id(p): p for rnn in self.rnns.values() for p in rnn.parameters()}
+        for p in parameters.values():
+            if p.requires_grad:
+                self._handles.append(p.register_post_accumulate_grad_hook(self._on_gradient))
+        if self.optimizer is not None:
+            self._handles += [
+                self.optimizer.register_step_pre_hook(self._before_step),
+                self.optimizer.register_step_post_hook(self._after_step),
+            ]
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if kind is None:  # after an error the other ranks may be elsewhere
+            last = [self._attempt(skipped=True)] if self._was_skipped() else []
+            self._record([*self._attempts, *last])
+        elif self.writer is not None and _is_closed(self.writer):
+            self.writer = None  # the error that there is says more
+        for name in self.rnns:
+            self._read(name)
+        if self.out is not None:
+            self.to_csv(self.out / "gradient_flow.csv")
+            if any(history.maps for history in self._histories.values()):
+                self.plot().savefig(self.out / "gradient_flow.png")
+
+    # ---------------------------------------------------------------------- passes, and the steps
+
+    def _forget(self) -> None:
+        """What came before belongs to no step."""
+        self._passes: dict[str, list[GradientFlow]] = {name: [] for name in self.rnns}
+        self._before: dict[str, int] | None = None  # how many there were, in optimizer.step()
+        self._scale = None  # of the passes
+        self._attempts: list[_Attempt] = []  # skipped
+        self._seen = {name: newest(rnn._records) for name, rnn in self.rnns.items()}
+
+    def _due(self) -> bool:
+        """Whether the next step is recorded."""
+        return (self.steps - self.start) % self.every == 0
+
+    def _on_gradient(self, parameter: Tensor) -> None:
+        """Once in each backward pass: to look at the records when it is done."""
+        number = torch._C._current_graph_task_id()
+        if number != self._backward and self._due():
+            self._backward = number
+            engine = torch.autograd.Variable._execution_engine
+            engine.queue_callback(partial(self._collect, number))
+
+    def _collect(self, backward: int | None) -> None:
+        """Takes the records of that pass; None: the last of each RNN that has none for this step,
+        and forgets all others."""
+        new = []
+        for name, rnn in self.rnns.items():
+            number = newest(rnn._records)
+            wanted = not self._passes[name] if backward is None else number == backward
+            if wanted and number not in (self._seen[name], record.NEVER):
+                new.append(name)
+            if wanted or backward is None:
+                self._seen[name] = number
+        if not new:
+            return
+        if self._was_skipped():
+            self._attempts.append(self._attempt(skipped=True))
+        self._scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
+        for name in new:
+            passes = self._passes[name]
+            if self._before is not None:
+                del passes[self._before[name] :]  # of an earlier call of the closure
+            passes.append(_divided(self.rnns[name]._read_records(), self._scale))
+
+    def _was_skipped(self) -> bool:
+        """Whether passes wait for a step that the scaler left out: it lowers its scale then."""
+        return (
+            self.optimizer is not None
+            and self.grad_scaler is not None
+            and any(self._passes.values())
+            and self.grad_scaler.get_scale() < self._scale
+        )
+
+    def _attempt(self, skipped: bool) -> _Attempt:
+        """Of the passes so far, which are done with."""
+        taken = {name: passes for name, passes in self._passes.items() if passes}
+        self._passes = {name: [] for name in self.rnns}
+        flows = {name: (combine_parts(passes), len(passes)) for name, passes in taken.items()}
+        return _Attempt(skipped, flows)
+
+    def _before_step(self, *_) -> None:
+        self._before = {name: len(passes) for name, passes in self._passes.items()}
+
+    def _after_step(self, *_) -> None:
+        due = self._due()
+        if due:
+            self._collect(None)
+            self._before = None
+            attempts, self._attempts = [*self._attempts, self._attempt(skipped=False)], []
+            self._record(attempts)
+        self.steps += 1
+        if self._due() and not due:
+            self._forget()
+
+    def step(self) -> None:
+        """Ends a training step, where no optimizer was given.
+
+        Raises:
+            RuntimeError: one was, or the monitor is not entered.
+        """
+        if self.optimizer is not None:
+            raise RuntimeError("step: the optimizer that was given counts the steps")
+        if not self._handles:
+            raise RuntimeError("step: wanted inside of `with monitor:`")
+        self._after_step()
+
+    def _record(self, attempts: list[_Attempt]) -> None:
+        if self.group is not None:
+            attempts = _of_all_ranks(attempts, self.group)
+        for skipped, flows in attempts:
+            for name, (flow, passes) in flows.items():
+                self._histories[name].add(Entry(self.steps + 1, passes, skipped, flow))
+                if self.writer is not None:
+                    self._read(name)
+
+    # ------------------------------------------------------------------------------ what it says
+
+    def rows(self) -> list[Row]:
+        """A row for each training step, layer and direction, of all that was recorded."""
+        found = [row for history in self._histories.values() for row in history.rows()]
+        return sorted(found, key=lambda row: row.step)  # stable: in the model's order within a step
+
+    def norms(self, field: str = "carry_norm") -> dict[tuple[str, int, int], tuple[list, Tensor]]:
+        """By RNN, layer and direction: training steps [S], and the norms [S, T] there.
+
+        float32, inf where something is not finite, NaN where a step of T is not there.
+
+        Args:
+            field: "carry_norm", what came back through time, or "state_norm".
+        """
+        if field not in MAPS:
+            raise ValueError(f"field: given {field!r}, wanted one of {MAPS}")
+        found = {}
+        for name, history in self._histories.items():
+            history.read()
+            steps, maps = list(history.maps), list(history.maps.values())
+            if not maps:
+                continue
+            T = max(x.shape[3] for x in maps)
+            padded = [nn.functional.pad(x, (0, T - x.shape[3]), value=math.nan) for x in maps]
+            which = torch.stack(padded)[:, MAPS.index(field)]  # [S, L, D, T]
+            for layer in range(which.shape[1]):
+                for d in range(which.shape[2]):
+                    found[name, layer, d] = steps, which[:, layer, d]
+        return found
+
+    def to_csv(self, path: str | Path) -> None:
+        """Writes the rows; the first line has the names of the columns, those of :class:`Row`."""
+        with open(path, "w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(Row._fields)
+            table.writerows(self.rows())
+
+    def plot(self, field: str = "carry_norm"):
+        """A matplotlib.figure.Figure: for each RNN, layer and direction the norm over time step and
+        training step. Its savefig writes a file.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed (``pip install rnnfast[plots]``).
+            RuntimeError: nothing is recorded yet.
+        """
+        norms = self.norms(field)
+        if not norms:
+            raise RuntimeError("plot: no step has been recorded in which a gradient came to an RNN")
+        from .heat_map import HeatMap, draw
+
+        half_lives: dict[tuple[str, int, int], list[str]] = {key: [] for key in norms}
+        for row in self.rows():
+            half_lives[row.rnn, row.layer, row.direction].append(number_of_steps(row.half_life))
+        panels = []
+        for (name, layer, d), (steps, values) in norms.items():
+            history, seen = self._histories[name], half_lives[name, layer, d]
+            title = f"{name}, layer {name_of(layer, d)}"
+            below = f"half-life at first {seen[0]}, at last {seen[-1]} time steps"
+            where = history.first, history.width, steps
+            panels.append(HeatMap(title, below, *where, values.numpy(), history.nonfinite))
+        part = ", the part come back through time" if field == "carry_norm" else ""
+        heading = "The gradient at each time step, as training goes on"
+        return draw(panels, heading, f"norm of $dL/dh_t${part}")
+
+    def _read(self, name: str) -> None:
+        rows = self._histories[name].read()
+        if self.writer is None:
+            return
+        self._check_writer()
+        for row in rows:
+            place = f"{name}.l{row.layer}{'_reverse' if row.direction else ''}"
+            for column in SCALARS:
+                value = getattr(row, column)
+                if math.isfinite(value):
+                    self.writer.add_scalar(f"gradient_{column}/{place}", value, row.step)
+
+    def _check_writer(self) -> None:
+        if not callable(getattr(self.writer, "add_scalar", None)):
+            kind = type(self.writer).__name__
+            raise TypeError(f"writer: given {kind}, wanted a SummaryWriter (with add_scalar)")
+        if _is_closed(self.writer):
+            raise ValueError("writer: given one that is closed, wanted an open SummaryWriter")
+
+
+def _is_closed(writer) -> bool:
+    """SummaryWriter.add_scalar would not say so, but begin another file."""
+    return getattr(writer, "file_writer", writer) is None
+
+
+def tracked_rnns(model: nn.Module) -> dict[str, RNN]:
+    """Every rnnfast.RNN of a model, once, by its first name there without those of wrappers.
+
+    Raises:
+        TypeError: it is no module.
+        ValueError: there is none, or one does not record.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: given {type(model).__name__}, wanted a torch.nn.Module")
+    parallel = DistributedDataParallel, DataParallel
+    around = {path for path, module in model.named_modules() if isinstance(module, parallel)}
+    modules = model.named_modules()
+    found = {_plain_name(path, around): m for path, m in modules if isinstance(m, RNN)}
+    if not found:
+        hint = ""
+        if any(isinstance(module, nn.RNN) for module in model.modules()):
+            hint = "; rnnfast.replace(model) makes them of its nn.RNN"
+        raise ValueError(f"model: given one without any rnnfast.RNN{hint}")
+    silent = [name for name, rnn in found.items() if not rnn.track_gradient_flow]
+    if silent:
+        raise ValueError(
+            f"model: {', '.join(silent)} does not record its gradient; make it with "
+            "track_gradient_flow=True, or set that attribute to True before the training"
+        )
+    return found
+
+
+def _plain_name(path: str, around: set[str]) -> str:
+    """Without the names that wrappers put in it; ``around``: the paths of those that say module."""
+    parts = path.split(".")
+    kept = [
+        part
+        for i, part in enumerate(parts)
+        if part not in WRAPPERS and not (part == "module" and ".".join(parts[:i]) in around)
+    ]
+    return ".".join(kept) or "model"
+
+
+def _divided(flow: GradientFlow, scale: float) -> GradientFlow:
+    if scale == 1.0:
+        return flow
+    fields = flow.fields()
+    for name in (*NORMS, "state_max"):
+        fields[name] = fields[name] / scale
+    return GradientFlow(**fields, network=flow.network)
+
+
+def _of_all_ranks(own: list[_Attempt], group) -> list[_Attempt]:
+    """A rank may have no record, or not know of a skipped step: they agree on the last."""
+    ranks: list = [None] * dist.get_world_size(group)
+    dist.all_gather_object(ranks, own, group=group)
+    nothing = _Attempt(False, {})
+    longest = max(map(len, ranks))
+    whole = []
+    for aligned in zip(*([nothing] * (longest - len(rank)) + rank for rank in ranks)):
+        names = dict.fromkeys(name for attempt in aligned for name in attempt.flows)
+        flows = {}
+        for name in names:
+            each = [attempt.flows.get(name) for attempt in aligned]
+            network = next(one[0].network for one in each if one)
+            flow = combine_ranks([one and one[0].fields() for one in each], network)
+            flows[name] = flow, max(one[1] for one in each if one)
+        whole.append(_Attempt(any(attempt.skipped for attempt in aligned), flows))
+    return whole
