@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -58,7 +59,7 @@ class RNN(nn.RNNBase):
         norm_eps: what is added to the variance.
         init: "torch", "orthogonal", "identity", "glorot" or "he"; see :mod:`rnnfast.init`.
         residual: add to the input of layer l + 1 the input of layer l where their widths agree;
-            h_n is taken before the sum.
+            h_n is taken before the sum. Warns where no layer before the last has such an input.
         num_heads: as many independent recurrences of H / num_heads units side by side:
             weight_hh_l0 is [H, H / num_heads], the rows of a head acting on its own units.
         track_gradient_flow: True measures the gradient at every time step as backward passes
@@ -141,6 +142,14 @@ class RNN(nn.RNNBase):
         check_options(
             hidden_size, num_heads, norm == "layer", norm_eps, bptt_window, clip_state_grad
         )
+        connected = num_layers > (1 if input_size == hidden_size * (1 + self.bidirectional) else 2)
+        if residual and not connected:
+            warnings.warn(
+                f"residual=True adds nothing with num_layers={num_layers} and "
+                f"input_size={input_size}: no layer before the last has an input as wide as its "
+                f"output, {hidden_size * (1 + self.bidirectional)}",
+                stacklevel=2,
+            )
         self._add_parameters({"device": device, "dtype": dtype})
         self._complete = True
         self.reset_parameters()

@@ -55,15 +55,14 @@ def main() -> None:
 
 def table(found: dict[Cure, list[Outcome]]) -> str:
     lines = [
-        "| | network | right, mean (least to most) | half-life before training | after |",
+        "| | network | right, mean (least to most) | half-life before training, median | after |",
         "|---|---|---|---|---|",
     ]
     for cure, runs in found.items():
         right = [run.accuracy for run in runs]
         spread = f"{statistics.fmean(right):.0%} ({min(right):.0%} to {max(right):.0%})"
-        # Growths, which are what is averaged over steps, are averaged over seeds as well.
         first, last = (
-            number_of_steps(half_life(statistics.fmean(getattr(run, when) for run in runs)))
+            number_of_steps(half_life(statistics.median(getattr(run, when) for run in runs)))
             for when in ("first", "last")
         )
         lines.append(f"| {cure.kind} | {cure.name} | {spread} | {first} | {last} |")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import rnnfast
 from rnnfast.demo.tasks import Task
-from rnnfast.demo.training import BATCH_SIZE, HIDDEN_SIZE, Classifier, accuracy, training_step
+from rnnfast.demo.training import BATCH_SIZE, Classifier, accuracy, training_step
 from rnnfast.gradient_flow import reading
 
 LAYER_NORM, IDENTITY = {"norm": "layer"}, {"nonlinearity": "relu", "init": "identity"}
@@ -68,20 +68,12 @@ class Outcome:
     last: float  # and after
 
 
-class Last(Classifier):
-    """The demo's classifier, of an LSTM too."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        output, _ = self.rnn(x)
-        return self.head(output[:, -1])
-
-
 def run(cure: Cure, task: Task, seed: int) -> Outcome:
     torch.manual_seed(seed)
     options = cure.options
     if cure.make is rnnfast.RNN:
         options = options | {"track_gradient_flow": True}
-    model = Last(cure.make(task.inputs.shape[2], HIDDEN_SIZE, batch_first=True, **options))
+    model = Classifier(cure.make, **options)
     x, labels = task.train
     optimizer = OPTIMIZERS[cure.optimizer](model.parameters())
     batches = len(labels) // BATCH_SIZE
@@ -98,16 +90,17 @@ def run(cure: Cure, task: Task, seed: int) -> Outcome:
     return Outcome(accuracy(model, *task.test), first, last)
 
 
-def log_growth(model: Last, x: Tensor, labels: Tensor) -> float:
+def log_growth(model: Classifier, x: Tensor, labels: Tensor) -> float:
     """Mean logarithm of what a step back through time makes of the gradient of the loss; of several
     layers, in the one where it lasts longest."""
     if isinstance(model.rnn, rnnfast.RNN):
         F.cross_entropy(model(x), labels).backward()
+        model.zero_grad()
         return model.rnn.gradient_flow.log_growth[:, 0].max().item()
     return log_growth_by_steps(model, x, labels)
 
 
-def log_growth_by_steps(model: Last, x: Tensor, labels: Tensor) -> float:
+def log_growth_by_steps(model: Classifier, x: Tensor, labels: Tensor) -> float:
     """The same of a module of torch's, which is run one step at a time: its state is h, and of an
     LSTM c as well."""
     states: list[tuple[Tensor, ...]] = []

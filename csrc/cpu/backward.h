@@ -401,7 +401,8 @@ struct BackwardTask : Task<Cell, S> {
   }
 
   // Adds a row to the record.
-  RNNFAST_INLINE void keep(const Gradient& dh, double scale, bool carried, const Measures& sums) const {
+  RNNFAST_INLINE void keep(const Gradient& dh, double scale, bool carried,
+                           const Measures& sums) const {
     const int64_t rows = problem->per_sample ? this->slice.count : 1;
     double* const to =
         measured + (dh.at.t * rows + (problem->per_sample ? dh.at.row : 0)) * kFields;

@@ -35,31 +35,29 @@ CURES = {
 
 
 class Classifier(nn.Module):
-    """An RNN whose last state, through a linear layer, names one of ten digits."""
+    """An RNN whose last state, through a linear layer, names one of ten digits. With several layers
+    there is another linear layer before it, of the width that residual connections need."""
 
-    def __init__(self, rnn: nn.Module) -> None:
+    def __init__(self, make: Callable[..., nn.Module], dtype=torch.float32, **options) -> None:
         super().__init__()
-        self.rnn = rnn
-        weight = next(rnn.parameters())
-        self.head = nn.Linear(HIDDEN_SIZE, 10, dtype=weight.dtype)
+        wide = options.get("num_layers", 1) > 1
+        self.embed = nn.Linear(COLUMNS, HIDDEN_SIZE, dtype=dtype) if wide else nn.Identity()
+        width = HIDDEN_SIZE if wide else COLUMNS
+        self.rnn = make(width, HIDDEN_SIZE, batch_first=True, dtype=dtype, **options)
+        self.head = nn.Linear(HIDDEN_SIZE, 10, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, 8] -> [B, 10]
-        _, h_n = self.rnn(x)
-        return self.head(h_n[-1])
-
-
-def classifier(
-    make: Callable[..., nn.Module], seed: int, dtype: torch.dtype, **options
-) -> Classifier:
-    torch.manual_seed(seed)
-    return Classifier(make(COLUMNS, HIDDEN_SIZE, batch_first=True, dtype=dtype, **options))
+        output, _ = self.rnn(self.embed(x))
+        return self.head(output[:, -1])
 
 
 def networks(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Classifier]:
     """nn.RNN, and rnnfast.RNN plain and with each of the cures, which record their gradient."""
-    made = {TORCH: classifier(nn.RNN, seed, dtype)}
+    torch.manual_seed(seed)
+    made = {TORCH: Classifier(nn.RNN, dtype)}
     for name, options in CURES.items():
-        made[name] = classifier(rnnfast.RNN, seed, dtype, track_gradient_flow=True, **options)
+        torch.manual_seed(seed)
+        made[name] = Classifier(rnnfast.RNN, dtype, track_gradient_flow=True, **options)
     return made
 
 
