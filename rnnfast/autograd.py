@@ -126,7 +126,7 @@ def _backward(backend, *inputs, **more) -> tuple[Tensor | None, ...]:
         y, w_hh = inputs[2], inputs[5]
         T, B, _ = y.shape
         N = B if options.per_sample else 1
-        buffer = record.begin(buffer, directions(w_hh), T, N)
+        buffer = record.begin(buffer, directions(w_hh), T, N, y.dtype)
     return backend.backward(*before, buffer, dx_wanted, dw_wanted, options, **more)
 
 

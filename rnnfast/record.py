@@ -2,7 +2,8 @@
 
 One buffer per layer, int64 so that no cast of a module touches it, read as float64: a header, then
 [D, T, N, fields], N being the batch or, summed over it, 1. The header says which backward pass
-wrote it, and T, N and D. A buffer keeps its address while it is large enough, as CUDA graphs need.
+wrote it, T, N and D, and whether da was stored in float16, whose range ends early. A buffer keeps
+its address while it is large enough, as CUDA graphs need.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ FIELDS = (
     "entries",  # how many there are
     "carried",  # how many of them the step after has sent a gradient back to
 )
-HEADER = 4
+HEADER = 5
 NEVER = -2  # the number of a backward pass; -1 stands for one outside of autograd
 
 
@@ -35,17 +36,18 @@ def make(size: int, device: torch.device) -> Tensor:
     return torch.full((size,), NEVER, dtype=torch.int64, device=device)
 
 
-def begin(buffer: Tensor, D: int, T: int, N: int) -> Tensor:
-    """Where the running backward pass puts its [D, T, N, fields]."""
-    header = [torch._C._current_graph_task_id(), T, N, D]
+def begin(buffer: Tensor, D: int, T: int, N: int, dtype: torch.dtype) -> Tensor:
+    """Where the running backward pass, which stores da in dtype, puts its [D, T, N, fields]."""
+    header = [torch._C._current_graph_task_id(), T, N, D, dtype == torch.float16]
     buffer[:HEADER] = torch.tensor(header, device=buffer.device)
     return buffer[HEADER : numbers(D, T, N)].view(torch.float64).view(D, T, N, len(FIELDS))
 
 
-def read(buffer: Tensor) -> tuple[int, Tensor]:
-    """Which backward pass wrote it (NEVER: none), and a copy of [D, T, N, fields]."""
-    task, T, N, D = buffer[:HEADER].tolist()
+def read(buffer: Tensor) -> tuple[int, bool, Tensor]:
+    """Which backward pass wrote it (NEVER: none), whether in float16, and a copy of
+    [D, T, N, fields]."""
+    task, T, N, D, half = buffer[:HEADER].tolist()
     if task == NEVER:
-        return task, torch.empty(0, 0, 0, len(FIELDS), dtype=torch.float64)
+        return task, False, torch.empty(0, 0, 0, len(FIELDS), dtype=torch.float64)
     found = buffer[HEADER : numbers(D, T, N)].view(torch.float64).view(D, T, N, len(FIELDS))
-    return task, found.clone()
+    return task, bool(half), found.clone()

@@ -70,6 +70,17 @@ def test_a_known_factor(w, T, verdict, direction, every_step, own_backend):
     assert f"over {T} steps" in flow.verdicts[0][direction].evidence
 
 
+def test_the_range_of_float16_ends_early(own_backend):
+    """da is stored in it: below 6e-8 it is 0, and the gradient is not cut off, but out of range."""
+    flow = flow_of(scaled(own_backend, 0.5, dtype=torch.float16), 60, every_step=False)
+    assert flow.carry_norm[0, 0, 0] == 0
+    assert flow.half_life.item() == pytest.approx(1, rel=1e-3)
+    assert flow.horizon.item() == 10
+    flow = flow_of(scaled(own_backend, 0.5, dtype=torch.bfloat16), 60, every_step=False)
+    assert flow.carry_norm[0, 0, 0] > 0
+    assert flow.half_life.item() == pytest.approx(1, rel=1e-3)
+
+
 def test_the_norm_says_nothing_under_a_loss_at_every_step(own_backend):
     """Why factors are looked at, and not the slope of the norm."""
     flow = flow_of(scaled(own_backend, 0.5), 50, every_step=True)
@@ -327,7 +338,7 @@ def two_ranks(backend: str, lengths: tuple[int, int]) -> tuple[list[dict[str, Te
 @pytest.mark.parametrize("lengths", [(6, 6), (6, 4), (3, 5)])
 def test_ranks_together(lengths, own_backend):
     fields, whole = two_ranks(own_backend, lengths)
-    found = combine_ranks(fields, whole.network)
+    found = combine_ranks(fields, whole)
     assert_close(found, whole, 1e-12)
     assert torch.allclose(found.half_life, whole.half_life, rtol=1e-9)
 
@@ -336,19 +347,19 @@ def test_a_rank_without_a_record_counts(own_backend):
     """Its loss is 0 in the mean."""
     fields, whole = two_ranks(own_backend, (6, 6))
     alone = GradientFlow(**fields[0], network=whole.network)
-    found = combine_ranks([fields[0], None], whole.network)
+    found = combine_ranks([fields[0], None], whole)
     assert torch.equal(found.state_norm, alone.state_norm / 2)
     assert torch.equal(found.gain, alone.gain)
     nothing = {name: torch.full_like(x, math.nan) for name, x in fields[0].items()}
-    assert torch.equal(combine_ranks([fields[0], nothing], {}).state_norm, found.state_norm)
-    assert combine_ranks([nothing, nothing], {}).state_norm.isnan().all()
+    assert torch.equal(combine_ranks([fields[0], nothing], whole).state_norm, found.state_norm)
+    assert combine_ranks([nothing, nothing], whole).state_norm.isnan().all()
 
 
 def test_ranks_of_two_networks_are_refused(own_backend):
     fields, whole = two_ranks(own_backend, (6, 6))
     other = {name: x[:1] for name, x in fields[0].items()}
     with pytest.raises(ValueError, match="not of one network"):
-        combine_ranks([fields[0], other], whole.network)
+        combine_ranks([fields[0], other], whole)
 
 
 def test_reduce_needs_ranks(own_backend):

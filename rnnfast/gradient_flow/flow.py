@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import torch
@@ -35,6 +35,7 @@ class GradientFlow:
     entries: Tensor  # how many there are: valid rows times units
     carried: Tensor  # how many of them the step after has sent a gradient back to
     network: Mapping = field(default_factory=dict)  # arguments of the RNN that it is of
+    smallest: float = reading.SMALLEST  # norm that is still a measurement
 
     def fields(self) -> dict[str, Tensor]:
         """What was measured, by name."""
@@ -49,9 +50,12 @@ class GradientFlow:
 
         At the step t that it comes back to; NaN where nothing comes back, where a reset stops some
         rows and not others (track_gradient_flow="sample" tells them apart), and where less than
-        1e-30 was left. In the reverse direction the step after t is t - 1.
+        ``smallest`` was left: 1e-30, and in float16, whose range ends early, 1e-4. In the reverse
+        direction the step after t is t - 1.
         """
-        return reading.factors(self.carry_norm, self.clipped_norm, self.carried, self.entries)
+        return reading.factors(
+            self.carry_norm, self.clipped_norm, self.carried, self.entries, self.smallest
+        )
 
     @cached_property
     def log_growth(self) -> Tensor:
@@ -119,7 +123,7 @@ class GradientFlow:
         """Of the batch, from a record of its rows; itself where it is one already."""
         if self.gain.dim() == 3:
             return self
-        return GradientFlow(**_combined(self.fields()), network=self.network)
+        return replace(self, **_combined(self.fields()))
 
     def reduce(self, group=None) -> GradientFlow:
         """Of the mean of all ranks' losses, whose gradient DistributedDataParallel makes: norms are
@@ -136,7 +140,7 @@ class GradientFlow:
         own = self.pooled()
         gathered: list = [None] * dist.get_world_size(group)
         dist.all_gather_object(gathered, own.fields(), group=group)
-        return combine_ranks(gathered, self.network)
+        return combine_ranks(gathered, self)
 
     # ------------------------------------------------------------------------------------- to see
 
@@ -183,7 +187,7 @@ class GradientFlow:
         )
 
 
-FIELDS = tuple(f.name for f in fields(GradientFlow) if f.name != "network")
+FIELDS = tuple(f.name for f in fields(GradientFlow) if f.name not in ("network", "smallest"))
 NORMS = tuple(name for name in FIELDS if name.endswith("_norm"))
 
 
@@ -227,15 +231,16 @@ def combine_parts(parts: list[GradientFlow]) -> GradientFlow:
     if len(parts) == 1:
         return parts[0].pooled()
     fields = [part.pooled().fields() for part in parts]
-    return GradientFlow(**_combined(side_by_side(fields)), network=parts[0].network)
+    return replace(parts[0], **_combined(side_by_side(fields)))
 
 
-def combine_ranks(ranks: list[dict[str, Tensor] | None], network: Mapping) -> GradientFlow:
-    """What :meth:`GradientFlow.reduce` makes of the fields of all ranks; None: it has none."""
+def combine_ranks(ranks: list[dict[str, Tensor] | None], of: GradientFlow) -> GradientFlow:
+    """What :meth:`GradientFlow.reduce` makes of the fields of all ranks, of which ``of`` is one;
+    None: it has none."""
     whole = _combined(side_by_side([fields for fields in ranks if fields is not None]))
     for name in (*NORMS, "state_max"):
         whole[name] = whole[name] / len(ranks)
-    return GradientFlow(**whole, network=network)
+    return replace(of, **whole, smallest=of.smallest / len(ranks))
 
 
 def newest(buffers: list[list[Tensor]]) -> int:
@@ -249,13 +254,13 @@ def read(buffers: list[list[Tensor]], per_sample: bool, network: Mapping) -> Gra
 
     A layer has several buffers where it needed more room. In one pass the first made was last.
     """
-    found = [max(map(record.read, made), key=lambda pair: pair[0]) for made in buffers]
-    last = max((task for task, _ in found), default=record.NEVER)
+    found = [max(map(record.read, made), key=lambda one: one[0]) for made in buffers]
+    last = max((task for task, *_ in found), default=record.NEVER)
     if last == record.NEVER:
         return None
-    shape = next(values.shape for task, values in found if task == last)
-    nothing = torch.full(shape, torch.nan, dtype=torch.float64)
-    layers = [values.cpu() if task == last else nothing for task, values in found]
+    half, shape = next((half, values.shape) for task, half, values in found if task == last)
+    nothing = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
+    layers = [values.cpu() if task == last else nothing for task, _, values in found]
     values = torch.stack(layers)  # [L, D, T, N, fields]
     by_name = dict(zip(record.FIELDS, values.unbind(-1)))
     measured = {name: by_name.get(name) for name in FIELDS}
@@ -264,4 +269,5 @@ def read(buffers: list[list[Tensor]], per_sample: bool, network: Mapping) -> Gra
     measured["gain"] = by_name["slopes"] / by_name["entries"]
     if not per_sample:
         measured = {name: x.squeeze(-1) for name, x in measured.items()}
-    return GradientFlow(**measured, network=network)
+    smallest = reading.SMALLEST_HALF if half else reading.SMALLEST
+    return GradientFlow(**measured, network=network, smallest=smallest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -77,7 +78,8 @@ class History:
         if not entries:
             return iter(())
         fields = side_by_side([entry.flow.fields() for entry in entries])
-        whole = GradientFlow(**fields, network=entries[0].flow.network)  # [L, D, T, S]
+        smallest = max(entry.flow.smallest for entry in entries)
+        whole = replace(entries[0].flow, **fields, smallest=smallest)  # [L, D, T, S]
         block = _Block(self.name, entries, whole)
         self._blocks.append(block)
         self.nonfinite += [entry.step for entry, bad in zip(entries, block.nonfinite) if bad]

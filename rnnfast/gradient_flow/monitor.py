@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -385,7 +386,7 @@ def _divided(flow: GradientFlow, scale: float) -> GradientFlow:
     fields = flow.fields()
     for name in (*NORMS, "state_max"):
         fields[name] = fields[name] / scale
-    return GradientFlow(**fields, network=flow.network)
+    return replace(flow, **fields, smallest=flow.smallest / scale)
 
 
 def _of_all_ranks(own: list[_Attempt], group) -> list[_Attempt]:
@@ -400,8 +401,8 @@ def _of_all_ranks(own: list[_Attempt], group) -> list[_Attempt]:
         flows = {}
         for name in names:
             each = [attempt.flows.get(name) for attempt in aligned]
-            network = next(one[0].network for one in each if one)
-            flow = combine_ranks([one and one[0].fields() for one in each], network)
+            one_of_them = next(one[0] for one in each if one)
+            flow = combine_ranks([one and one[0].fields() for one in each], one_of_them)
             flows[name] = flow, max(one[1] for one in each if one)
         whole.append(_Attempt(any(attempt.skipped for attempt in aligned), flows))
     return whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -16,9 +16,6 @@ from ..modules import RNN
 from . import reading, text
 from .flow import FIELDS, GradientFlow
 from .reading import NonFinite, Verdict
-
-# Where a gradient that is stored so runs out of digits: 100 sqrt(H) units in the last place.
-SMALLEST = {torch.float16: 1e-4}
 
 
 def probe(
@@ -66,8 +63,7 @@ def probe(
             "no sample has a step to begin at: the batch is empty, or all lengths are 0"
         )
     network = {name: getattr(whole, name) for name in flows[0].network}
-    smallest = max(reading.SMALLEST, SMALLEST.get(h_n.dtype, 0))
-    return GradientProbe(GradientFlow(**fields, network=network), smallest)
+    return GradientProbe(replace(flows[0], **fields, network=network))
 
 
 def _as_rnnfast(rnn: nn.Module) -> RNN:
@@ -132,7 +128,6 @@ class GradientProbe:
     """
 
     flow: GradientFlow  # each sample apart, in real time; direction d of the vectors sent into it
-    smallest: float = reading.SMALLEST  # norm that is still a measurement
 
     @cached_property
     def samples(self) -> Tensor:
@@ -149,7 +144,7 @@ class GradientProbe:
     @cached_property
     def out_of_range(self) -> Tensor:
         """Bool: the norm is below 1e-30, in float16 1e-4: what is made of it is no measurement."""
-        return self.norm < self.smallest
+        return self.norm < self.flow.smallest
 
     @cached_property
     def log_growth(self) -> Tensor:
@@ -280,7 +275,7 @@ class GradientProbe:
             if outside.any():
                 found.append(
                     f"layer {text.name_of(i, d)} is out of range from lag "
-                    f"{int(outside.int().argmax())} on: the norm is below {self.smallest:g}"
+                    f"{int(outside.int().argmax())} on: the norm is below {self.flow.smallest:g}"
                 )
         reached = self._there.sum(1)  # [D, B]
         for d, stopped in enumerate(reached < self._lengths):
@@ -376,7 +371,7 @@ class GradientProbe:
         """[L, D, T, B] of the factors from each lag to the next; NaN where there is none."""
         norm = self._by_lag(self.flow.clipped_norm)
         before = torch.cat([torch.zeros_like(norm[:, :, :1]), norm[:, :, :-1]], 2)
-        known = self._there & (before >= self.smallest)
+        known = self._there & (before >= self.flow.smallest)
         return torch.where(known, self._by_lag(self.flow.factors), torch.nan).log()
 
 

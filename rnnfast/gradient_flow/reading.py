@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SMALLEST = 1e-30  # below, float32 runs out of digits: what is made of it is no longer a measurement
+# The smallest norm that is a measurement: below, float32 runs out of digits; or float16, in which
+# da may be stored: 100 sqrt(H) units in the last place.
+SMALLEST, SMALLEST_HALF = 1e-30, 1e-4
 HORIZON = 1e-3  # the part of the gradient that is left at the horizon
 GROWTH = 1e3  # over all steps: exploding; its inverse: vanishing
 DEAD, SATURATED = 0.05, 0.1
@@ -26,15 +28,17 @@ def step_after(x: Tensor) -> Tensor:
     return torch.cat([forward, torch.cat([nothing[:, 1:], x[:, 1:, :-1]], 2)], 1)
 
 
-def factors(carry: Tensor, clipped: Tensor, carried: Tensor, entries: Tensor) -> Tensor:
+def factors(
+    carry: Tensor, clipped: Tensor, carried: Tensor, entries: Tensor, smallest: float
+) -> Tensor:
     """||c_t|| / ||dh_{t+1}||: what one step back makes of the gradient, whatever the loss adds.
 
     NaN where it is not known: nothing comes back there, a reset or the window stops some rows on
-    the way, or dh_{t+1} is below SMALLEST or not finite. 0 where f' is 0 for all of it.
+    the way, or dh_{t+1} is below ``smallest`` or not finite. 0 where f' is 0 for all of it.
     """
     whole = (carried > 0) & (carried == step_after(entries))
     source = step_after(clipped)
-    known = whole & (source >= SMALLEST) & source.isfinite() & carry.isfinite()
+    known = whole & (source >= smallest) & source.isfinite() & carry.isfinite()
     return torch.where(known, carry / source, torch.nan)
 
 
