@@ -71,15 +71,15 @@ void rnn_forward(const std::string& nonlinearity, const std::string& dtype, Addr
 
 void rnn_backward(const std::string& nonlinearity, const std::string& dtype, Address grad_y,
                   Address grad_h_n, Address y, Address ahat, Address x, Address w_ih, Address w_hh,
-                  Address gamma, Address rstd, Address h0, Address lengths, Address reset,
-                  Address dp, Address dx, Address dw_ih, Address db_ih, Address db_hh,
-                  Address dw_hh, Address dgamma, Address dbeta, Address dh0, Address record,
-                  bool per_sample, int64_t steps, int64_t batch, int64_t size, int64_t directions,
-                  int64_t heads, int64_t input_size, int64_t gy_stride_t, int64_t gy_stride_b,
-                  int64_t y_stride_t, int64_t y_stride_b, int64_t ahat_stride_t,
-                  int64_t ahat_stride_b, int64_t dp_stride_t, int64_t dp_stride_b,
-                  int64_t x_stride_t, int64_t x_stride_b, int64_t dx_stride_t, int64_t dx_stride_b,
-                  int64_t window, double clip, int threads) {
+                  Address gamma, Address beta, Address rstd, Address h0, Address lengths,
+                  Address reset, Address dp, Address dx, Address dw_ih, Address db_ih,
+                  Address db_hh, Address dw_hh, Address dgamma, Address dbeta, Address dh0,
+                  Address record, bool per_sample, int64_t steps, int64_t batch, int64_t size,
+                  int64_t directions, int64_t heads, int64_t input_size, int64_t gy_stride_t,
+                  int64_t gy_stride_b, int64_t y_stride_t, int64_t y_stride_b,
+                  int64_t ahat_stride_t, int64_t ahat_stride_b, int64_t dp_stride_t,
+                  int64_t dp_stride_b, int64_t x_stride_t, int64_t x_stride_b, int64_t dx_stride_t,
+                  int64_t dx_stride_b, int64_t window, double clip, int threads) {
   cpu::BackwardProblem problem;
   problem.shape = {steps, batch, size, directions, heads};
   problem.threads = threads;
@@ -96,6 +96,7 @@ void rnn_backward(const std::string& nonlinearity, const std::string& dtype, Add
   problem.w_hh = pointer(w_hh);
   problem.h0 = pointer(h0);
   problem.gamma = pointer(gamma);
+  problem.beta = pointer(beta);
   problem.ahat = {pointer(ahat), ahat_stride_t, ahat_stride_b};
   problem.rstd = pointer(rstd);
   problem.dp = {pointer(dp), dp_stride_t, dp_stride_b};
@@ -126,16 +127,16 @@ PYBIND11_MODULE(_C, module) {
              py::arg("y_stride_b"), py::arg("norm_eps"), py::arg("threads"));
   module.def("rnn_backward", &rnn_backward, no_gil, py::arg("nonlinearity"), py::arg("dtype"),
              py::arg("grad_y"), py::arg("grad_h_n"), py::arg("y"), py::arg("ahat"), py::arg("x"),
-             py::arg("w_ih"), py::arg("w_hh"), py::arg("gamma"), py::arg("rstd"), py::arg("h0"),
-             py::arg("lengths"), py::arg("reset"), py::arg("dp"), py::arg("dx"), py::arg("dw_ih"),
-             py::arg("db_ih"), py::arg("db_hh"), py::arg("dw_hh"), py::arg("dgamma"),
-             py::arg("dbeta"), py::arg("dh0"), py::arg("record"), py::arg("per_sample"),
-             py::arg("T"), py::arg("B"), py::arg("S"), py::arg("directions"), py::arg("heads"),
-             py::arg("I"), py::arg("gy_stride_t"), py::arg("gy_stride_b"), py::arg("y_stride_t"),
-             py::arg("y_stride_b"), py::arg("ahat_stride_t"), py::arg("ahat_stride_b"),
-             py::arg("dp_stride_t"), py::arg("dp_stride_b"), py::arg("x_stride_t"),
-             py::arg("x_stride_b"), py::arg("dx_stride_t"), py::arg("dx_stride_b"),
-             py::arg("window"), py::arg("clip"), py::arg("threads"));
+             py::arg("w_ih"), py::arg("w_hh"), py::arg("gamma"), py::arg("beta"), py::arg("rstd"),
+             py::arg("h0"), py::arg("lengths"), py::arg("reset"), py::arg("dp"), py::arg("dx"),
+             py::arg("dw_ih"), py::arg("db_ih"), py::arg("db_hh"), py::arg("dw_hh"),
+             py::arg("dgamma"), py::arg("dbeta"), py::arg("dh0"), py::arg("record"),
+             py::arg("per_sample"), py::arg("T"), py::arg("B"), py::arg("S"), py::arg("directions"),
+             py::arg("heads"), py::arg("I"), py::arg("gy_stride_t"), py::arg("gy_stride_b"),
+             py::arg("y_stride_t"), py::arg("y_stride_b"), py::arg("ahat_stride_t"),
+             py::arg("ahat_stride_b"), py::arg("dp_stride_t"), py::arg("dp_stride_b"),
+             py::arg("x_stride_t"), py::arg("x_stride_b"), py::arg("dx_stride_t"),
+             py::arg("dx_stride_b"), py::arg("window"), py::arg("clip"), py::arg("threads"));
   module.def(
       "set_openmp",
       [](Address parallel, Address num_threads, Address thread_num) {

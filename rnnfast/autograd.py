@@ -34,8 +34,8 @@ _library.define(
 for _name, _record in (("rnn_backward", ""), ("rnn_backward_recorded", " Tensor(a!) record,")):
     _library.define(
         f"{_name}(Tensor? grad_y, Tensor? grad_h_n, Tensor y, Tensor? x, Tensor? w_ih, Tensor w_hh,"
-        " Tensor? gamma, Tensor? ahat, Tensor? rstd, Tensor? h_0, Tensor? lengths, Tensor? reset,"
-        f"{_record} bool dx_wanted, bool dw_wanted, {_OPTIONS})"
+        " Tensor? gamma, Tensor? beta, Tensor? ahat, Tensor? rstd, Tensor? h_0, Tensor? lengths,"
+        f" Tensor? reset,{_record} bool dx_wanted, bool dw_wanted, {_OPTIONS})"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     )
 
@@ -51,15 +51,15 @@ def _rnn(*inputs):
 
 
 def _rnn_backward(*inputs):
-    return _rnn_backward_recorded(*inputs[:12], None, *inputs[12:])
+    return _rnn_backward_recorded(*inputs[:13], None, *inputs[13:])
 
 
 def _rnn_backward_recorded(*inputs):
     *tensors, backend = inputs
     with torch._C._DisableAutocast():
-        gradients = _backward(BACKENDS[backend], *tensors[:15], Options(*tensors[15:]))
+        gradients = _backward(BACKENDS[backend], *tensors[:16], Options(*tensors[16:]))
     if backend == "reference":
-        y, w_ih, w_hh, gamma, h_0, *wanted = (tensors[i] for i in (2, 4, 5, 6, 9, 13, 14))
+        y, w_ih, w_hh, gamma, h_0, *wanted = (tensors[i] for i in (2, 4, 5, 6, 10, 14, 15))
         gradients = _laid_out(gradients, empty_gradients(y, w_ih, w_hh, gamma, h_0, *wanted))
     return _with_empty(tensors[2], gradients)
 
@@ -69,11 +69,11 @@ def _rnn_shapes(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset, *op
 
 
 def _rnn_backward_shapes(*inputs):
-    return _rnn_backward_recorded_shapes(*inputs[:12], None, *inputs[12:])
+    return _rnn_backward_recorded_shapes(*inputs[:13], None, *inputs[13:])
 
 
 def _rnn_backward_recorded_shapes(
-    grad_y, grad_h_n, y, x, w_ih, w_hh, gamma, ahat, rstd, h_0, lengths, reset, record, *rest
+    grad_y, grad_h_n, y, x, w_ih, w_hh, gamma, beta, ahat, rstd, h_0, lengths, reset, record, *rest
 ):
     return _with_empty(y, empty_gradients(y, w_ih, w_hh, gamma, h_0, *rest[:2]))
 
@@ -139,9 +139,10 @@ class _Layer(torch.autograd.Function):
     def forward(ctx, *inputs):
         *tensors, buffer, options, backend, direct = inputs
         y, h_n, ahat, rstd = _call(tensors, options, backend, direct)
-        x, w_ih, _, _, w_hh, gamma, _, h_0, lengths, reset = tensors
+        x, w_ih, _, _, w_hh, gamma, beta, h_0, lengths, reset = tensors
         kept = x if w_ih is not None and any(ctx.needs_input_grad[1:7]) else None
-        ctx.save_for_backward(y, kept, w_ih, w_hh, gamma, ahat, rstd, h_0, lengths, reset)
+        saved = (y, kept, w_ih, w_hh, gamma, beta, ahat, rstd, h_0, lengths, reset)
+        ctx.save_for_backward(*saved)
         ctx.buffer = buffer  # not saved: it is there to be written, by each backward anew
         ctx.options, ctx.backend = options, backend
         ctx.set_materialize_grads(False)
@@ -164,7 +165,7 @@ class _Layer(torch.autograd.Function):
         elif _direct(grad_y, grad_h_n, *saved):
             gradients = _backward(BACKENDS[ctx.backend], *inputs, ctx.options)
         elif ctx.buffer is None:
-            inputs = (*inputs[:12], *inputs[13:])
+            inputs = (*inputs[:13], *inputs[14:])
             gradients = torch.ops.rnnfast.rnn_backward(*inputs, *ctx.options, ctx.backend)
         else:
             gradients = torch.ops.rnnfast.rnn_backward_recorded(*inputs, *ctx.options, ctx.backend)

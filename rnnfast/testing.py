@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cells.rnn import BACKWARD, NONLINEARITIES, Options
+from .cells.rnn import BACKWARD, NONLINEARITIES, SIGN_ALONE, Options
 
 
 class Verdict(NamedTuple):
@@ -108,6 +108,7 @@ def judge_backward(
     y: Tensor,
     w_hh: Tensor,
     gamma: Tensor | None,
+    beta: Tensor | None,
     ahat: Tensor | None,
     rstd: Tensor | None,
     h_0: Tensor | None,
@@ -124,6 +125,8 @@ def judge_backward(
 ) -> list[Verdict]:
     """Judges the results of :func:`rnnfast.cells.rnn.backward` from the y, ahat and rstd that the
     kernel saved: dp [T, B, D * H], each step restarted from the dp after it, and the sums from dp.
+
+    f' is that of y, or where y is in 16 bits that of ahat.
     """
     case = _Case(y, w_hh, h_0, lengths, reset, options, u_operand)
     T, B, S = *y.shape[:2], case.S
@@ -143,11 +146,19 @@ def judge_backward(
     error = case.masked(case.error(terms, S))
     if options.clip_state_grad is not None:
         dh, error = _clip(dh, error, options.clip_state_grad)
-    dn = BACKWARD[options.nonlinearity](dh, case.y)  # |f'| <= 1: the error is no larger
+    h = case.y
+    if gamma is not None:
+        gain, normal, scale = map(case.by_group, (gamma, ahat, rstd))
+        if y.dtype != gamma.dtype and options.nonlinearity not in SIGN_ALONE:  # h from ahat anew
+            bias = torch.zeros_like(gain) if beta is None else case.by_group(beta)
+            h = NONLINEARITIES[options.nonlinearity](normal * gain + bias)
+            # |f''| <= 1, and h has the arithmetic's rounding
+            of_n = (normal * gain).abs() + bias.abs()
+            error = error + 4 * case.u_operand * dh.abs() * (1 + of_n)
+    dn = BACKWARD[options.nonlinearity](dh, h)  # |f'| <= 1: the error is no larger
     wanted = dn
     sums = []
     if gamma is not None:
-        gain, normal, scale = map(case.by_group, (gamma, ahat, rstd))
         for name, value, factor in (
             ("dgamma", dgamma, normal),
             ("dbeta", dbeta, torch.ones_like(normal)),

@@ -97,7 +97,7 @@ def run(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]:
     module, inputs = BACKENDS[backend], (h_0, lengths, reset)
     forward = module.forward(p, None, None, None, w_hh, gamma, beta, *inputs, options)
     y, _, ahat, rstd = forward
-    saved = (y, None, None, w_hh, gamma, ahat, rstd)
+    saved = (y, None, None, w_hh, gamma, beta, ahat, rstd)
     backward = module.backward(grad_y, grad_h_n, *saved, *inputs, None, True, True, options)
     dp, _, _, _, dw_hh, dgamma, dbeta, dh_0 = backward
     found = dict(zip(("y", "h_n", "ahat", "rstd"), forward))
@@ -151,7 +151,7 @@ def judge(case: Case, found: dict[str, Tensor | None], **options) -> list[testin
     y, h_n, dp, dw_hh, dh_0 = (found[name] for name in RESULTS)
     ahat, rstd, dgamma, dbeta = (found[name] for name in NORM_RESULTS)
     forward = (p, w_hh, gamma, beta, *inputs, o, y, h_n, ahat, rstd)
-    saved = (y, w_hh, gamma, ahat, rstd)
+    saved = (y, w_hh, gamma, beta, ahat, rstd)
     backward = (grad_y, grad_h_n, *saved, *inputs, o, dp, dw_hh, dgamma, dbeta, dh_0)
     return [*judge_forward(*forward, **options), *judge_backward(*backward, **options)]
 

@@ -303,7 +303,7 @@ OPS += [pytest.param("cpu", case, marks=needs_cpu) for case in range(len(CASES))
 def test_opcheck(backend, case, autocast):
     """Schema, aliasing, fake shapes and strides, under autograd and as AOT traces them."""
     inputs = op_inputs(**CASES[case])
-    x, w_ih, _, _, w_hh, gamma, _, *others = inputs
+    x, w_ih, _, _, w_hh, gamma, beta, *others = inputs
     ops = torch.ops.rnnfast
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         torch.library.opcheck(ops.rnn.default, (*inputs, backend))
@@ -315,7 +315,7 @@ def test_opcheck(backend, case, autocast):
             ((None, h_n), False, True),
             ((y, None), True, False),
         ):
-            saved = (y, x, w_ih, w_hh, gamma, *normal, *others[:3])
+            saved = (y, x, w_ih, w_hh, gamma, beta, *normal, *others[:3])
             args = (*grads, *saved, dx_wanted, dw_wanted, *others[3:], backend)
             torch.library.opcheck(ops.rnn_backward.default, args)
             dx, *dw, dgamma, dbeta, dh_0 = ops.rnn_backward(*args)
@@ -330,9 +330,9 @@ def test_the_shapes_that_a_graph_is_built_on_are_the_real_ones(backend, case):
     inputs = op_inputs(**CASES[case])
     ops = torch.ops.rnnfast
     made = y, h_n, *normal = ops.rnn(*inputs, backend)
-    x, w_ih, _, _, w_hh, gamma, _, *others = inputs
+    x, w_ih, _, _, w_hh, gamma, beta, *others = inputs
     normal = (None, None) if gamma is None else normal
-    saved = (y, h_n, y, x, w_ih, w_hh, gamma, *normal, *others[:3])
+    saved = (y, h_n, y, x, w_ih, w_hh, gamma, beta, *normal, *others[:3])
     wanted = (True, True, *others[3:], backend)
     grads = ops.rnn_backward(*saved, *wanted)
 

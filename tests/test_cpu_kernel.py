@@ -93,8 +93,8 @@ class Case:
         gy_strides = (0, 0) if self.grad_y is None else self.grad_y.stride()[:2]
         _C.rnn_backward(
             self.nonlinearity, name(self.dtype), address(self.grad_y), address(self.grad_h_n),
-            address(y), 0, 0, 0, address(self.w), 0, 0, address(self.h0), address(self.lengths), 0,
-            address(da), 0, 0, 0, 0, 0, 0, 0, address(dh0) if want_dh0 else 0, 0, False,
+            address(y), 0, 0, 0, address(self.w), 0, 0, 0, address(self.h0), address(self.lengths),
+            0, address(da), 0, 0, 0, 0, 0, 0, 0, address(dh0) if want_dh0 else 0, 0, False,
             *self.sizes(), 0, *gy_strides, *y.stride()[:2], 0, 0, *da.stride()[:2], 0, 0, 0, 0, 0,
             math.inf, threads,
         )  # fmt: skip

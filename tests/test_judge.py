@@ -129,7 +129,7 @@ NORM_FAULTS = {
     ),
     "dbeta without the last step": (
         "dbeta",
-        lambda c, r: pick(backward(c, r | {"y": but_first_step(r["y"], 1)}), "dbeta"),
+        lambda c, r: pick(backward(c, r | flat_at_first(r)), "dbeta"),
     ),
     "dgamma of one row twice": (
         "dgamma dbeta",
@@ -160,6 +160,13 @@ def test_the_judge_finds_a_fault_of_layer_norm(dtype, fault):
     assert_found(case, *NORM_FAULTS[fault])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_judge_finds_that_backward_forgot_beta(dtype):
+    """It needs it in 16 bits alone, where f' is that of ahat."""
+    case = make_case(9, 5, 16, 2, dtype, seed=3, lengths=True, heads=2, norm=True)
+    assert_found(case, "dp dgamma dbeta", lambda c, r: backward(c, r, beta=None))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_judge_finds_a_variance_as_the_difference_of_two_large_means(dtype):
     """At |mean| / std = 1000; 16 bits do not hold such numbers."""
@@ -178,8 +185,9 @@ def swapped(found: Found, one: str, other: str) -> Found:
 
 def backward(case: Case, found: Found, **changed) -> Found:
     """The gradients that the formula makes of what was saved."""
-    _, w_hh, gamma, _, h_0, lengths, reset, grad_y, grad_h_n, options = case._replace(**changed)
-    saved = (found["y"], w_hh, gamma, found["ahat"], found["rstd"])
+    case = case._replace(**changed)
+    _, w_hh, gamma, beta, h_0, lengths, reset, grad_y, grad_h_n, options = case
+    saved = (found["y"], w_hh, gamma, beta, found["ahat"], found["rstd"])
     given = (grad_y, grad_h_n, None, None)
     gradients = cell.backward(*given, *saved, h_0, lengths, reset, options)
     return dict(zip(("dp", "dw_hh", "dgamma", "dbeta", "dh_0"), gradients))
@@ -267,6 +275,11 @@ def but_first_step(x: Tensor, value: float) -> Tensor:
     x = x.clone()
     x[0, :, : x.shape[2] // 2] = value
     return x
+
+
+def flat_at_first(found: Found) -> Found:
+    """f' = 0 there, of y and of ahat."""
+    return {"y": but_first_step(found["y"], 1), "ahat": but_first_step(found["ahat"], 100)}
 
 
 def one_row(case: Case, found: Found) -> Found:

@@ -452,8 +452,6 @@ def test_layer_norm_errs_no_more_than_the_eager_loop(own_backend, dtype, f, T, B
         for s in range(5)
     ]
     ratios = ratios_to_the_eager_loop(cases, own_backend)
-    if dtype != torch.float32:  # 1.2 to 1.8 times: ahat is kept in the dtype of h
-        del ratios["dgamma"]
     if dtype != torch.float32 and f == "relu":  # a unit on the other side of 0 outweighs rounding
         ratios = {name: ratios[name] for name in ("y", "h_n")}
     assert all(ratio <= 1.25 for ratio in ratios.values()), ratios  # NaN fails

@@ -293,10 +293,10 @@ def test_the_formula_of_backward_is_the_derivative_of_forward(case, of_norm):
     xs, gs = zip(*pairs)
     options = {"allow_unused": True, "materialize_grads": True}
     wanted = torch.autograd.grad(xs, list(leaves.values()), gs, **options)
-    _, w_hh, gamma, _, h_0 = case.inputs
+    _, w_hh, gamma, beta, h_0 = case.inputs
     with torch.no_grad():
-        inputs = (*grads, y, w_hh, gamma, ahat, rstd, h_0, case.lengths, case.reset, case.options)
-        found = cell.backward(*inputs)
+        inputs = (*grads, y, w_hh, gamma, beta, ahat, rstd, h_0)
+        found = cell.backward(*inputs, case.lengths, case.reset, case.options)
     by_name = dict(zip(("p", "w_hh", "norm_weight", "norm_bias", "h_0"), found))
     assert_close(
         {f"d{name}": by_name[name] for name in leaves},

@@ -38,7 +38,7 @@ def complaints(layer: Layer, problem: Problem) -> list[str]:
     verdicts = [
         *judge_forward(problem.x, w_hh, *[None] * 5, Options(), r["y"], r["h_n"]),
         *judge_backward(
-            *(problem.g, None, r["y"], w_hh, *[None] * 6, Options()),
+            *(problem.g, None, r["y"], w_hh, *[None] * 7, Options()),
             *(dx, r["dw_hh"].unsqueeze(0)),
         ),
         _judge_sum("dw_ih", r["dw_ih"], dx, problem.x),

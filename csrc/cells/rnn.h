@@ -9,6 +9,7 @@
 //   kDirectGradient  h_prev also acts outside u: backward returns that part of its gradient
 //   kReadsPrevious   backward reads h_prev
 //   kNormalizes      p + u of its one gate may go through layer norm
+//   kSignAlone       with kNormalizes: of h, backward asks for the sign
 // Arrays of zero values are passed as pointers that must not be followed.
 #pragma once
 
@@ -21,8 +22,10 @@
 namespace rnnfast::cells {
 
 // A nonlinearity gives f(a) and dh f'(a); f' from h = f(a) alone, so that a is never kept.
+// kSignAlone: and of h from its sign.
 // Math supplies Scalar, Vector (or a scalar, on a device), tanh and sigmoid.
 struct Tanh {
+  static constexpr bool kSignAlone = false;
   template <class Math>
   RNNFAST_CELL static typename Math::Vector value(typename Math::Vector a) {
     return Math::tanh(a);
@@ -35,6 +38,7 @@ struct Tanh {
 };
 
 struct Relu {
+  static constexpr bool kSignAlone = true;
   // "a < 0" and not a maximum: a NaN fails the comparison and goes on, as in torch.relu. Backward
   // it is a choice and not a product for the same reason: an idle unit stops a NaN or inf of dh.
   template <class Math>
@@ -51,6 +55,7 @@ struct Relu {
 };
 
 struct Sigmoid {
+  static constexpr bool kSignAlone = false;
   template <class Math>
   RNNFAST_CELL static typename Math::Vector value(typename Math::Vector a) {
     return Math::sigmoid(a);
@@ -73,6 +78,7 @@ struct Elman {
   static constexpr bool kDirectGradient = false;
   static constexpr bool kReadsPrevious = false;
   static constexpr bool kNormalizes = true;
+  static constexpr bool kSignAlone = Nonlinearity::kSignAlone;
 
   // carried: in, its old values; out, its new ones. Returns h.
   RNNFAST_CELL static Vector forward(const Vector* p, const Vector* u, Vector /*h_prev*/,

@@ -337,21 +337,37 @@ struct BackwardTask : Task<Cell, S> {
 
   // da = rstd (dahat - mean(dahat) - ahat mean(dahat ahat)) with dahat = gamma dn. Every member of
   // the crew takes the means of the whole row.
+  //
+  // An h that was rounded to 16 bits has few digits of f' left where f is flat, and dgamma is the
+  // sum of what is lost. There f takes h from ahat anew: the flatter it is, the less it makes of
+  // the rounding of ahat. Where the sign is all that counts, that of the stored h is the right one.
   RNNFAST_INLINE void through_norm(const Gradient& dh, A scale, Measures* measures) const {
     const Step& at = dh.at;
     const A* const gamma = static_cast<const A*>(problem->gamma) + this->parameter(0);
+    const A* const beta = problem->beta != nullptr
+                              ? static_cast<const A*>(problem->beta) + this->parameter(0)
+                              : nullptr;
     const A rstd = static_cast<const A*>(problem->rstd)[this->rstd_place(at.t, at.row)];
     A means[2];
     sum_row<A>(at.size, means, [&](auto whole, int64_t unit, V* values) RNNFAST_INLINE_LAMBDA {
       constexpr bool kWhole = decltype(whole)::value;
       const int64_t count = at.size - unit;
-      const V h = load_if<kWhole>(at.y.at(0, unit), count);
+      const V gain = load_if<kWhole>(gamma + unit, count);
+      const V ahat = load_if<kWhole>(at.ahat.at(0, unit), count);
+      V h;
+      if constexpr (sizeof(S) == sizeof(A) || Cell::kSignAlone) {
+        h = load_if<kWhole>(at.y.at(0, unit), count);
+      } else {
+        const V scaled = ahat * gain;
+        const V shift = beta != nullptr ? load_if<kWhole>(beta + unit, count) : V{};
+        h = Cell::forward(&scaled, &shift, V{}, nullptr, nullptr);
+      }
       V value;
       Cell::backward(dh.template of<kWhole>(unit) * scale, h, V{}, nullptr, nullptr, &value,
                      nullptr);
       store_raw(dn + unit, value);
-      values[0] = value * load_if<kWhole>(gamma + unit, count);
-      values[1] = values[0] * load_if<kWhole>(at.ahat.at(0, unit), count);
+      values[0] = value * gain;
+      values[1] = values[0] * ahat;
     });
     for (A& mean : means) mean /= static_cast<A>(at.size);
     A* const dgamma = norm_gradient(at.row);

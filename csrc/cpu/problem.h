@@ -74,6 +74,7 @@ struct BackwardProblem {
   const void* w_hh = nullptr;
   const void* h0 = nullptr;
   const void* gamma = nullptr;
+  const void* beta = nullptr;
   Sequence<const void*> ahat;
   const void* rstd = nullptr;
   Sequence<void*> dp;

@@ -88,6 +88,7 @@ def backward(
     w_ih: Tensor | None,
     w_hh: Tensor,
     gamma: Tensor | None,
+    beta: Tensor | None,
     ahat: Tensor | None,
     rstd: Tensor | None,
     h_0: Tensor | None,
@@ -113,7 +114,7 @@ def backward(
     dx = None if w_ih is None else dx
     grad_y = None if grad_y is None else with_dense_rows(grad_y)
     x = with_dense_rows(x) if w_ih is not None and dw_wanted else None
-    kept = [_contiguous(v) for v in (w_ih, w_hh, gamma, rstd, h_0, lengths, reset, grad_h_n)]
+    kept = [_contiguous(v) for v in (w_ih, w_hh, gamma, beta, rstd, h_0, lengths, reset, grad_h_n)]
     *weights, grad_h_n = map(_address, kept)
     limit = options.clip_state_grad
     _C.rnn_backward(

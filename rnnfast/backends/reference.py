@@ -44,6 +44,7 @@ def backward(
     w_ih: Tensor | None,
     w_hh: Tensor,
     gamma: Tensor | None,
+    beta: Tensor | None,
     ahat: Tensor | None,
     rstd: Tensor | None,
     h_0: Tensor | None,
@@ -57,8 +58,9 @@ def backward(
     grad_rstd: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """As :func:`rnnfast.backends.cpu.backward`, but functions to differentiate again."""
-    inputs = (grad_y, grad_h_n, grad_ahat, grad_rstd, y, _by_direction(w_hh), gamma, ahat, rstd)
-    dp, dw_hh, *d_norm, dh_0 = cell.backward(*inputs, h_0, lengths, reset, options, record)
+    inputs = (grad_y, grad_h_n, grad_ahat, grad_rstd, y, _by_direction(w_hh), gamma, beta)
+    inputs += (ahat, rstd, h_0, lengths, reset, options, record)
+    dp, dw_hh, *d_norm, dh_0 = cell.backward(*inputs)
     dh_0 = None if h_0 is None else dh_0
     dw_hh, *d_norm = (dw_hh.view_as(w_hh), *d_norm) if dw_wanted else (None, None, None)
     if w_ih is None:

@@ -9,7 +9,7 @@ one direction of one head: an independent recurrence. Direction 1 runs in revers
 
 and, with g_t = dL/dh_t from outside, backpropagation through time (Werbos 1990):
 
-    dh_t = g_t + da_{t+1} W_hh,  dn_t = clip(dh_t) * f'(n_t)       f' from h_t alone
+    dh_t = g_t + da_{t+1} W_hh,  dn_t = clip(dh_t) * f'(n_t)  f' from h_t (:func:`_slope_state`)
     da_t = dn_t, or rstd (dahat - mean(dahat) - ahat mean(dahat * ahat)),  dahat = gamma * dn_t
 
 "Edge" e lies between real steps e - 1 and e of a row: state and gradient do not cross it where
@@ -37,6 +37,7 @@ BACKWARD = {  # dh f'(a), from h = f(a) alone
     "relu": lambda dh, h: torch.where(h <= 0, 0, dh),  # as torch: an idle unit stops a NaN of dh
     "sigmoid": lambda dh, h: dh * (h * (1 - h)),
 }
+SIGN_ALONE = {"relu"}  # of h, these ask for the sign
 
 
 class Options(NamedTuple):
@@ -118,6 +119,7 @@ def backward(
     y: Tensor,
     w_hh: Tensor,
     gamma: Tensor | None,
+    beta: Tensor | None,
     ahat: Tensor | None,
     rstd: Tensor | None,
     h_0: Tensor | None,
@@ -149,7 +151,7 @@ def backward(
         zeros = y.new_zeros(n, B, S)
         last = zeros if grad_h_n is None else _heads(grad_h_n[d], 0, n, S)
         start = zeros if h_0 is None else _heads(h_0[d], 0, n, S)
-        gain = None if gamma is None else _heads(gamma[None], d, n, S)
+        gain, bias = (None if v is None else _heads(v[None], d, n, S) for v in (gamma, beta))
         dw = torch.zeros_like(w)
         dgamma = dbeta = 0
         carry = zeros
@@ -165,10 +167,13 @@ def backward(
             clipped = dh
             if options.clip_state_grad is not None:
                 clipped = clip(dh, options.clip_state_grad)
-            da = _where(valid, through(clipped, h), 0)
+            of_slope = h
             if gamma is not None:
-                dn, normal = da.to(gamma.dtype), _heads(ahat[t], d, n, S).to(gamma.dtype)
-                scale = _heads(rstd[t], d, n, 1)
+                normal, scale = _heads(ahat[t], d, n, S).to(gamma.dtype), _heads(rstd[t], d, n, 1)
+                of_slope = _slope_state(h, normal, gain, bias, options.nonlinearity)
+            da = _where(valid, through(clipped, of_slope), 0)
+            if gamma is not None:
+                dn = da.to(gamma.dtype)
                 dgamma, dbeta = dgamma + (dn * normal).sum(1), dbeta + dn.sum(1)
                 dn = dn * gain
                 if grad_ahat is not None:
@@ -208,6 +213,20 @@ def layer_norm(a: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     centred = centred - centred.mean(-1, keepdim=True)  # what the mean itself has lost to rounding
     rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
     return centred * rstd, rstd
+
+
+def _slope_state(
+    h: Tensor, ahat: Tensor, gain: Tensor, bias: Tensor | None, nonlinearity: str
+) -> Tensor:
+    """The h that f' is taken from, with layer norm.
+
+    One that was rounded to be stored has few digits of f' left where f is flat, and dgamma is the
+    sum of what is lost. There f takes it from ahat anew: the flatter f is, the less it makes of the
+    rounding of ahat.
+    """
+    if h.dtype == ahat.dtype or nonlinearity in SIGN_ALONE:
+        return h
+    return NONLINEARITIES[nonlinearity](ahat * gain if bias is None else ahat * gain + bias)
 
 
 def clip(dh: Tensor, limit: float) -> Tensor:

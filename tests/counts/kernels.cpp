@@ -124,6 +124,7 @@ bool run(int64_t T, int64_t B, int64_t H, const Wanted& wanted) {
   g.dh0 = dh0.data();
   if (wanted.norm) {
     g.gamma = f.gamma;
+    g.beta = f.beta;
     g.ahat = {ahat.data(), B * H, H};
     g.rstd = rstd.data();
     g.dgamma = d_norm.data();

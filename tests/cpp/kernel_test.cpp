@@ -156,6 +156,7 @@ struct Test {
     g.dcarried0 = Cell::kCarried ? dc0.get() : nullptr;
     if (options.norm) {
       g.gamma = gamma.get();
+      g.beta = f.beta;
       g.ahat = sequence<const void*>(ahat, 1);
       g.rstd = rstd.get();
       g.dgamma = dgamma.get();

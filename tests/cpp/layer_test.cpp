@@ -124,6 +124,7 @@ struct Layer {
     if constexpr (kCanNorm) {
       if (n.norm) {
         g.gamma = gamma.get();
+        g.beta = f.beta;
         g.ahat = sequence<const void*>(r.ahat, Y);
         g.rstd = r.rstd.get();
         g.dgamma = r.dgamma.get();
