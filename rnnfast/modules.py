@@ -142,12 +142,12 @@ class RNN(nn.RNNBase):
         check_options(
             hidden_size, num_heads, norm == "layer", norm_eps, bptt_window, clip_state_grad
         )
-        connected = num_layers > (1 if input_size == hidden_size * (1 + self.bidirectional) else 2)
-        if residual and not connected:
+        width = 2 * hidden_size if bidirectional else hidden_size
+        if residual and num_layers <= (1 if input_size == width else 2):
             warnings.warn(
                 f"residual=True adds nothing with num_layers={num_layers} and "
                 f"input_size={input_size}: no layer before the last has an input as wide as its "
-                f"output, {hidden_size * (1 + self.bidirectional)}",
+                f"output, {width}",
                 stacklevel=2,
             )
         self._add_parameters({"device": device, "dtype": dtype})

@@ -120,7 +120,7 @@ def test_without_the_extension_auto_computes_with_torch(no_extension, calls):
 
 REFUSED = {
     "torch, sigmoid": ("torch", {"nonlinearity": "sigmoid"}, "torch has no sigmoid RNN"),
-    "torch, residual": ("torch", {"residual": True}, "kernels have no residual"),
+    "torch, residual": ("torch", {"residual": True, "num_layers": 3}, "kernels have no residual"),
     "cpu, complex": ("cpu", {"dtype": torch.complex64}, "no kernel for torch.complex64"),
     "cpu, elsewhere": ("cpu", {"device": "meta"}, "tensors are on meta"),
 }
@@ -216,12 +216,13 @@ def test_explain_sees_autocast_and_packed_data():
 
 
 def test_explain_names_what_forward_takes(calls):
-    for options in ({}, {"nonlinearity": "sigmoid"}, {"residual": True}, {"dtype": torch.float64}):
+    residual = {"residual": True, "num_layers": 3}
+    for options in ({}, {"nonlinearity": "sigmoid"}, residual, {"dtype": torch.float64}):
         rnn = rnnfast.RNN(I, H, **options)
         x = torch.zeros(5, 2, I, dtype=rnn.weight_hh_l0.dtype)
         calls.clear()
         rnn(x)
-        assert calls == [rnnfast.explain(rnn, x).split()[0]]
+        assert calls == [rnnfast.explain(rnn, x).split()[0]] * rnn.num_layers
 
 
 def test_explain_is_for_rnnfast_alone():

@@ -29,7 +29,7 @@ OPTIONS = {
     "plain": {},
     "layer norm": {"norm": "layer"},
     "everything": {
-        "num_layers": 2,
+        "num_layers": 3,
         "batch_first": True,
         "bidirectional": True,
         "norm": "layer",

@@ -171,8 +171,20 @@ def test_extra_repr_is_torchs(case):
 
 
 def test_extra_repr_shows_what_is_not_the_default():
-    rnn = rnnfast.RNN(3, 3, init="identity", residual=True, backend="reference")
-    assert rnn.extra_repr() == "3, 3, init='identity', residual=True, backend='reference'"
+    rnn = rnnfast.RNN(3, 3, 2, init="identity", residual=True, backend="reference")
+    options = "init='identity', residual=True, backend='reference'"
+    assert rnn.extra_repr() == f"3, 3, num_layers=2, {options}"
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_residual_warns_where_nothing_is_added(bidirectional):
+    D = 1 + bidirectional
+    options = {"residual": True, "bidirectional": bidirectional}
+    for sizes in ((4 * D, 4, 1), (3, 4, 2), (4 * D + 1, 4, 2)):
+        with pytest.warns(UserWarning, match="residual=True adds nothing with num_layers="):
+            rnnfast.RNN(*sizes, **options)
+    rnnfast.RNN(4 * D, 4, 2, **options)
+    rnnfast.RNN(3, 4, 3, **options)
 
 
 @pytest.mark.parametrize("case", OPTIONS)
@@ -551,9 +563,9 @@ def test_sigmoid_and_residual_against_a_loop(
 
 
 def test_sigmoid_on_auto_needs_no_choice():
-    rnn = rnnfast.RNN(3, 4, nonlinearity="sigmoid", residual=True, dtype=torch.float64)
+    rnn = rnnfast.RNN(3, 4, 3, nonlinearity="sigmoid", residual=True, dtype=torch.float64)
     assert rnn.mode == "RNN_SIGMOID"
-    x, hx = torch.randn(5, 2, 3).double(), torch.zeros(1, 2, 4).double()
+    x, hx = torch.randn(5, 2, 3).double(), torch.zeros(3, 2, 4).double()
     assert_same(rnn(x)[0], loop(rnn, x, hx)[0])
 
 

@@ -172,7 +172,7 @@ def test_extra_repr(options, text):
         ({"bptt_window": 2}, "bptt_window"),
         ({"clip_state_grad": 1.0}, "clip_state_grad"),
         ({"track_gradient_flow": True}, "track_gradient_flow"),
-        ({"residual": True}, "residual"),
+        ({"residual": True, "num_layers": 3}, "residual"),
     ],
 )
 def test_to_torch_refuses_what_torch_has_not(options, name):

@@ -147,7 +147,7 @@ BEYOND_TORCH = {
     "bptt_window": {"bptt_window": 3},
     "clip_state_grad": {"clip_state_grad": 1.0},
     "track_gradient_flow": {"track_gradient_flow": True},
-    "residual": {"residual": True},
+    "residual": {"residual": True, "num_layers": 3},
 }
 
 
