@@ -116,7 +116,10 @@ def _direct(*tensors: Tensor | None) -> bool:
     ):
         return False
     keys = torch._C._dispatch_keys
-    return all(x is None or (type(x) in _TYPES and keys(x).raw_repr() in _KEYS) for x in tensors)
+    for x in tensors:
+        if x is not None and (type(x) not in _TYPES or keys(x).raw_repr() not in _KEYS):
+            return False
+    return True
 
 
 def _backward(backend, *inputs, **more) -> tuple[Tensor | None, ...]:
@@ -150,14 +153,14 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y, grad_h_n, grad_ahat=None, grad_rstd=None):
-        if all(g is None for g in (grad_y, grad_h_n, grad_ahat, grad_rstd)):
+        second = grad_ahat is not None or grad_rstd is not None
+        if grad_y is None and grad_h_n is None and not second:
             return (None,) * 14
+        if second and torch.compiler.is_compiling():  # it has zeros for them, no second derivatives
+            grad_ahat, grad_rstd, second = None, None, False
         saved = ctx.saved_tensors  # once: checkpointing allows no second look
         needs = ctx.needs_input_grad
         inputs = (grad_y, grad_h_n, *saved, ctx.buffer, needs[0], any(needs[1:7]))
-        if torch.compiler.is_compiling():  # it has zeros for them, and no second derivatives
-            grad_ahat = grad_rstd = None
-        second = grad_ahat is not None or grad_rstd is not None
         if second or torch.is_grad_enabled() or in_transform():
             with precision.no_autocast(saved[0].device.type):
                 more = {"grad_ahat": grad_ahat, "grad_rstd": grad_rstd}
@@ -169,7 +172,7 @@ class _Layer(torch.autograd.Function):
             gradients = torch.ops.rnnfast.rnn_backward(*inputs, *ctx.options, ctx.backend)
         else:
             gradients = torch.ops.rnnfast.rnn_backward_recorded(*inputs, *ctx.options, ctx.backend)
-        wanted = (g if need else None for g, need in zip(gradients, needs))
+        wanted = [g if need else None for g, need in zip(gradients, needs)]
         return *wanted, None, None, None, None, None, None
 
 

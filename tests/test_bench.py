@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench.ladder import limits
 from bench.rnn import options, points, report, timing
 from bench.rnn.__main__ import ROOT, main, parse
 from bench.rnn.providers import PROVIDERS, Layer, Module, Problem, make_problem, saved_bytes
@@ -229,3 +230,11 @@ def test_no_time_for_a_loop_that_computes_something_else(monkeypatch):
     x, g = torch.randn(4, 2, 8, requires_grad=True), torch.randn(4, 2, 8)
     with pytest.raises(RuntimeError, match=r"the kernel and the loop: .* differ by"):
         options.check(options.build(8), x, g)
+
+
+@needs_cpu
+def test_limits_tell_every_part(capsys):
+    limits.main(["3,2,8", "--threads", "1"])
+    said = capsys.readouterr().out
+    assert said.startswith("(3, 2, 8), threads: 1;")
+    assert all(f"| {part} |" in said for part in limits.PARTS)

@@ -11,6 +11,12 @@ RNNFAST_INLINE void meet(const Member& member) {
   if (member.count > 1) member.barriers[0].wait(member.count);
 }
 
+// Of [T, B, width], in one block.
+template <class S>
+RNNFAST_INLINE std::size_t bytes_of(const Shape& shape, int64_t width) {
+  return static_cast<std::size_t>(shape.steps * shape.batch * width) * sizeof(S);
+}
+
 // What forward and backward have in common. Run has pack(index), for one vector of units of one
 // group, and work(slice, crew, scratch), the time loop; the threads meet in between.
 template <class S>
@@ -156,6 +162,8 @@ void forward(const ForwardProblem& problem) {
              kInputRows * row_stride<A>(problem.input_size)};
   const Scratch memory(static_cast<std::size_t>(run.all_elements(plan)) * sizeof(A));
   run.place(memory);
+  const int64_t width = shape.directions * shape.heads * shape.size;
+  expect_to_fill(problem.y.data, bytes_of<S>(shape, width));
   run_team(
       plan.threads,
       [](void* context, const Member& member) {
@@ -330,6 +338,10 @@ void backward(const BackwardProblem& problem) {
   const Scratch memory(loop > after ? loop : after);  // one use of it after the other
   run.place(memory);
   run.gradients.place(memory);
+  const int64_t width = shape.directions * shape.heads * Cell::kGates * shape.size;
+  expect_to_fill(problem.dp.data, bytes_of<S>(shape, width));
+  if (problem.dx.data != problem.dp.data)
+    expect_to_fill(problem.dx.data, bytes_of<S>(shape, problem.input_size));
   run_team(
       plan.threads,
       [](void* context, const Member& member) {

@@ -1,5 +1,10 @@
 #include "parallel.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
 #include <new>
 #include <thread>
 #include <vector>
@@ -110,6 +115,17 @@ void run_team(int threads, TeamBody body, void* context) {
 }
 
 void set_openmp(const OpenMp& runtime) { openmp = runtime; }
+
+void expect_to_fill([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
+  const auto begin = reinterpret_cast<std::uintptr_t>(data);
+  const std::uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  const std::uintptr_t end = (begin + bytes) / kHugePage * kHugePage;
+  if (data != nullptr && first < end)
+    madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);  // or it is not to be had
+#endif
+}
 
 Scratch::Scratch(std::size_t bytes) : data_(nullptr), kept_(false) {
   if (bytes > kMostKept || kept_block.busy) {

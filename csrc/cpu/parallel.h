@@ -40,6 +40,10 @@ struct OpenMp {
 };
 void set_openmp(const OpenMp& runtime);
 
+// Asks for huge pages (2 MB) inside a large block that is written next. Memory that is new to the
+// process costs a fault a page, and 512 small pages take seven times as long as a huge one.
+void expect_to_fill(void* data, std::size_t bytes);
+
 // Uninitialised memory for one kernel call, aligned to 128 bytes. Small blocks are kept per thread
 // for the next call: a call with T = B = H = 1 takes a microsecond.
 class Scratch {

@@ -1,0 +1,152 @@
+"""What limits the kernels where a call is long: forward and all gradients of one layer, I = H,
+float32, part by part, beside torch's products.
+
+    .venv/bin/python -m bench.ladder.limits                  # the listed sizes with H >= 128
+    .venv/bin/python -m bench.ladder.limits 256,32,256       # T,B,H of your own
+
+A part is the difference of two calls, one that computes it and one that does not, each the least of
+several in turns. Times are the processor's, over the number of threads: what else a busy machine
+does, does not count. But a thread that waits spins, so more than one wants an idle machine
+(or OMP_WAIT_POLICY=passive, and then waiting is left out). "tanh" is
+what it takes beyond ReLU, "packing" what a call of one step takes beyond its step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+import rnnfast
+from bench.rnn import points
+from bench.rnn.providers import make_problem
+from bench.rnn.timing import SETTLE_S, Gemm
+from rnnfast.backends import cpu
+from rnnfast.cells.rnn import Options
+
+Call = Callable[[], object]
+SIZES = [size for size in points.LISTED if size[2] >= 128]
+ROUNDS = 8
+WHOLE = "the whole call"
+LARGE = "torch: 2048^3"
+SAME = "torch: (T B, H) x (H, H)"
+# Part: the call that computes it, one that does all but that, and how many products it is.
+PARTS = {
+    "projection": ("x", "p", 1),
+    "time loop": ("p", None, 1),
+    "its tanh": ("p", "p, relu", 0),
+    "packing before the loop": ("p, T = 1", "p, a step", 0),
+    "BPTT": ("bptt", None, 1),
+    "packing before BPTT": ("bptt, T = 1", "bptt, a step", 0),
+    "dW_hh": ("dw_hh", "bptt", 1),
+    "dW_ih, db": ("dw", "dw_hh", 1),
+    "dx": ("all", "dw", 1),
+    "module, autograd": (WHOLE, "x + all", 0),
+    WHOLE: (WHOLE, None, 6),
+    SAME: (SAME, None, 1),
+}
+
+
+def calls(T: int, B: int, H: int) -> dict[str, Call]:
+    """Of the backend, with more and more to compute; and the whole."""
+    x, g, w_ih, w_hh, b_ih, b_hh = make_problem(T, B, H)
+    rnn = rnnfast.RNN(H, H, backend="cpu")
+    leaves = [x.clone().requires_grad_(), *rnn.parameters()]
+    rest = (None,) * 5  # gamma, beta, h_0, lengths, reset
+
+    def forward(x: torch.Tensor, projects: bool, nonlinearity: str = "tanh") -> Call:
+        weights = (w_ih, b_ih, b_hh) if projects else (None,) * 3
+        return lambda: cpu.forward(x, *weights, w_hh, *rest, Options(nonlinearity))
+
+    y = forward(x, True)()[0]
+
+    def backward(y: torch.Tensor, projects: bool, dx: bool, dw: bool) -> Call:
+        saved = (x, w_ih if projects else None, w_hh, *(None,) * 7)
+        return lambda: cpu.backward(g[: len(y)], None, y, *saved, dx, dw, Options())
+
+    def whole() -> object:
+        y, h_n = rnn(leaves[0])
+        return y, h_n, *torch.autograd.grad(y, leaves, g)
+
+    rows, out = x.view(T * B, H), torch.empty(T * B, H)
+    return {
+        "p": forward(x, False),
+        "p, relu": forward(x, False, "relu"),
+        "p, T = 1": forward(x[:1], False),
+        "x": forward(x, True),
+        "bptt": backward(y, False, True, False),
+        "bptt, T = 1": backward(y[:1], False, True, False),
+        "dw_hh": backward(y, False, False, True),
+        "dw": backward(y, True, False, True),
+        "all": backward(y, True, True, True),
+        WHOLE: whole,
+        SAME: lambda: torch.mm(rows, w_ih.T, out=out),
+    }
+
+
+def least(candidates: dict[str, Call]) -> dict[str, float]:
+    times = dict.fromkeys(candidates, float("inf"))
+    for _ in range(ROUNDS):
+        for name, call in candidates.items():
+            time.sleep(SETTLE_S)
+            call()
+            begin = time.process_time()
+            call()
+            spent = (time.process_time() - begin) / torch.get_num_threads()
+            times[name] = min(times[name], spent)
+    return times
+
+
+def page_faults(call: Call, times: int = 10) -> float:
+    """Pages of memory that the system hands out, zeroed, in each call."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        call()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / times
+
+
+def table(T: int, B: int, H: int, threads: int) -> list[str]:
+    torch.set_num_threads(threads)
+    gemm, candidates = Gemm(), calls(T, B, H)
+    times = least(candidates | {LARGE: gemm._multiply})
+    for loop in ("p", "bptt"):
+        times[f"{loop}, a step"] = (times[loop] - times[f"{loop}, T = 1"]) / max(T - 1, 1)
+    times["x + all"] = times["x"] + times["all"]
+    peak = gemm.gflop / times[LARGE]
+    lines = [
+        f"({T}, {B}, {H}), threads: {threads}; {LARGE} at {peak:.0f} GFLOP/s; "
+        f"{page_faults(candidates[WHOLE]):.0f} page faults a call",
+        "",
+        "| part | ms | of the whole | GFLOP/s | of 2048^3 |",
+        "|---|---|---|---|---|",
+    ]
+    for part, (longer, shorter, products) in PARTS.items():
+        spent = times[longer] - (times[shorter] if shorter else 0)
+        row = [part, f"{spent * 1e3:.2f}", f"{spent / times[WHOLE]:.0%}", "", ""]
+        if products and spent > 0:  # or lost in noise
+            rate = products * 2e-9 * T * B * H * H / spent
+            row[3:] = [f"{rate:.0f}", f"{rate / peak:.0%}"]
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("sizes", nargs="*", metavar="T,B,H", default=SIZES, type=size)
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    given = parser.parse_args(arguments)
+    for shape in given.sizes:
+        for threads in given.threads:
+            print(*table(*shape, threads), "", sep="\n", flush=True)
+
+
+def size(text: str) -> tuple[int, ...]:
+    T, B, H = map(int, text.split(","))
+    return T, B, H
+
+
+if __name__ == "__main__":
+    main()
