@@ -45,7 +45,7 @@ def draw(result: dict, path: Path) -> None:
         bottom=0.62 / height,
         wspace=0.3,
         hspace=0.62,
-        width_ratios=(1, 1.15, 0.85),
+        width_ratios=(1, 1.1, 0.95),
     )
     for row, task in enumerate(tasks):
         accuracy, gradient, speed = (figure.add_subplot(grid[row, i]) for i in range(3))
@@ -86,7 +86,7 @@ def learning(axes: Axes, task: dict) -> None:
         axes.plot(epochs, accuracies, label=name, marker=marker, **style)
     axes.axhline(CHANCE, color=QUIET, linewidth=1, linestyle=":")
     right_edge = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "top"}
-    axes.text(0.995, CHANCE - 0.015, "guessing", color=QUIET, fontsize=10.5, **right_edge)
+    axes.text(0.995, CHANCE - 0.03, "guessing", color=QUIET, fontsize=10.5, **right_edge)
     axes.set_xlabel("epoch", fontsize=12)
     axes.set_ylabel("test accuracy", fontsize=12)
     axes.set_ylim(0, 1)
@@ -120,7 +120,7 @@ def bars(axes: Axes, task: dict) -> None:
         label = TORCH if name == TORCH else f"rnnfast, {name}" if name == PLAIN else name
         text = f"{ms:.1f}  {label}"
         axes.text(ms + 0.015 * max(times.values()), i, text, fontsize=10.5, color=INK, va="center")
-    axes.set_xlim(0, 2.1 * max(times.values()))
+    axes.set_xlim(0, 2.2 * max(times.values()))
     axes.set_yticks([])
     axes.set_xlabel("ms per training step (median)", fontsize=12)
     plain(axes)

@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.table import Table
 
 import rnnfast
@@ -116,21 +117,21 @@ def machine() -> dict:
 
 
 def table(result: dict) -> Table:
-    table = Table(title=f"Which digit was it? On {where(result)}")
-    table.add_column("after")
-    table.add_column("network")
+    table = Table(title=f"Which digit was it? On {where(result)}", box=box.SIMPLE_HEAD)
+    table.add_column("steps", justify="right")
+    table.add_column("network", no_wrap=True)
     table.add_column("right", justify="right")
-    table.add_column("half-life, first → last epoch", justify="right")
+    table.add_column("half-life", justify="right")
     table.add_column("horizon", justify="right")
     table.add_column("verdict")
-    table.add_column("ms per step", justify="right")
+    table.add_column("ms", justify="right")
     for task in result["tasks"]:
         longest = task["time_steps"] - 1
         for i, (name, network) in enumerate(task["networks"].items()):
             first, last = network["first_epoch"], network["last_epoch"]
             lives = (number_of_steps(epoch["half_life"]) for epoch in (first, last))
             table.add_row(
-                "" if i else f"{task['delay']} steps",
+                "" if i else f"{task['delay']}",
                 name,
                 f"{network['test_accuracy'][-1]:.0%}",
                 " → ".join(lives),
@@ -138,7 +139,7 @@ def table(result: dict) -> Table:
                 last["verdict"],
                 f"{network['ms_per_training_step']:.1f}",
             )
-        table.add_row("", TORCH, "as tanh", "", "", "", f"{task['ms_of_nn_RNN']:.1f}")
+        table.add_row("", TORCH, "", "", "", "", f"{task['ms_of_nn_RNN']:.1f}")
         table.add_section()
     return table
 
@@ -152,10 +153,10 @@ def notes(result: dict) -> list[str]:
     """What the figures mean, in words that follow from them."""
     said = [
         "A digit is shown, a row of pixels at each step, then noise for so many steps; then the "
-        "network names it. right: of digits not trained on; half-life: time steps until half of "
-        "the gradient is left on its way back, 'none' where it does not decay; horizon: until "
-        "1/1000 is left; ms per step: median of the first training steps (forward, "
-        f"backward, optimizer; {COMPARED} of them), all in turns.",
+        "network names it. right: of digits not trained on. half-life, in the first and the last "
+        "epoch: time steps back until half of the gradient is left; 'none' where it does not "
+        "decay. horizon: until 1/1000 is left. ms: median of the first training steps (forward, "
+        f"backward, optimizer; {COMPARED} of them), all networks in turns.",
         "",
     ]
     for task in result["tasks"]:

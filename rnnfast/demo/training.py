@@ -25,13 +25,13 @@ COMPARED = 20  # training steps of nn.RNN
 
 TORCH = "torch.nn.RNN"
 PLAIN = "tanh"  # what TORCH is as well, from the same weights
-CURES = {
+CURES = {  # of tanh, where they say nothing else
     PLAIN: {},
-    "tanh, orthogonal": {"init": "orthogonal"},
+    "orthogonal": {"init": "orthogonal"},
     "ReLU, identity": {"nonlinearity": "relu", "init": "identity"},
-    "tanh, layer norm": {"norm": "layer"},
-    "tanh, clipping": {"clip_state_grad": 1.0},
-    "tanh, residual, 2 layers": {"num_layers": 2, "residual": True},
+    "layer norm": {"norm": "layer"},
+    "clipping": {"clip_state_grad": 1.0},
+    "residual, 2 layers": {"num_layers": 2, "residual": True},
 }
 
 
