@@ -429,9 +429,12 @@ class RNN(nn.RNNBase):
         self._records[index : index + 1] = [made]
         return made[-1]
 
+    def _network(self) -> dict:
+        """What a record is of, by the names of the arguments."""
+        return {name: getattr(self, name) for name in ("nonlinearity", *PLAIN)}
+
     def _read_records(self) -> GradientFlow | None:
-        network = {name: getattr(self, name) for name in ("nonlinearity", *PLAIN)}
-        return read(self._records, self.track_gradient_flow == "sample", network)
+        return read(self._records, self.track_gradient_flow == "sample", self._network())
 
     def __dir__(self) -> list[str]:
         """Without gradient_flow where there is none: torch.jit and others read all that is here."""

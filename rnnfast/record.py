@@ -44,10 +44,17 @@ def begin(buffer: Tensor, D: int, T: int, N: int, dtype: torch.dtype) -> Tensor:
 
 
 def read(buffer: Tensor) -> tuple[int, bool, Tensor]:
-    """Which backward pass wrote it (NEVER: none), whether in float16, and a copy of
-    [D, T, N, fields]."""
+    """Which backward pass wrote it (NEVER: none), whether in float16, and its
+    [D, T, N, fields], which the next one writes over."""
     task, T, N, D, half = buffer[:HEADER].tolist()
     if task == NEVER:
         return task, False, torch.empty(0, 0, 0, len(FIELDS), dtype=torch.float64)
     found = buffer[HEADER : numbers(D, T, N)].view(torch.float64).view(D, T, N, len(FIELDS))
-    return task, bool(half), found.clone()
+    return task, bool(half), found
+
+
+def copy(buffer: Tensor) -> Tensor:
+    """What of it is in use, in the memory of the CPU: to be read later."""
+    task, T, N, D, _ = buffer[:HEADER].tolist()
+    used = HEADER if task == NEVER else numbers(D, T, N)
+    return buffer[:used].to("cpu", copy=True)

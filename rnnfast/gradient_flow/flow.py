@@ -8,12 +8,12 @@ from functools import cached_property
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import record
 from . import reading, text
 from .reading import NonFinite, Verdict
+from .sums import SQUARES, Sums, measured, take, together
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,7 +123,8 @@ class GradientFlow:
         """Of the batch, from a record of its rows; itself where it is one already."""
         if self.gain.dim() == 3:
             return self
-        return replace(self, **_combined(self.fields()))
+        whole = _sums(self.fields(), self.smallest).pooled().values
+        return replace(self, **measured(whole.squeeze(3)))
 
     def reduce(self, group=None) -> GradientFlow:
         """Of the mean of all ranks' losses, whose gradient DistributedDataParallel makes: norms are
@@ -191,83 +192,30 @@ FIELDS = tuple(f.name for f in fields(GradientFlow) if f.name not in ("network",
 NORMS = tuple(name for name in FIELDS if name.endswith("_norm"))
 
 
-def _combined(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fields [L, D, T, N] of N parts of a batch as those of the whole. A part without gradient
-    reads NaN, and so does the whole where all do."""
-    entries = parts["entries"]
-    missing = entries.isnan()
-
-    def total(x: Tensor) -> Tensor:
-        return torch.where(missing, 0, x).sum(-1)
-
-    whole = {name: total(parts[name].square()).sqrt() for name in NORMS}
-    whole["state_max"] = torch.where(missing, 0, parts["state_max"]).amax(-1)
-    slopes = total(torch.where(entries > 0, parts["gain"] * entries, 0))
-    whole["gain"] = slopes / total(entries)
-    for name in ("nonfinite_grad", "nonfinite_state", "entries", "carried"):
-        whole[name] = total(parts[name])
-    return {name: torch.where(missing.all(-1), torch.nan, x) for name, x in whole.items()}
-
-
-def side_by_side(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Fields [L, D, T] of N records as [L, D, T, N], with steps that no row has up to the longest.
-
-    Raises:
-        ValueError: they are not of the same number of layers and directions.
-    """
-    if len({fields["gain"].shape[:2] for fields in parts}) != 1:
-        shapes = [tuple(fields["gain"].shape) for fields in parts]
-        raise ValueError(f"reduce: records [L, D, T] of shapes {shapes} are not of one network")
-    T = max(fields["gain"].shape[2] for fields in parts)
-
-    def padded(x: Tensor) -> Tensor:
-        return F.pad(x, (0, T - x.shape[2]))
-
-    return {name: torch.stack([padded(one[name]) for one in parts], -1) for name in FIELDS}
-
-
-def combine_parts(parts: list[GradientFlow]) -> GradientFlow:
-    """Of a batch, from the records of its parts, each of which had a backward pass of its own."""
-    if len(parts) == 1:
-        return parts[0].pooled()
-    fields = [part.pooled().fields() for part in parts]
-    return replace(parts[0], **_combined(side_by_side(fields)))
+def _sums(fields: Mapping[str, Tensor], smallest: float) -> Sums:
+    """What those fields, [L, D, T] or [L, D, T, B], were measured from."""
+    entries = fields["entries"]
+    by_name = {name: fields.get(name) for name in record.FIELDS}
+    for name in SQUARES:
+        by_name[name] = fields[name.replace("squares", "norm")].square()
+    # The gain of no entries is NaN, and their slopes are none; a layer without gradient has NaN.
+    by_name["slopes"] = torch.where(entries == 0, 0, fields["gain"] * entries)
+    values = torch.stack([by_name[name] for name in record.FIELDS], -1)
+    return Sums(values if values.dim() == 5 else values.unsqueeze(3), smallest)
 
 
 def combine_ranks(ranks: list[dict[str, Tensor] | None], of: GradientFlow) -> GradientFlow:
     """What :meth:`GradientFlow.reduce` makes of the fields of all ranks, of which ``of`` is one;
     None: it has none."""
-    whole = _combined(side_by_side([fields for fields in ranks if fields is not None]))
-    for name in (*NORMS, "state_max"):
-        whole[name] = whole[name] / len(ranks)
-    return replace(of, **whole, smallest=of.smallest / len(ranks))
-
-
-def newest(buffers: list[list[Tensor]]) -> int:
-    """The number of the backward pass that :func:`read` would read; record.NEVER: none."""
-    numbers = [int(buffer[0]) for made in buffers for buffer in made]
-    return max(numbers, default=record.NEVER)
+    parts = [_sums(fields, of.smallest) for fields in ranks if fields is not None]
+    whole = together(parts).over(len(ranks))
+    return replace(of, **measured(whole.values.squeeze(3)), smallest=whole.smallest)
 
 
 def read(buffers: list[list[Tensor]], per_sample: bool, network: Mapping) -> GradientFlow | None:
-    """Of the last backward pass that reached any of a module's layers; None where none has.
-
-    A layer has several buffers where it needed more room. In one pass the first made was last.
-    """
-    found = [max(map(record.read, made), key=lambda one: one[0]) for made in buffers]
-    last = max((task for task, *_ in found), default=record.NEVER)
-    if last == record.NEVER:
+    """Of the last backward pass that reached any of a module's layers; None where none has."""
+    found = take(buffers)
+    if found is None:
         return None
-    half, shape = next((half, values.shape) for task, half, values in found if task == last)
-    nothing = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
-    layers = [values.cpu() if task == last else nothing for task, _, values in found]
-    values = torch.stack(layers)  # [L, D, T, N, fields]
-    by_name = dict(zip(record.FIELDS, values.unbind(-1)))
-    measured = {name: by_name.get(name) for name in FIELDS}
-    for name in NORMS:
-        measured[name] = by_name[name.replace("norm", "squares")].sqrt()
-    measured["gain"] = by_name["slopes"] / by_name["entries"]
-    if not per_sample:
-        measured = {name: x.squeeze(-1) for name, x in measured.items()}
-    smallest = reading.SMALLEST_HALF if half else reading.SMALLEST
-    return GradientFlow(**measured, network=network, smallest=smallest)
+    values = found.values if per_sample else found.values.squeeze(3)
+    return GradientFlow(**measured(values), network=network, smallest=found.smallest)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import reading
-from .flow import GradientFlow, side_by_side
+from .flow import GradientFlow
+from .sums import Pass, measured, side_by_side, together
 
-BLOCK = 32  # records read at once, which takes little longer than to read one
+BLOCK = 64  # records read at once, which takes little longer than to read one
 MAPS = ("carry_norm", "state_norm")
 LARGEST = torch.finfo(torch.float32).max
 
@@ -47,7 +47,7 @@ class Entry(NamedTuple):
     step: int
     passes: int
     skipped: bool
-    flow: GradientFlow
+    parts: list[Pass]  # of the batch
 
 
 class History:
@@ -59,8 +59,8 @@ class History:
             and so on, so that they are of all of it. The numbers stay, of each step.
     """
 
-    def __init__(self, name: str, first: int, every: int, keep: int) -> None:
-        self.name, self.first, self.keep = name, first, keep
+    def __init__(self, name: str, network: Mapping, first: int, every: int, keep: int) -> None:
+        self.name, self.network, self.first, self.keep = name, network, first, keep
         self.width = every  # training steps to a column
         self.maps: dict[int, Tensor] = {}  # of a training step: [MAPS, L, D, T], float32
         self.nonfinite: list[int] = []  # training steps with inf or NaN
@@ -77,9 +77,9 @@ class History:
         entries, self._waiting = self._waiting, []
         if not entries:
             return iter(())
-        fields = side_by_side([entry.flow.fields() for entry in entries])
-        smallest = max(entry.flow.smallest for entry in entries)
-        whole = replace(entries[0].flow, **fields, smallest=smallest)  # [L, D, T, S]
+        sums = side_by_side([together([p.sums() for p in entry.parts]) for entry in entries])
+        fields = measured(sums.values)  # [L, D, T, S]
+        whole = GradientFlow(**fields, network=self.network, smallest=sums.smallest)
         block = _Block(self.name, entries, whole)
         self._blocks.append(block)
         self.nonfinite += [entry.step for entry, bad in zip(entries, block.nonfinite) if bad]
@@ -132,8 +132,10 @@ class _Block:
         }
         bad = (self.numbers["nonfinite_grad"] + self.numbers["nonfinite_state"]).sum((0, 1)) > 0
         self.nonfinite = [
-            entry.flow.first_nonfinite if is_bad else None
-            for entry, is_bad in zip(entries, bad.tolist())
+            reading.first_nonfinite(whole.nonfinite_state[..., i], whole.nonfinite_grad[..., i])
+            if is_bad
+            else None
+            for i, is_bad in enumerate(bad.tolist())
         ]
 
     def rows(self) -> Iterator[Row]:

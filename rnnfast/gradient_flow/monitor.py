@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +16,8 @@ from torch.optim import Optimizer
 
 from .. import record
 from ..modules import RNN
-from .flow import NORMS, GradientFlow, combine_parts, combine_ranks, newest
 from .history import MAPS, Entry, History, Row
+from .sums import Pass, newest
 from .text import name_of, number_of_steps
 
 # Names that wrappers put before those of the model.
@@ -36,10 +35,10 @@ SCALARS = (
 
 
 class _Attempt(NamedTuple):
-    """At a step of the optimizer: of each RNN the record, and how many passes it is the sum of."""
+    """What a step of the optimizer was to be made of: the passes of each RNN that has any."""
 
     skipped: bool
-    flows: dict[str, tuple[GradientFlow, int]]
+    passes: dict[str, list[Pass]]
 
 
 class GradientMonitor:
@@ -120,7 +119,10 @@ class GradientMonitor:
             self.out = Path(self.out)
             self.out.mkdir(parents=True, exist_ok=True)
         self.steps = start
-        self._histories = {name: History(name, start + 1, every, keep) for name in self.rnns}
+        self._histories = {
+            name: History(name, rnn._network(), start + 1, every, keep)
+            for name, rnn in self.rnns.items()
+        }
         self._handles: list = []  # of hooks, while it is entered
 
     # ------------------------------------------------------------------------------ as a context
@@ -130,9 +132,8 @@ class GradientMonitor:
             raise RuntimeError("GradientMonitor: it is entered already")
         self._forget()
         self._backward = None  # the number of the running backward pass
-        parameters = {id(p): p for rnn in self.rnns.values() for p in rnn.parameters()}
-        for p in parameters.values():
-            if p.requires_grad:
+        for rnn in self.rnns.values():  # one of its parameters tells as much as all, sooner
+            for p in [p for p in rnn.parameters() if p.requires_grad][:1]:
                 self._handles.append(p.register_post_accumulate_grad_hook(self._on_gradient))
         if self.optimizer is not None:
             self._handles += [
@@ -161,7 +162,7 @@ class GradientMonitor:
 
     def _forget(self) -> None:
         """What came before belongs to no step."""
-        self._passes: dict[str, list[GradientFlow]] = {name: [] for name in self.rnns}
+        self._passes: dict[str, list[Pass]] = {name: [] for name in self.rnns}
         self._before: dict[str, int] | None = None  # how many there were, in optimizer.step()
         self._scale = None  # of the passes
         self._attempts: list[_Attempt] = []  # skipped
@@ -199,7 +200,7 @@ class GradientMonitor:
             passes = self._passes[name]
             if self._before is not None:
                 del passes[self._before[name] :]  # of an earlier call of the closure
-            passes.append(_divided(self.rnns[name]._read_records(), self._scale))
+            passes.append(Pass.of(self.rnns[name]._records, self._scale))
 
     def _was_skipped(self) -> bool:
         """Whether passes wait for a step that the scaler left out: it lowers its scale then."""
@@ -214,8 +215,7 @@ class GradientMonitor:
         """Of the passes so far, which are done with."""
         taken = {name: passes for name, passes in self._passes.items() if passes}
         self._passes = {name: [] for name in self.rnns}
-        flows = {name: (combine_parts(passes), len(passes)) for name, passes in taken.items()}
-        return _Attempt(skipped, flows)
+        return _Attempt(skipped, taken)
 
     def _before_step(self, *_) -> None:
         self._before = {name: len(passes) for name, passes in self._passes.items()}
@@ -244,11 +244,20 @@ class GradientMonitor:
         self._after_step()
 
     def _record(self, attempts: list[_Attempt]) -> None:
-        if self.group is not None:
-            attempts = _of_all_ranks(attempts, self.group)
-        for skipped, flows in attempts:
-            for name, (flow, passes) in flows.items():
-                self._histories[name].add(Entry(self.steps + 1, passes, skipped, flow))
+        ranks = [attempts] if self.group is None else _gathered(attempts, self.group)
+        # A rank may have no record, or not know of a skipped step: they agree on the last.
+        longest = max(map(len, ranks))
+        aligned = zip(*([_Attempt(False, {})] * (longest - len(rank)) + rank for rank in ranks))
+        for attempts in aligned:
+            skipped = any(attempt.skipped for attempt in attempts)
+            for name in self.rnns:
+                there = [one.passes[name] for one in attempts if name in one.passes]
+                if not there:
+                    continue
+                # The mean over the ranks: of all their parts, each divided by their number.
+                parts = [p._replace(scale=p.scale * len(ranks)) for passes in there for p in passes]
+                entry = Entry(self.steps + 1, max(map(len, there)), skipped, parts)
+                self._histories[name].add(entry)
                 if self.writer is not None:
                     self._read(name)
 
@@ -380,29 +389,8 @@ def _plain_name(path: str, around: set[str]) -> str:
     return ".".join(kept) or "model"
 
 
-def _divided(flow: GradientFlow, scale: float) -> GradientFlow:
-    if scale == 1.0:
-        return flow
-    fields = flow.fields()
-    for name in (*NORMS, "state_max"):
-        fields[name] = fields[name] / scale
-    return replace(flow, **fields, smallest=flow.smallest / scale)
-
-
-def _of_all_ranks(own: list[_Attempt], group) -> list[_Attempt]:
-    """A rank may have no record, or not know of a skipped step: they agree on the last."""
+def _gathered(own: list[_Attempt], group) -> list[list[_Attempt]]:
+    """Those of each rank."""
     ranks: list = [None] * dist.get_world_size(group)
     dist.all_gather_object(ranks, own, group=group)
-    nothing = _Attempt(False, {})
-    longest = max(map(len, ranks))
-    whole = []
-    for aligned in zip(*([nothing] * (longest - len(rank)) + rank for rank in ranks)):
-        names = dict.fromkeys(name for attempt in aligned for name in attempt.flows)
-        flows = {}
-        for name in names:
-            each = [attempt.flows.get(name) for attempt in aligned]
-            one_of_them = next(one[0] for one in each if one)
-            flow = combine_ranks([one and one[0].fields() for one in each], one_of_them)
-            flows[name] = flow, max(one[1] for one in each if one)
-        whole.append(_Attempt(any(attempt.skipped for attempt in aligned), flows))
-    return whole
+    return ranks

@@ -1,0 +1,122 @@
+"""What backward left in the records of a module's layers, and what can be added up of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import record
+from . import reading
+
+SQUARES = tuple(name for name in record.FIELDS if name.endswith("squares"))
+STATE_MAX, ENTRIES = map(record.FIELDS.index, ("state_max", "entries"))
+
+
+class Sums(NamedTuple):
+    """Of a backward pass, or of several."""
+
+    values: Tensor  # float64 [L, D, T, N, record.FIELDS]; NaN for a layer without gradient
+    smallest: float  # norm that is still a measurement
+
+    def over(self, number: float) -> Sums:
+        """Of the loss divided by that."""
+        if number == 1:
+            return self
+        values = self.values.clone()
+        values[..., : len(SQUARES)] /= number**2
+        values[..., STATE_MAX] /= number
+        return Sums(values, self.smallest / number)
+
+    def pooled(self) -> Sums:
+        """Of all N rows together, N = 1."""
+        return self if self.values.shape[3] == 1 else Sums(total(self.values), self.smallest)
+
+
+def newest(buffers: list[list[Tensor]]) -> int:
+    """The number of the backward pass that :func:`take` takes; record.NEVER: none."""
+    return max((_number(buffer) for made in buffers for buffer in made), default=record.NEVER)
+
+
+def _number(buffer: Tensor) -> int:
+    return int(buffer[0])
+
+
+class Pass(NamedTuple):
+    """A copy of the records of a backward pass: to make one takes little, to read it can wait."""
+
+    buffers: list[list[Tensor]]
+    scale: float  # of its loss
+
+    @classmethod
+    def of(cls, buffers: list[list[Tensor]], scale: float) -> Pass:
+        last = (max(made, key=_number) if len(made) > 1 else made[0] for made in buffers)
+        return cls([[record.copy(buffer)] for buffer in last], scale)
+
+    def sums(self) -> Sums:
+        return take(self.buffers).over(self.scale)
+
+
+def take(buffers: list[list[Tensor]]) -> Sums | None:
+    """Of the last backward pass that reached any of a module's layers; None where none has.
+
+    A layer has several buffers where it needed more room. In one pass the first made was last.
+    """
+    found = [max(map(record.read, made), key=lambda one: one[0]) for made in buffers]
+    last = max((task for task, *_ in found), default=record.NEVER)
+    if last == record.NEVER:
+        return None
+    half, shape = next((half, values.shape) for task, half, values in found if task == last)
+    layers = [
+        values.cpu()
+        if task == last
+        else torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
+        for task, _, values in found
+    ]
+    smallest = reading.SMALLEST_HALF if half else reading.SMALLEST
+    return Sums(torch.stack(layers), smallest)
+
+
+def together(parts: list[Sums]) -> Sums:
+    """Of a batch, from those of its parts, each of which had a backward pass of its own."""
+    if len(parts) == 1:
+        return parts[0].pooled()
+    return side_by_side([part.pooled() for part in parts]).pooled()
+
+
+def side_by_side(parts: list[Sums]) -> Sums:
+    """The rows of all of them, with steps that no row has up to the longest T.
+
+    Raises:
+        ValueError: they are not of the same number of layers and directions.
+    """
+    shapes = [tuple(part.values.shape[:3]) for part in parts]
+    if len({shape[:2] for shape in shapes}) != 1:
+        raise ValueError(f"records [L, D, T] of shapes {shapes} are not of one network")
+    T = max(shape[2] for shape in shapes)
+    padded = [
+        x if x.shape[2] == T else F.pad(x, (0, 0, 0, 0, 0, T - x.shape[2]))
+        for x in (part.values for part in parts)
+    ]
+    return Sums(torch.cat(padded, 3), max(part.smallest for part in parts))
+
+
+def total(values: Tensor) -> Tensor:
+    """[L, D, T, 1, fields] of N rows. A row without gradient reads NaN; so do all, where all do."""
+    missing = values[..., ENTRIES].isnan()
+    known = torch.where(missing.unsqueeze(-1), 0, values)
+    whole = known.sum(3, keepdim=True)
+    whole[..., STATE_MAX] = known[..., STATE_MAX].amax(3, keepdim=True)
+    whole[missing.all(3, keepdim=True)] = torch.nan
+    return whole
+
+
+def measured(values: Tensor) -> dict[str, Tensor]:
+    """The fields of a GradientFlow, shaped like the sums without their last axis."""
+    by_name = dict(zip(record.FIELDS, values.unbind(-1)))
+    slopes = by_name.pop("slopes")
+    for name in SQUARES:
+        by_name[name.replace("squares", "norm")] = by_name.pop(name).sqrt()
+    return by_name | {"gain": slopes / by_name["entries"]}
