@@ -491,8 +491,7 @@ def test_what_is_printed(own_backend):
     assert text.splitlines() == [
         "Gradient probe over 150 steps, 3 samples",
         "layer  half-life  horizon  mean |f'|  verdict    because",
-        "0      1          10       1          vanishing  over 150 steps the gradient is "
-        "multiplied by 10^-45",
+        "0      1          10       1          vanishing  gradient times 10^-45 over 150 steps",
         "What this network reads at a step moves its state 10 steps later a thousand times less "
         "than at once (half-life 1 step): it will hardly learn to remember longer than that.",
         "layer 0 is out of range from lag 100 on: the norm is below 1e-30",

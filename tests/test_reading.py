@@ -170,7 +170,7 @@ def test_a_gradient_that_is_cut_off_is_gone(own_backend):
     assert flow.factors[0, 0, :11].isnan().all()
     assert flow.half_life.item() == 0
     assert flow.verdict.word == "vanishing"
-    assert "multiplied by 0" in flow.verdict.evidence
+    assert "gradient times 0 over" in flow.verdict.evidence
 
 
 # --------------------------------------------------------------------------------- other verdicts

@@ -319,7 +319,7 @@ class GradientMonitor:
         for (name, layer, d), (steps, values) in norms.items():
             history, seen = self._histories[name], half_lives[name, layer, d]
             title = f"{name}, layer {name_of(layer, d)}"
-            below = f"half-life at first {seen[0]}, at last {seen[-1]} time steps"
+            below = f"half-life in time steps: {seen[0]} at first, {seen[-1]} at last"
             where = history.first, history.width, steps
             panels.append(HeatMap(title, below, *where, values.numpy(), history.nonfinite))
         part = ", the part come back through time" if field == "carry_norm" else ""

@@ -177,7 +177,7 @@ def judge_one(
     if math.isnan(rate):
         return "unknown", "no step sends a gradient back that can be measured"
     growth = rate * (steps - 1)
-    text = f"over {steps} steps the gradient is multiplied by {power(growth)}"
+    text = f"gradient times {power(growth)} over {steps} steps"
     if growth >= math.log(GROWTH):
         return "exploding", text
     return ("vanishing" if growth <= -math.log(GROWTH) else "healthy"), text
