@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.ladder import limits
+from bench.ladder import call_cost, limits
 from bench.rnn import options, points, report, timing
 from bench.rnn.__main__ import ROOT, main, parse
 from bench.rnn.providers import PROVIDERS, Layer, Module, Problem, make_problem, saved_bytes
@@ -238,3 +238,9 @@ def test_limits_tell_every_part(capsys):
     said = capsys.readouterr().out
     assert said.startswith("(3, 2, 8), threads: 1;")
     assert all(f"| {part} |" in said for part in limits.PARTS)
+
+
+@needs_cpu
+def test_the_parts_of_a_short_call_can_be_called():
+    for call in call_cost.calls(3, 2, 8).values():
+        assert any(isinstance(x, torch.Tensor) for x in call())

@@ -47,7 +47,7 @@ def calls(T: int, B: int, H: int) -> dict[str, Callable[[], object]]:
     def backend() -> object:
         inputs = x.detach()
         y, _, _, _ = cpu.forward(inputs, w_ih, b_ih, b_hh, w_hh, *rest, Options())
-        saved = (y, inputs, w_ih, w_hh, *(None,) * 6, None)
+        saved = (y, inputs, w_ih, w_hh, *(None,) * 8)
         return cpu.backward(g, None, *saved, True, True, Options())
 
     def nothing() -> object:

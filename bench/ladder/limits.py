@@ -64,7 +64,7 @@ def calls(T: int, B: int, H: int) -> dict[str, Call]:
     y = forward(x, True)()[0]
 
     def backward(y: torch.Tensor, projects: bool, dx: bool, dw: bool) -> Call:
-        saved = (x, w_ih if projects else None, w_hh, *(None,) * 7)
+        saved = (x, w_ih if projects else None, w_hh, *(None,) * 8)
         return lambda: cpu.backward(g[: len(y)], None, y, *saved, dx, dw, Options())
 
     def whole() -> object:
