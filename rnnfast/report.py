@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
@@ -68,6 +70,44 @@ def cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine(device: str = "cpu") -> dict[str, str]:
+    """What figures depend on beside what is computed: processor or GPU, versions, commit, date.
+
+    Args:
+        device: a device type, "cpu" or "cuda".
+    """
+    import rnnfast
+
+    facts = {"device": cpu_name(), "simd": cpu._C.simd_level() if cpu._C else ""}
+    if device != "cpu":
+        facts = {"device": torch.cuda.get_device_name(), "simd": ""}
+    return facts | {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "rnnfast": rnnfast.__version__,
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _commit() -> str:
+    """Of the checkout that this package is in; "" where it is in none, or there is no git."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return ""
+    commit = _git(root, "rev-parse", "--short=10", "HEAD")
+    changed = _git(root, "status", "--porcelain", "--", ".", ":!bench/results")
+    return f"{commit}+changes" if changed else commit
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.strip()
 
 
 def _refusals(problem: backends.Problem) -> list[tuple[str, str]]:
