@@ -46,9 +46,9 @@ format: .venv/dev
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: .venv/bench extension  ## rnnfast.RNN against nn.RNN and jax.lax.scan, on an idle machine
-	$(BIN)/python -m bench.rnn --out $(RESULTS)
-	$(BIN)/python -m bench.rnn.options --out $(RESULTS)
-	$(BIN)/python -m pytest bench/rnn/cases.py --benchmark-storage=build/benchmarks \
+	$(BIN)/python -m rnnfast bench --out $(RESULTS)
+	$(BIN)/python -m bench.options --out $(RESULTS)
+	$(BIN)/python -m pytest bench/cases.py --benchmark-storage=build/benchmarks \
 		--benchmark-autosave --benchmark-max-time=0.5 --benchmark-warmup=on \
 		--benchmark-columns=median,iqr,rounds
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m rnnfast {info,demo,probe}``."""
+"""The command line: ``python -m rnnfast {info,demo,probe,bench}``."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import arguments
 from .modules import NORMS, RNN
 from .report import info
 
 # What `pip install rnnfast[demo]` brings, by the names under which it is imported.
 DEMO_IMPORTS = {"matplotlib", "rich", "sklearn", "tqdm"}
 PROBE_IMPORTS = {"matplotlib", "rich"}  # rnnfast[cli,plots]
+BENCH_IMPORTS = {"matplotlib", "numpy", "rich", "tqdm"}  # rnnfast[bench]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit status: 2 for bad input or a missing extra."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(argv)
     try:
         return options.run(options)
     except KeyboardInterrupt:
         return _fail("interrupted", status=130)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m rnnfast")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="python -m rnnfast")
+    commands = found.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     text = "versions, device, which backends are usable and why not"
     command = commands.add_parser("info", help=text, description=text)
@@ -38,10 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("demo", help=text, description=text)
     _add_out(command, "rnnfast-demo")
     command.add_argument(
-        "--epochs", type=_positive, metavar="N", help="passes over the digits, for every delay"
+        "--epochs",
+        type=arguments.positive,
+        metavar="N",
+        help="passes over the digits, for every delay",
     )
     command.add_argument(
-        "--seed", type=_seed, default=0, metavar="N", help="of weights, batches and noise"
+        "--seed", type=arguments.seed, default=0, metavar="N", help="of weights, batches and noise"
     )
     size = command.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true", help="thirty epochs, in the place of eight")
@@ -64,20 +69,22 @@ def _parser() -> argparse.ArgumentParser:
         help="a function that returns what the model is called with: a tensor, or a tuple of "
         "arguments (default: normal noise into every RNN)",
     )
-    command.add_argument("--steps", type=_positive, metavar="N", help="of the noise (default: 250)")
     command.add_argument(
-        "--batch", type=_positive, metavar="N", help="samples of the noise (default: 32)"
+        "--steps", type=arguments.positive, metavar="N", help="of the noise (default: 250)"
     )
     command.add_argument(
-        "--seed", type=_seed, default=0, metavar="N", help="of weights, noise and vectors"
+        "--batch", type=arguments.positive, metavar="N", help="samples of the noise (default: 32)"
+    )
+    command.add_argument(
+        "--seed", type=arguments.seed, default=0, metavar="N", help="of weights, noise and vectors"
     )
     _add_out(command, "rnnfast-probe")
     group = command.add_argument_group("checkpoint", "which RNN it is of, as rnnfast.RNN takes it")
     for flag, kind in (
-        ("--input-size", _positive),
-        ("--hidden-size", _positive),
-        ("--num-layers", _positive),
-        ("--num-heads", _positive),
+        ("--input-size", arguments.positive),
+        ("--hidden-size", arguments.positive),
+        ("--num-layers", arguments.positive),
+        ("--num-heads", arguments.positive),
         ("--norm-eps", float),
     ):
         group.add_argument(flag, type=kind, metavar="N", default=argparse.SUPPRESS)
@@ -89,7 +96,55 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--key", default="", help="which entry of the file is the state_dict")
     group.add_argument("--prefix", default="", help="of the RNN's names in the state_dict")
     command.set_defaults(run=_probe)
-    return parser
+
+    text = "rnnfast.RNN beside torch.nn.RNN and other peers, in one run"
+    command = commands.add_parser("bench", help=text, description=text)
+    _add_bench(command)
+    command.set_defaults(run=_bench)
+    return found
+
+
+def _add_bench(command: argparse.ArgumentParser) -> None:
+    _add_out(command, "rnnfast-bench")
+    size = command.add_mutually_exclusive_group()
+    size.add_argument(
+        "--quick", action="store_true", help="a few workloads (on a CPU small ones), each briefly"
+    )
+    size.add_argument(
+        "--points",
+        type=arguments.point,
+        nargs="+",
+        metavar="T,B,H",
+        help="these only, I = H (no picture)",
+    )
+    size.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("OLD", "NEW"),
+        help="measure nothing: what got slower from one CSV file to another",
+    )
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    command.add_argument("--providers", nargs="+", metavar="NAME", help="default: all")
+    command.add_argument(
+        "--seconds-per-workload",
+        type=arguments.seconds,
+        metavar="S",
+        help="default 2.5, with --quick 0.1",
+    )
+    command.add_argument(
+        "--threads", type=arguments.positive, default=2, metavar="N", help="default: 2"
+    )
+    command.add_argument(
+        "--probe", type=Path, metavar="JSON", help="a result of make gpu-probe, for the floors"
+    )
+    group = command.add_argument_group("what the layers of --points are")
+    precisions = ("float32", "tf32", "float64", "bfloat16", "float16")
+    group.add_argument("--precisions", nargs="+", choices=precisions, default=["float32"])
+    group.add_argument("--layers", type=arguments.positive, default=1, metavar="N")
+    group.add_argument("--bidirectional", action="store_true")
+    group.add_argument("--norm", choices=["layer"])
+    group.add_argument("--packed", action="store_true", help="rows of T / 2 to T steps")
 
 
 def _add_out(command: argparse.ArgumentParser, folder: str) -> None:
@@ -148,6 +203,23 @@ def _probe(options: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace) -> int:
+    try:
+        from .bench import command
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in BENCH_IMPORTS:
+            raise
+        return _fail(f"the benchmark needs {error.name}: pip install rnnfast[bench]")
+    try:
+        if options.compare:
+            return command.compared(*options.compare)
+        if problem := _unwritable(options.out):
+            return _fail(problem)
+        return command.run(options)
+    except command.BadInput as error:
+        return _fail(str(error))
+
+
 def _unwritable(folder: Path) -> str:
     """Why nothing can be written there, or ""; the folder is made."""
     try:
@@ -156,27 +228,6 @@ def _unwritable(folder: Path) -> str:
     except OSError as error:
         return f"--out: cannot write to {folder}: {error.strerror}"
     return ""
-
-
-def _positive(text: str) -> int:
-    value = _integer(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"given {value}, wanted 1 or more")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = _integer(text)
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"given {value}, wanted 0 to 2^63 - 1")
-    return value
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"given {text!r}, wanted a whole number") from None
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -80,9 +80,9 @@ def machine(device: str = "cpu") -> dict[str, str]:
     """
     import rnnfast
 
-    facts = {"device": cpu_name(), "simd": cpu._C.simd_level() if cpu._C else ""}
+    facts = {"processor": cpu_name(), "simd": cpu._C.simd_level() if cpu._C else ""}
     if device != "cpu":
-        facts = {"device": torch.cuda.get_device_name(), "simd": ""}
+        facts = {"processor": torch.cuda.get_device_name(), "simd": ""}
     return facts | {
         "python": platform.python_version(),
         "torch": torch.__version__,

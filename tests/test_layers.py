@@ -14,7 +14,8 @@ PACKAGE = Path(rnnfast.__file__).parent
 # From the top down; a module may import from the layers below its own.
 LAYERS = [
     {"rnnfast.__main__"},
-    {"rnnfast.demo", "rnnfast.testing"},
+    {"rnnfast.demo", "rnnfast.bench"},
+    {"rnnfast.testing"},
     {"rnnfast"},
     {"rnnfast.modules", "rnnfast.convert", "rnnfast.report", "rnnfast.gradient_flow"},
     {"rnnfast.functional", "rnnfast.init", "rnnfast.batch_norm"},
@@ -22,7 +23,7 @@ LAYERS = [
     {"rnnfast.backends"},
     {"rnnfast._C", "rnnfast.triton_kernels"},
     {"rnnfast.cells"},
-    {"rnnfast.precision", "rnnfast.record"},
+    {"rnnfast.precision", "rnnfast.record", "rnnfast.arguments"},
 ]
 # Within a layer, and what stands beside the layers.
 ALLOWED = {

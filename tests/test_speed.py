@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import rnnfast
-from bench.rnn import options
 from rnnfast.backends import cpu
+from rnnfast.bench.providers.loop import NormedLoop
 
 needs_cpu = pytest.mark.skipif(cpu._C is None, reason="the extension is not built")
 
@@ -31,7 +31,7 @@ def test_training_step_of_a_small_model_is_faster_than_nn_rnn(T, B, H):
 def test_layer_norm_is_faster_than_the_loop_it_replaces():
     """Of two nn.Linear, nn.LayerNorm and tanh at each step."""
     T, B, H = 128, 32, 128
-    models = options.Loop(H, at_once=False), rnnfast.RNN(H, H, norm="layer", backend="cpu")
+    models = NormedLoop(H, at_once=False), rnnfast.RNN(H, H, norm="layer", backend="cpu")
     theirs, ours = best_seconds(T, B, H, *models)
     assert theirs > 2 * ours
 

@@ -21,10 +21,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 import rnnfast
-from bench.rnn import points
-from bench.rnn.providers import make_problem
-from bench.rnn.timing import SETTLE_S, Gemm
 from rnnfast.backends import cpu
+from rnnfast.bench import points
+from rnnfast.bench.timing import SETTLE_S, Gemm, HostClock
+from rnnfast.bench.workload import Workload
 from rnnfast.cells.rnn import Options
 
 Call = Callable[[], object]
@@ -52,7 +52,8 @@ PARTS = {
 
 def calls(T: int, B: int, H: int) -> dict[str, Call]:
     """Of the backend, with more and more to compute; and the whole."""
-    x, g, w_ih, w_hh, b_ih, b_hh = make_problem(T, B, H)
+    x, g, _, weights = Workload(T, B, H).data()
+    w_ih, w_hh, b_ih, b_hh = weights.values()
     rnn = rnnfast.RNN(H, H, backend="cpu")
     leaves = [x.clone().requires_grad_(), *rnn.parameters()]
     rest = (None,) * 5  # gamma, beta, h_0, lengths, reset
@@ -110,7 +111,7 @@ def page_faults(call: Call, times: int = 10) -> float:
 
 def table(T: int, B: int, H: int, threads: int) -> list[str]:
     torch.set_num_threads(threads)
-    gemm, candidates = Gemm(), calls(T, B, H)
+    gemm, candidates = Gemm("cpu", "float32", HostClock()), calls(T, B, H)
     times = least(candidates | {LARGE: gemm._multiply})
     for loop in ("p", "bptt"):
         times[f"{loop}, a step"] = (times[loop] - times[f"{loop}, T = 1"]) / max(T - 1, 1)

@@ -108,7 +108,8 @@ struct ForwardTask : Task<Cell, S> {
                      (this->slice.first + index % rows) * problem->x.stride_b,
                  problem->input_size);
       const Tiling tiles =
-          make_tiling(end - first, this->tiling.first_unit, this->tiling.units.total, Cell::kGates);
+          make_tiling(end - first, this->tiling.first_unit, this->tiling.units.total, Cell::kGates,
+                      input_weights.sums.chains);
       const auto skip = [&](int64_t row, int64_t row_end) RNNFAST_INLINE_LAMBDA {
         while (row < row_end && !counts(first + row)) ++row;
         return row == row_end;

@@ -41,7 +41,7 @@ struct Call {
   Tiling tiling(const Slice& slice, const Crew& crew, int gates) const {
     const int64_t first = part_begin(layout.units, crew.count, crew.index);
     const int64_t end = part_begin(layout.units, crew.count, crew.index + 1);
-    return make_tiling(slice.count, first, end - first, gates);
+    return make_tiling(slice.count, first, end - first, gates, layout.sums.chains);
   }
 
   // Of each task: the threads may be fewer than were planned for.
@@ -151,9 +151,11 @@ void forward(const ForwardProblem& problem) {
   if (shape.batch == 0 || shape.size == 0) return;
   const Plan plan = make_plan(shape, Cell::kGates, problem.threads);
   const int64_t units = ceil_div(shape.size, kLanes<A>);
-  const PackedLayout<A> layout = {shape.size, units, Cell::kGates, Cell::kRecurrentBias};
-  const PackedLayout<A> input_layout = {problem.input_size, units, Cell::kGates,
-                                        problem.b_ih != nullptr};
+  const PackedLayout<A> layout = {shape.size, units, Cell::kGates, Cell::kRecurrentBias,
+                                  sums_for_batch<A>(shape.size, shape.batch)};
+  const PackedLayout<A> input_layout = {
+      problem.input_size, units, Cell::kGates, problem.b_ih != nullptr,
+      sums_for_batch<A>(problem.input_size, shape.steps * shape.batch)};
   const int64_t stride = row_stride<A>(shape.size);
   const int64_t rows = ceil_div(shape.batch, plan.slices);
   const int64_t chunk = problem.w_ih != nullptr ? Task::chunk_steps(shape.steps, rows) : 0;
@@ -323,7 +325,7 @@ void backward(const BackwardProblem& problem) {
   }
   const Plan plan = make_plan(shape, Cell::kGates, problem.threads);
   const PackedLayout<A> layout = {Cell::kGates * shape.size, ceil_div(shape.size, kLanes<A>), 1,
-                                  false};
+                                  false, usual_sums<A>(Cell::kGates * shape.size)};
   const int64_t stride = row_stride<A>(shape.size);
   const int64_t du_stride = row_stride<A>(Cell::kGates * shape.size);
   const int64_t rows = ceil_div(shape.batch, plan.slices);

@@ -3,7 +3,8 @@
 // Packed weights are panels one vector wide: panel j holds, for each inner index k, the weights of
 // outputs [j*lanes, (j+1)*lanes), zero-padded; before them the outputs' bias where a cell has one.
 // Every output is a sum of parts, each of so many products, accumulated over k in order in one
-// register: its bits depend neither on the tile it was computed in nor on the number of threads.
+// register or two: its bits depend neither on the tile it was computed in nor on the number of
+// threads.
 #pragma once
 
 #include "simd.h"
@@ -12,18 +13,39 @@ namespace rnnfast::cpu::RNNFAST_LEVEL {
 
 constexpr int kMaxPanels = 8;
 
-// Length of a part. One long sum of K products errs with K, a sum of parts with the square root of
-// K * (length + K / length), and that stays below the error of torch's own products. Each part
-// costs a round trip of the accumulators through memory: at K = 512 parts of 32 take 9% of the
-// speed.
+// How the sum of K products is taken. Within a part `chains` accumulators take every other k each.
+//
+// One long sum errs with K, a sum of parts with the square root of
+// K * (part / chains + K / part). Each part costs a round trip of the accumulators through memory:
+// at K = 512 parts of 32 take 9% of the speed. A second chain costs registers.
+struct Sums {
+  int64_t part;
+  int chains;
+};
+
 template <class A>
-RNNFAST_INLINE int64_t part_length(int64_t inner) {
-  const int64_t length = inner <= 128 ? 32 : inner <= 256 ? 64 : 128;
+RNNFAST_INLINE int64_t part_for(int64_t length) {
 #if defined(__FMA__) || defined(__aarch64__)
   return sizeof(A) == 4 ? length : length / 2;
 #else
   return sizeof(A) == 4 ? length / 2 : length / 4;
 #endif
+}
+
+// Below the error of torch's products of many rows, which are long sums themselves.
+template <class A>
+RNNFAST_INLINE Sums usual_sums(int64_t inner) {
+  return {part_for<A>(inner <= 128 ? 32 : inner <= 256 ? 64 : 128), 1};
+}
+
+// A product of up to 12 rows with a transposed matrix is one of dot products to MKL with AVX-512:
+// 16 sums side by side, which err less than half as much as the usual ones. The order is the same
+// for all rows of a batch, whichever thread has them.
+template <class A>
+RNNFAST_INLINE Sums sums_for_batch(int64_t inner, int64_t batch) {
+  if (batch <= 4) return {part_for<A>(inner <= 192 ? 24 : inner <= 256 ? 32 : 64), 2};
+  if (batch <= 12) return {part_for<A>(inner <= 512 ? 32 : 64), 1};
+  return usual_sums<A>(inner);
 }
 
 template <class A>
@@ -32,6 +54,7 @@ struct Packed {
   int64_t inner;         // K: length of a state row
   int64_t panel_stride;  // elements from one panel to the next
   bool bias;             // the first row of a panel starts the sum
+  Sums sums;
 };
 
 // How the left operand lies in memory: rows of K values, or strips, the values of a tile's rows
@@ -43,42 +66,52 @@ constexpr int kStrip = (kTileRows + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
 
 // tile[row * P + panel] = sum over k of x[row][k] * panel[k]. Unrolled over rows and panels in
 // full: GCC 12 keeps an array of accumulators in memory otherwise, at a third of the speed.
-template <class A, Left kLeft, int M, int P>
+template <class A, Left kLeft, int kChains, int M, int P>
 [[gnu::noinline]] void multiply(const Packed<A>& w, int64_t first_panel, const A* x,
                                 int64_t x_stride, Vec<A>* tile) {
   constexpr int L = kLanes<A>;
   const int64_t stride = w.panel_stride;
   const A* weights = w.data + first_panel * stride;
-  Vec<A> sum[M][P];
+  Vec<A> sum[kChains][M][P] = {};
+  if (w.bias) {
 #pragma GCC unroll 8
-  for (int j = 0; j < P; ++j) {
-    const Vec<A> start = w.bias ? load(weights + j * stride) : Vec<A>{};
+    for (int j = 0; j < P; ++j) {
+      const Vec<A> start = load(weights + j * stride);
 #pragma GCC unroll 12
-    for (int i = 0; i < M; ++i) sum[i][j] = start;
+      for (int i = 0; i < M; ++i) sum[0][i][j] = start;
+    }
+    weights += L;
   }
-  if (w.bias) weights += L;
   const int64_t inner = w.inner;
-  const int64_t part = part_length<A>(inner);
+  const int64_t part = w.sums.part;
+  const auto add = [&](int64_t k, Vec<A>(&to)[M][P]) RNNFAST_INLINE_LAMBDA {
+    Vec<A> column[P];
+#pragma GCC unroll 8
+    for (int j = 0; j < P; ++j) column[j] = load(weights + j * stride + k * L);
+#pragma GCC unroll 12
+    for (int i = 0; i < M; ++i) {
+      const Vec<A> value = splat(kLeft == Left::kRows ? x[i * x_stride + k] : x[k * kStrip<A> + i]);
+#pragma GCC unroll 8
+      for (int j = 0; j < P; ++j) to[i][j] += value * column[j];
+    }
+  };
   for (int64_t begin = 0, end; begin < inner; begin = end) {
     end = inner - begin < part ? inner : begin + part;
-    for (int64_t k = begin; k < end; ++k) {
-      Vec<A> column[P];
-#pragma GCC unroll 8
-      for (int j = 0; j < P; ++j) column[j] = load(weights + j * stride + k * L);
-#pragma GCC unroll 12
-      for (int i = 0; i < M; ++i) {
-        const Vec<A> value =
-            splat(kLeft == Left::kRows ? x[i * x_stride + k] : x[k * kStrip<A> + i]);
-#pragma GCC unroll 8
-        for (int j = 0; j < P; ++j) sum[i][j] += value * column[j];
-      }
+    int64_t k = begin;
+    for (; k + kChains <= end; k += kChains) {
+#pragma GCC unroll 2
+      for (int chain = 0; chain < kChains; ++chain) add(k + chain, sum[chain]);
     }
+    if (kChains > 1 && k < end) add(k, sum[0]);
 #pragma GCC unroll 12
     for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 8
       for (int j = 0; j < P; ++j) {
-        tile[i * P + j] = begin == 0 ? sum[i][j] : tile[i * P + j] + sum[i][j];
-        sum[i][j] = Vec<A>{};
+        Vec<A> total = sum[0][i][j];
+        if constexpr (kChains > 1) total += sum[1][i][j];
+        tile[i * P + j] = begin == 0 ? total : tile[i * P + j] + total;
+#pragma GCC unroll 2
+        for (int chain = 0; chain < kChains; ++chain) sum[chain][i][j] = Vec<A>{};
       }
     }
   }
@@ -87,8 +120,10 @@ template <class A, Left kLeft, int M, int P>
 template <class A>
 using Multiply = void (*)(const Packed<A>&, int64_t, const A*, int64_t, Vec<A>*);
 
-constexpr int max_panels(int64_t rows) {
-  const int64_t fit = kAccumulators / rows;
+// Rows of a tile at most, and panels of a tile of so many rows.
+constexpr int max_rows(int chains) { return chains == 1 ? kTileRows : kAccumulators / 4; }
+constexpr int max_panels(int64_t rows, int chains) {
+  const int64_t fit = kAccumulators / (rows * chains);
   return fit < kMaxPanels ? static_cast<int>(fit) : kMaxPanels;
 }
 
@@ -97,25 +132,33 @@ struct MultiplyTable {
   Multiply<A> at[kTileRows + 1][kMaxPanels + 1] = {};
 };
 
-template <class A, Left kLeft, int M, int P>
+template <class A, Left kLeft, int kChains, int M, int P>
 constexpr void fill(MultiplyTable<A>& table) {
-  table.at[M][P] = &multiply<A, kLeft, M, P>;
-  if constexpr (P < max_panels(M)) {
-    fill<A, kLeft, M, P + 1>(table);
-  } else if constexpr (M < kTileRows) {
-    fill<A, kLeft, M + 1, 1>(table);
+  table.at[M][P] = &multiply<A, kLeft, kChains, M, P>;
+  if constexpr (P < max_panels(M, kChains)) {
+    fill<A, kLeft, kChains, M, P + 1>(table);
+  } else if constexpr (M < max_rows(kChains)) {
+    fill<A, kLeft, kChains, M + 1, 1>(table);
   }
 }
 
-template <class A, Left kLeft>
+template <class A, Left kLeft, int kChains>
 constexpr MultiplyTable<A> make_multiply_table() {
   MultiplyTable<A> table;
-  fill<A, kLeft, 1, 1>(table);
+  fill<A, kLeft, kChains, 1, 1>(table);
   return table;
 }
 
+template <class A, Left kLeft, int kChains>
+inline constexpr MultiplyTable<A> kMultiply = make_multiply_table<A, kLeft, kChains>();
+
 template <class A, Left kLeft>
-inline constexpr MultiplyTable<A> kMultiply = make_multiply_table<A, kLeft>();
+RNNFAST_INLINE const MultiplyTable<A>& multiply_table(int chains) {
+  if constexpr (kLeft == Left::kRows) {
+    if (chains == 2) return kMultiply<A, kLeft, 2>;
+  }
+  return kMultiply<A, kLeft, 1>;
+}
 
 // Part i of `total` things dealt out evenly to `parts`.
 RNNFAST_INLINE int64_t part_begin(int64_t total, int64_t parts, int64_t i) {
@@ -148,12 +191,15 @@ struct Tiling {
 };
 
 template <Left kLeft = Left::kRows>
-RNNFAST_INLINE Tiling make_tiling(int64_t rows, int64_t first_unit, int64_t units, int gates) {
-  constexpr int64_t kMost = kLeft == Left::kRows ? kRowsOfTile : kTileRows;
-  const int64_t most = kAccumulators / gates < kMost ? kAccumulators / gates : kMost;
+RNNFAST_INLINE Tiling make_tiling(int64_t rows, int64_t first_unit, int64_t units, int gates,
+                                  int chains = 1) {
+  const int64_t fit = kAccumulators / (gates * chains);
+  const int64_t usual = kLeft == Left::kRows ? kRowsOfTile : kTileRows;
+  const int64_t allowed = chains == 1 ? usual : max_rows(chains);
+  const int64_t most = fit < allowed ? fit : allowed;
   if (rows == 0) return {{}, first_unit, {}};  // this thread has nothing to compute
   const Cut row_tiles = Cut::of(rows, ceil_div(rows, most));
-  const int64_t wide = max_panels(row_tiles.length(0)) / gates;
+  const int64_t wide = max_panels(row_tiles.length(0), chains) / gates;
   return {row_tiles, first_unit, Cut::of(units, ceil_div(units, wide > 1 ? wide : 1))};
 }
 
@@ -164,6 +210,7 @@ RNNFAST_INLINE Tiling make_tiling(int64_t rows, int64_t first_unit, int64_t unit
 template <class A, int kGates, Left kLeft = Left::kRows, class Skip, class Epilogue>
 RNNFAST_INLINE void for_each_product(const Packed<A>& w, const A* x, int64_t x_stride,
                                      const Tiling& tiling, Skip&& skip, Epilogue&& epilogue) {
+  const MultiplyTable<A>& multiply = multiply_table<A, kLeft>(w.sums.chains);
   Vec<A> tile[kAccumulators];
   int64_t unit = tiling.first_unit;
   for (int64_t group = 0, unit_end; group < tiling.units.runs; ++group, unit = unit_end) {
@@ -173,7 +220,7 @@ RNNFAST_INLINE void for_each_product(const Packed<A>& w, const A* x, int64_t x_s
     for (int64_t i = 0, row = 0, row_end; i < tiling.rows.runs; ++i, row = row_end) {
       row_end = row + tiling.rows.length(i);
       if (!skip(row, row_end))
-        kMultiply<A, kLeft>.at[row_end - row][panels](w, unit * kGates, left, x_stride, tile);
+        multiply.at[row_end - row][panels](w, unit * kGates, left, x_stride, tile);
       for (int64_t r = row; r < row_end; ++r)
         epilogue(r, unit, unit_end, tile + (r - row) * panels);
       left += (kLeft == Left::kRows ? row_end - row : 1) * x_stride;

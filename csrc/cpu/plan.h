@@ -81,11 +81,12 @@ struct PackedLayout {
   int64_t units;  // vectors of outputs
   int gates;      // panels per vector of outputs
   bool bias;
+  Sums sums;
 
   int64_t panel_stride() const { return (inner + (bias ? 1 : 0)) * kLanes<A>; }
   int64_t group_stride() const { return whole_blocks<A>(units * gates * panel_stride()); }
   Packed<A> group(const A* data, int64_t index) const {
-    return {data + index * group_stride(), inner, panel_stride(), bias};
+    return {data + index * group_stride(), inner, panel_stride(), bias, sums};
   }
 };
 

@@ -80,7 +80,7 @@ struct PointGradients {
   int64_t most_tiles() const { return ceil_div(rows(), kTileRows) + 2 * threads; }
   static int64_t strip() { return whole_blocks<A>(with_gap<A>(kChunk * kStrip<A>)); }
   PackedLayout<A> input_layout() const {
-    return {width(), ceil_div(problem.input_size, L), 1, false};
+    return {width(), ceil_div(problem.input_size, L), 1, false, usual_sums<A>(width())};
   }
 
   // Where everything lies in scratch.
@@ -305,7 +305,8 @@ struct PointGradients {
     void multiply(int64_t panels, int64_t columns, A* sum) const {
       const Tiling tiles =
           make_tiling<Left::kStrips>(end_row - first_row, 0, ceil_div(columns, L), 1);
-      const Packed<A> packed = {at(panels), points, with_gap<A>(points * L), false};
+      const Packed<A> packed = {at(panels), points, with_gap<A>(points * L), false,
+                                usual_sums<A>(points)};
       for_each_product<A, 1, Left::kStrips>(
           packed, own_strips(), strip_stride(), tiles, [](int64_t, int64_t) { return false; },
           [&](int64_t row, int64_t vector, int64_t end, const V* product) RNNFAST_INLINE_LAMBDA {

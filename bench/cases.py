@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from bench.rnn import gate
-from bench.rnn.points import Point
-from bench.rnn.providers import PROVIDERS, Layer, Provider, make_problem
+from rnnfast.bench.gate import Gate, shortened
+from rnnfast.bench.providers import OURS, Provider
+from rnnfast.bench.providers.torch_rnn import TorchRNN
+from rnnfast.bench.workload import BOTH, Workload
 
 POINTS = [(1, 1, 1), (128, 1, 64), (128, 16, 64), (256, 32, 256), (64, 64, 512)]
-CASES_OF = [provider for provider in PROVIDERS if provider.name in ("torch", "rnnfast")]
+CASES_OF = [TorchRNN(), *OURS]
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +27,11 @@ def _two_threads() -> Iterator[None]:
 @pytest.mark.parametrize("provider", CASES_OF, ids=lambda provider: provider.name)
 @pytest.mark.parametrize("shape", POINTS, ids=lambda shape: "x".join(map(str, shape)))
 def test_forward_and_backward(benchmark, shape: tuple[int, int, int], provider: Provider):
-    if why := provider.unavailable():
+    work = Workload(*shape)
+    if why := provider.unavailable(work):
         pytest.skip(why)
-    problem = gate.gate_problem(Point(*shape, "case"))
-    assert gate.complaints(provider.build(problem), problem) == []
-    layer: Layer = provider.build(make_problem(*shape))
+    gate = Gate(shortened(work))
+    assert gate.complaints(provider.build(shortened(work), gate.data)) == []
+    layer = provider.build(work, work.data())
     benchmark.group = f"T, B, H = {shape}"
-    benchmark(layer.both)
+    benchmark(layer.calls[BOTH])

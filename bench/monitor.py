@@ -1,6 +1,6 @@
 """What GradientMonitor adds to the demo's training: whole training steps, in turns.
 
-.venv/bin/python -m bench.rnn.monitor
+.venv/bin/python -m bench.monitor
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 import rnnfast
+from rnnfast.arguments import seconds
+from rnnfast.bench.timing import speed_up, take_turns
 from rnnfast.demo.tasks import COLUMNS, DELAYS, ROWS
 from rnnfast.demo.training import BATCH_SIZE, LEARNING_RATE, Classifier, training_step
 from rnnfast.gradient_flow.history import BLOCK
 from rnnfast.report import cpu_name
-
-from .__main__ import seconds
-from .timing import speed_up, take_turns
 
 LENGTHS = tuple(ROWS + delay for delay in DELAYS)  # the demo's
 PLAIN, AGAIN = "record", "record, once more"  # what they differ by is noise
@@ -58,7 +57,7 @@ def measure(T: int, limit: float, names: Sequence[str] = NAMES) -> dict[str, lis
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.rnn.monitor", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.monitor", description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", metavar="T", default=LENGTHS)
     parser.add_argument("--seconds-per-length", type=seconds, metavar="S", default=30.0)
     args = parser.parse_args(argv)
@@ -70,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         samples = measure(T, args.seconds_per_length)
         for name, times in samples.items():
             ms = 1e3 * statistics.median(times) / BLOCK
-            table.add_row(str(T), name, f"{ms:.2f}", f"{speed_up(times, samples[PLAIN]):.3f}")
+            ratio = speed_up(times, samples[PLAIN]).median
+            table.add_row(str(T), name, f"{ms:.2f}", f"{ratio:.3f}")
     Console().print(table)
     return 0
 

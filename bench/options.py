@@ -1,7 +1,7 @@
 """What layer norm, clipping and the gradient record cost, and layer norm beside the loop of modules
 that is written without it: forward and all gradients, in turns.
 
-    .venv/bin/python -m bench.rnn.options
+    .venv/bin/python -m bench.options
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import rnnfast
-from rnnfast.report import cpu_name
-
-from .__main__ import ROOT, folder, point, seconds, versions
-from .points import Point
-from .timing import speed_up, take_turns
+from rnnfast import arguments
+from rnnfast.bench.providers.loop import NormedLoop
+from rnnfast.bench.timing import speed_up, take_turns
+from rnnfast.report import cpu_name, machine
 
 SIZES = ((128, 1, 64), (128, 32, 128), (512, 32, 128), (128, 32, 256), (128, 64, 512))
-POINTS = [Point(*size, "listed") for size in SIZES]
 LOOPS = ("loop: two nn.Linear, nn.LayerNorm, tanh a step", "loop: one nn.Linear out of it")
 OPTIONS = {
     "plain": {},
@@ -38,30 +36,11 @@ OPTIONS = {
 }
 
 
-class Loop(nn.Module):
-    """A layer-normalized RNN as it is written with torch's modules; the input's nn.Linear at each
-    step, or at once for all."""
-
-    def __init__(self, H: int, at_once: bool) -> None:
-        super().__init__()
-        self.inputs, self.state, self.norm = nn.Linear(H, H), nn.Linear(H, H), nn.LayerNorm(H)
-        self.at_once = at_once
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = x.new_zeros(x.shape[1:])
-        steps = []
-        for x_t in (self.inputs(x) if self.at_once else x).unbind():
-            p = x_t if self.at_once else self.inputs(x_t)
-            h = torch.tanh(self.norm(p + self.state(h)))
-            steps.append(h)
-        return torch.stack(steps), h.unsqueeze(0)
-
-
 def build(H: int) -> dict[str, nn.Module]:
     """The loops have the weights of "layer norm"."""
     torch.manual_seed(0)
     modules = {name: rnnfast.RNN(H, H, backend="cpu", **o) for name, o in OPTIONS.items()}
-    loops = {name: Loop(H, at_once) for name, at_once in zip(LOOPS, (False, True))}
+    loops = {name: NormedLoop(H, at_once) for name, at_once in zip(LOOPS, (False, True))}
     names = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
     with torch.no_grad():
         for loop in loops.values():
@@ -85,8 +64,7 @@ def check(modules: dict[str, nn.Module], x: Tensor, g: Tensor) -> None:
                 raise RuntimeError(f"the kernel and the {name} differ by {error:.1e}")
 
 
-def measure(at: Point, limit: float) -> list[dict[str, object]]:
-    T, B, H = at[:3]
+def measure(T: int, B: int, H: int, limit: float) -> list[dict[str, object]]:
     modules = build(H)
     x, g = torch.randn(T, B, H, requires_grad=True), torch.randn(T, B, H)
     check(modules, x, g)
@@ -103,27 +81,26 @@ def measure(at: Point, limit: float) -> list[dict[str, object]]:
             "H": H,
             "what": name,
             "median_s": statistics.median(times),
-            "over_plain": speed_up(times, samples["plain"]),
-            "over_layer_norm": speed_up(times, samples["layer norm"]),
+            "over_plain": speed_up(times, samples["plain"]).median,
+            "over_layer_norm": speed_up(times, samples["layer norm"]).median,
         }
         for name, times in samples.items()
     ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.rnn.options", description=__doc__)
-    parser.add_argument("--out", type=folder, default=None, metavar="FOLDER")
-    parser.add_argument("--points", type=point, nargs="+", metavar="T,B,H", default=POINTS)
-    parser.add_argument("--seconds-per-point", type=seconds, metavar="S", default=8.0)
+    parser = argparse.ArgumentParser(prog="python -m bench.options", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("bench/results"), metavar="FOLDER")
+    parser.add_argument("--points", type=arguments.point, nargs="+", metavar="T,B,H", default=SIZES)
+    parser.add_argument("--seconds-per-point", type=arguments.seconds, metavar="S", default=8.0)
     args = parser.parse_args(argv)
     torch.set_num_threads(2)
-    rows = [row for at in args.points for row in measure(at, args.seconds_per_point)]
-    machine = versions()
-    out = args.out or Path(ROOT / "bench/results")
-    with open(out / "cpu_options.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *machine])
+    rows = [row for at in args.points for row in measure(*at, args.seconds_per_point)]
+    facts = machine()
+    with open(args.out / "cpu_options.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *facts], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(row | machine for row in rows)
+        writer.writerows(row | facts for row in rows)
     table = Table(title=f"forward and all gradients, float32, 2 threads, {cpu_name()}")
     for column in ("T, B, H", "what", "ms", "time / plain", "time / layer norm"):
         table.add_column(column)
@@ -132,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         times = f"{row['median_s'] * 1e3:.2f}", f"{row['over_plain']:.2f}"
         table.add_row(size, row["what"], *times, f"{row['over_layer_norm']:.2f}")
     Console().print(table)
-    print(f"written to {out / 'cpu_options.csv'}")
+    print(f"written to {args.out / 'cpu_options.csv'}")
     return 0
 
 

@@ -1,0 +1,153 @@
+"""``python -m rnnfast bench``: rnnfast and its peers in turns, each judged before; a CSV file,
+pictures, a table."""
+
+from __future__ import annotations
+
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ..report import machine
+from . import floors, picture, points, table
+from .compare import compare
+from .providers import PROVIDERS, Provider
+from .rows import FormatError, Row, write_csv
+from .runner import Runner
+from .workload import Workload
+
+RESULTS = Path("bench/results")  # of a checkout: where figures of make gpu-probe would be
+
+
+class BadInput(ValueError):
+    """What was asked for cannot be measured; the message says why, in one line."""
+
+
+def run(options: Namespace, providers: Sequence[Provider] = PROVIDERS) -> int:
+    """0: measured, whatever came out; 1: a provider was wrong or raised.
+
+    Raises:
+        BadInput: options that do not fit together, or this machine.
+    """
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device cuda: torch finds no GPU here")
+    known = {provider.name: provider for provider in providers}
+    names = options.providers or list(known)
+    if unknown := [name for name in names if name not in known]:
+        raise BadInput(f"--providers: given {unknown[0]!r}, wanted some of {list(known)}")
+    chosen = [provider for name, provider in known.items() if name in names]
+    chip, source = _chip(options)
+    torch.set_num_threads(options.threads)
+    seconds = options.seconds_per_workload or (0.1 if options.quick else 2.5)
+    runner = Runner(chosen, seconds, 3 if options.quick else 7, chip)
+    found = runner.measure(todo(options))
+    if options.device == "cpu" and options.points is None and not options.quick:
+        found += _ours(runner).thread_scaling()
+    facts = machine(options.device)
+    for line in [f"{who} (first at {at})" for who, at in runner.left_out.items()]:
+        say(f"left out: {line}")
+    for line in dict.fromkeys(runner.notes):
+        say(line)
+    show(options, facts, found, runner, source)
+    for failure in runner.failures:
+        say(f"FAILED: {failure}")
+    return 1 if runner.failures else 0
+
+
+def todo(options: Namespace) -> list[Workload]:
+    """
+    Raises:
+        BadInput: a precision that this device does not have.
+    """
+    if options.points is None:
+        return points.quick(options.device) if options.quick else points.everything(options.device)
+    if "tf32" in options.precisions and options.device == "cpu":
+        raise BadInput("--precisions: tf32 is a precision of GPUs, given --device cpu")
+    special = {
+        "layers": options.layers,
+        "directions": 2 if options.bidirectional else 1,
+        "norm": options.norm or "",
+        "packed": options.packed,
+        "device": options.device,
+    }
+
+    def work(size: tuple[int, int, int], precision: str) -> Workload:
+        found = Workload(*size, precision=precision, **special)
+        listed = found.plain and found.device == "cpu" and size in points.LISTED
+        return Workload(*size, "listed") if listed else found
+
+    return [work(size, p) for size in options.points for p in options.precisions]
+
+
+def compared(old: Path, new: Path) -> int:
+    """1 where something got slower.
+
+    Raises:
+        BadInput: files that cannot be compared.
+    """
+    try:
+        moved, lines, slower = compare(old, new)
+    except FormatError as error:
+        raise BadInput(f"--compare: {error}") from None
+    console = Console(width=max(100, Console().width))
+    if moved.row_count:
+        console.print(moved)
+    for line in lines:
+        console.print(line, highlight=False)
+    return 1 if slower else 0
+
+
+def show(
+    options: Namespace, facts: dict[str, str], found: Sequence[Row], runner: Runner, source: str
+) -> None:
+    """Files first: they are kept whatever becomes of the screen."""
+    name = "cpu" if options.device == "cpu" else slug(facts["processor"])
+    write_csv(found, facts, options.out / f"{name}.csv")
+    where = facts["processor"]
+    if options.device == "cpu":
+        where += f", {options.threads} thread{'s' if options.threads > 1 else ''}"
+    written = [f"{name}.csv", *picture.draw(found, where, options.out, name)]
+    console = Console(width=max(150, Console().width))  # of the table, on any screen
+    console.print(table.table(found, where))
+    lines = [source, *table.summary(found, runner.scaling)]
+    if options.device == "cpu" and options.threads != 2:
+        lines.append("The targets are meant for 2 threads.")
+    for line in [*lines, f"written to {options.out}: {', '.join(written)}"]:
+        console.print(line, highlight=False)
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _chip(options: Namespace) -> tuple[floors.Chip | None, str]:
+    """What make gpu-probe measured, and a line about the floors."""
+    products = "floors: from the rate of a large product of matrices, measured in this run"
+    if options.device == "cpu":
+        return None, products
+    try:
+        if options.probe:
+            chip = floors.read_probe(options.probe)
+        else:
+            chip = floors.latest_probe(RESULTS, torch.cuda.get_device_name())
+    except floors.ProbeError as error:
+        raise BadInput(str(error)) from None
+    if chip is None:
+        return None, f"{products}; there are no figures of make gpu-probe for this GPU"
+    return chip, f"{products}, and from make gpu-probe's figures of {chip.name}"
+
+
+def _ours(runner: Runner) -> Runner:
+    """It, with our own providers alone; failures and scaling go to the same lists."""
+    ours = [p for p in runner.providers if p.name.startswith("rnnfast")]
+    return Runner(
+        ours, runner.seconds, runner.rounds, failures=runner.failures, scaling=runner.scaling
+    )
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,85 @@
+"""No time for a wrong result: every provider is judged against float64 before it is timed.
+
+A result may err LIMIT times as much as the eager loop does in the same precision, or as changing
+each input by half a unit in the last place does to it, whichever is more: RMS over rows and units,
+at the worst time step. ``python -m rnnfast validate`` judges every element of every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..testing import worst_step
+from .providers.layer import Layer, differentiated
+from .workload import Data, Workload
+
+LIMIT = 4
+ELEMENTS, PRODUCTS = 5e5, 4e8  # T * B * H and T * B * H^2 at most: float64 is slow
+
+
+def shortened(work: Workload) -> Workload:
+    """The workload's own H and stack, its T and B as far as the judge can follow."""
+    rows = max(4, int(min(ELEMENTS / work.H, PRODUCTS / work.H**2)))
+    T = min(work.T, max(2, rows // work.B))
+    return replace(work, T=T, B=min(work.B, max(1, rows // T)))
+
+
+class Gate:
+    """The judge of one workload, which is a short one; its own computations are done once."""
+
+    def __init__(self, work: Workload) -> None:
+        self.data = work.data().to(work.device, work.dtype)
+        exact = self.data.to("cpu", torch.float64)
+        self.wanted = _eager(work, exact)
+        u = torch.finfo(work.dtype).eps / 2 if work.precision != "tf32" else 2.0**-11
+        errors = [
+            _errors(_eager(work, self.data), self.wanted),
+            _errors(_eager(work, _jittered(exact, u)), self.wanted),
+        ]
+        self.allowed = {name: LIMIT * max(e[name] for e in errors) for name in self.wanted}
+
+    def complaints(self, layer: Layer) -> list[str]:
+        """What is outside of its budget; [] if nothing is."""
+        found = layer.results()
+        errors = _errors(found, self.wanted)
+        return [
+            f"{name}: errs by {error:.2g} (RMS, worst step), allowed {self.allowed[name]:.2g}"
+            for name, error in errors.items()
+            if not error <= self.allowed[name]  # NaN, too
+        ]
+
+
+def _eager(work: Workload, data: Data) -> Mapping[str, Tensor]:
+    rnn = work.module("reference").to(data.x.device, data.x.dtype)
+    rnn.load_state_dict(data.weights)
+    return differentiated(rnn, lambda x: rnn(x, lengths=data.lengths), data).results()
+
+
+def _jittered(data: Data, u: float) -> Data:
+    """Everything times 1 - u or 1 + u, at random."""
+    generator = torch.Generator().manual_seed(0)
+
+    def jitter(v: Tensor) -> Tensor:
+        sign = torch.randint(2, v.shape, generator=generator, dtype=v.dtype)
+        return v * (1 + u * (2 * sign - 1))
+
+    weights = {name: jitter(w) for name, w in data.weights.items()}
+    return Data(jitter(data.x), jitter(data.g), data.lengths, weights)
+
+
+def _errors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
+    """By result; infinite where the shape is another."""
+    errors = {}
+    for name, exact in wanted.items():
+        value = found[name]
+        if value.shape != exact.shape:
+            errors[name] = math.inf
+            continue
+        pair = (value, exact) if name in ("y", "dx") else (value[None], exact[None])
+        errors[name] = worst_step([pair]).rms
+    return errors

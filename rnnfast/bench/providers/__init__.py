@@ -1,0 +1,35 @@
+"""Who computes the workload. A new provider is a file here, with ``name``, ``unavailable()`` and
+``build()``, and an entry in PROVIDERS."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ...backends import BACKENDS
+from ..workload import Data, Workload
+from .compiled_loop import CompiledLoop
+from .flash_rnn import FlashRNN
+from .jax_scan import JaxScan
+from .layer import Layer
+from .loop import Loop
+from .rnnfast_rnn import RnnfastRNN
+from .torch_rnn import TorchRNN
+
+
+class Provider(Protocol):
+    name: str
+
+    def unavailable(self, work: Workload) -> str: ...  # why it cannot be measured; "" if it can
+
+    def build(self, work: Workload, data: Data) -> Layer: ...  # data: in work's dtype, where it is
+
+
+OURS = [RnnfastRNN(name) for name in BACKENDS if name not in ("torch", "reference")]
+PROVIDERS: tuple[Provider, ...] = (
+    TorchRNN(),
+    *OURS,
+    JaxScan(),
+    Loop(),
+    CompiledLoop(),
+    FlashRNN(),
+)

@@ -1,0 +1,80 @@
+"""What a provider builds, and how most do: a module that PyTorch differentiates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..workload import BOTH, FORWARD, STEP, Data
+
+
+@dataclass
+class Layer:
+    """``calls`` by what they do: FORWARD keeps nothing for gradients; BOTH is forward and the
+    gradients of x and of all parameters; STEP ends in that of an optimizer. On a CPU each returns
+    when all is computed."""
+
+    calls: dict[str, Callable[[], object]]
+    results: Callable[[], dict[str, Tensor]]  # y, h_n, dx, and d<name> of each of data.weights
+    saved_bytes: Callable[[], int | None] = lambda: None  # for backward; None: nobody can say
+    how: str = ""  # which algorithm or kernel it takes
+
+
+def differentiated(
+    module: nn.Module,
+    call: Callable[[Tensor], tuple[Tensor, Tensor]],
+    data: Data,
+    how: str = "",
+) -> Layer:
+    """
+    Args:
+        module: with the parameters of data.weights.
+        call: x [T, B, H] -> y [T, B, D * H] and h_n [D, B, H].
+    """
+    parameters = dict(module.named_parameters())
+    x = data.x.clone().requires_grad_()
+    leaves = [x, *parameters.values()]
+    optimizer = torch.optim.SGD(parameters.values(), lr=0.0)  # the weights stay as they are
+
+    def forward() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return call(x)
+
+    def both() -> tuple[Tensor, ...]:
+        y, h_n = call(x)
+        return y, h_n, *torch.autograd.grad(y, leaves, data.g)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        y, _ = call(data.x)
+        y.backward(data.g)
+        optimizer.step()
+
+    def results() -> dict[str, Tensor]:
+        y, h_n, *gradients = both()
+        names = ["dx", *(f"d{name}" for name in parameters)]
+        return {"y": y.detach(), "h_n": h_n.detach()} | dict(zip(names, gradients))
+
+    calls = {FORWARD: forward, BOTH: both, STEP: step}
+    return Layer(calls, results, lambda: saved_bytes(call, x, list(parameters.values())), how)
+
+
+def saved_bytes(
+    call: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, parameters: list[Tensor]
+) -> int:
+    """Memory that only the backward pass needs: not that of input, parameters and outputs."""
+    kept: list[Tensor] = []  # alive until counted, so that no address comes twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y, h_n = call(x)
+    storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in kept)}
+    for tensor in (x, *parameters, y, h_n):
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storages.values())

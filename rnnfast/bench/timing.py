@@ -1,0 +1,143 @@
+"""Who is how fast: the candidates take turns, and are compared round by round."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+from .workload import PRECISIONS
+
+Call = Callable[[], object]
+SAMPLE_S = 2e-3  # at least: the clock and the loop around a call are nothing beside it
+SETTLE_S = 5e-3  # after which the threads of the one before have stopped spinning
+SHORT_S = 20e-3  # a call so short feels that caches and threads have gone cold meanwhile
+PATIENCE = 3  # how many times the time meant for it a slow workload may take
+GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
+
+
+class Quantiles(NamedTuple):
+    median: float
+    p10: float
+    p90: float
+
+
+def quantiles(samples: Sequence[float]) -> Quantiles:
+    tenths = statistics.quantiles(samples, n=10, method="inclusive")
+    return Quantiles(statistics.median(samples), tenths[0], tenths[-1])
+
+
+def speed_up(theirs: Sequence[float], ours: Sequence[float]) -> Quantiles:
+    """Of theirs / ours over rounds. Whatever else the machine is doing, and at whatever clock, it
+    does to both in a round."""
+    return quantiles([a / b for a, b in zip(theirs, ours)])
+
+
+class Clock(Protocol):
+    def seconds(self, call: Call, times: int) -> float: ...  # of one call, the mean of so many
+
+    def settle(self, call: Call, expected: float) -> None: ...  # before a sample
+
+
+class HostClock:
+    """For calls that return when all is computed."""
+
+    def seconds(self, call: Call, times: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(times):
+            call()
+        return (time.perf_counter() - begin) / times
+
+    def settle(self, call: Call, expected: float) -> None:
+        time.sleep(SETTLE_S)
+        if expected < SHORT_S:
+            call()
+
+
+class CudaClock:
+    """CUDA events around each call, which finds nothing of its input in the L2 cache."""
+
+    def __init__(self) -> None:
+        size = 2 * torch.cuda.get_device_properties().L2_cache_size
+        self.flush = torch.empty(max(size, 1), dtype=torch.uint8, device="cuda")
+        self._warm_up()
+
+    def seconds(self, call: Call, times: int) -> float:
+        marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(times)]
+        for begin, end in marks:
+            self.flush.zero_()
+            begin.record()
+            call()
+            end.record()
+        torch.cuda.synchronize()
+        return statistics.fmean(begin.elapsed_time(end) for begin, end in marks) / 1e3
+
+    def settle(self, call: Call, expected: float) -> None:
+        call()
+
+    def _warm_up(self) -> None:
+        """An idle GPU runs at a sixth of its clock."""
+        a = torch.randn(2048, 2048, device="cuda")
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < 0.3:
+            (a @ a).sum().item()
+
+
+def take_turns(
+    calls: dict[str, Call], seconds: float, rounds: int, clock: Clock | None = None
+) -> dict[str, list[float]]:
+    """Seconds per call, a sample of each in every round. All have been called before.
+
+    Their order turns around from round to round: none always follows the same one.
+
+    Args:
+        seconds: to spend, if that is enough for ``rounds``; three there are in any case.
+    """
+    clock = clock or HostClock()
+    each = {name: _expected(call, clock) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
+    begin = time.perf_counter()
+    for done in itertools.count():
+        spent = time.perf_counter() - begin
+        if done >= 3 and spent >= (seconds if done >= rounds else PATIENCE * seconds):
+            return samples
+        for name in order:
+            clock.settle(calls[name], each[name])
+            samples[name].append(clock.seconds(calls[name], max(1, round(SAMPLE_S / each[name]))))
+        order.reverse()
+
+
+def _expected(call: Call, clock: Clock) -> float:
+    once = clock.seconds(call, 1)
+    return once if once > SHORT_S else min(clock.seconds(call, 1) for _ in range(5))
+
+
+class Gemm:
+    """The machine's own rate at a large product of matrices, as a yardstick."""
+
+    def __init__(self, device: str, precision: str, clock: Clock) -> None:
+        size = GEMM_SIZE[device]
+        self.clock, self.precision, self.gflop = clock, precision, 2 * size**3 / 1e9
+        like = {"device": device, "dtype": PRECISIONS[precision]}
+        self.a, self.b = torch.randn(2, size, size, **like)
+        self.out = torch.empty(size, size, **like)
+        self._multiply()
+
+    def gflops(self, times: int = 3) -> list[float]:
+        allow_tf32(self.precision == "tf32")
+        return [self.gflop / self.clock.seconds(self._multiply, 1) for _ in range(times)]
+
+    def _multiply(self) -> None:
+        torch.mm(self.a, self.b, out=self.out)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Sets torch's switches for matrix products and for cuDNN's RNNs alike."""
+    value = "tf32" if allowed else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = value
+    torch.backends.cudnn.rnn.fp32_precision = value

@@ -1,0 +1,133 @@
+"""What is to be computed: sizes and precision of a stack of layers; its work, its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..modules import RNN
+
+FORWARD, BOTH = "forward", "forward+backward"
+STEP, GRAPH = "training step", "forward+backward, CUDA graph"
+WAYS = (FORWARD, BOTH, STEP, GRAPH)
+
+PRECISIONS = {  # tf32: float32 tensors, whose products on a GPU take operands of 10 bits
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class Data(NamedTuple):
+    """The loss is sum(y * g)."""
+
+    x: Tensor  # [T, B, H]
+    g: Tensor  # [T, B, D * H]
+    lengths: Tensor | None  # [B] int64, on the CPU, the longest first
+    weights: dict[str, Tensor]  # by nn.RNN's names; with layer norm also norm_weight_l0, ...
+
+    def to(self, *args, **options) -> Data:
+        """x, g and weights, as Tensor.to does it."""
+        x, g, lengths, weights = self
+        weights = {name: w.to(*args, **options) for name, w in weights.items()}
+        return Data(x.to(*args, **options), g.to(*args, **options), lengths, weights)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A stack of tanh layers with I = H and h_0 = 0; ``kind`` says on whose account it is
+    measured."""
+
+    T: int
+    B: int
+    H: int
+    kind: str = "asked for"
+    precision: str = "float32"
+    layers: int = 1
+    directions: int = 1
+    norm: str = ""  # or "layer"
+    packed: bool = False  # rows of unequal length, from T / 2 to T
+    device: str = "cpu"
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        return self.T, self.B, self.H
+
+    @property
+    def plain(self) -> bool:
+        """One layer in float32 with nothing special."""
+        return not self.beyond()
+
+    def beyond(self) -> list[str]:
+        """What is special, in words."""
+        return [
+            *([] if self.precision == "float32" else [self.precision]),
+            *([] if self.layers == 1 else [f"{self.layers} layers"]),
+            *([] if self.directions == 1 else ["bidirectional"]),
+            *([f"{self.norm} norm"] if self.norm else []),
+            *(["packed"] if self.packed else []),
+        ]
+
+    def __str__(self) -> str:
+        return ", ".join([f"({self.T}, {self.B}, {self.H})", *self.beyond()])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.precision]
+
+    @cached_property
+    def lengths(self) -> Tensor | None:
+        if not self.packed:
+            return None
+        return torch.linspace(self.T, max(1, self.T // 2), self.B).round().long()
+
+    @property
+    def points(self) -> int:
+        """Time steps of all rows."""
+        return self.T * self.B if self.lengths is None else int(self.lengths.sum())
+
+    def _widths(self) -> list[int]:
+        """Features that each layer reads."""
+        return [self.H] + [self.directions * self.H] * (self.layers - 1)
+
+    def flops(self, what: str) -> int:
+        """Of projection and recurrence; each has two more products in the backward pass."""
+        forward = sum(
+            2 * self.points * self.directions * self.H * (i + self.H) for i in self._widths()
+        )
+        return forward if what == FORWARD else 3 * forward
+
+    def bytes(self, what: str) -> int:
+        """That have to cross memory in any case: forward reads x and the weights, and writes y;
+        backward reads g, y and x, and the weights, and writes dx and theirs."""
+        width, rows = self.directions * self.H, self.points
+        total = 0
+        for i in self._widths():
+            weights = width * (i + self.H + 2)
+            total += rows * (i + width) + weights
+            if what != FORWARD:
+                total += rows * (2 * i + 2 * width) + 2 * weights
+        return total * self.dtype.itemsize
+
+    def data(self, seed: int = 0) -> Data:
+        """Weights as torch starts them; x and g normal. On the CPU in float32, whatever the
+        precision: the same numbers for all."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            x = torch.randn(self.T, self.B, self.H)
+            g = torch.randn(self.T, self.B, self.directions * self.H)
+            weights = self.module("reference").state_dict()
+        return Data(x, g, self.lengths, weights)
+
+    def module(self, backend: str, **options) -> RNN:
+        both = {"num_layers": self.layers, "bidirectional": self.directions == 2}
+        return RNN(self.H, self.H, **both, norm=self.norm or None, backend=backend, **options)
+
+
+COLUMNS = [field.name for field in fields(Workload)]
