@@ -38,13 +38,16 @@ RNNFAST_INLINE Sums usual_sums(int64_t inner) {
   return {part_for<A>(inner <= 128 ? 32 : inner <= 256 ? 64 : 128), 1};
 }
 
-// A product of up to 12 rows with a transposed matrix is one of dot products to MKL with AVX-512:
-// 16 sums side by side, which err less than half as much as the usual ones. The order is the same
-// for all rows of a batch, whichever thread has them.
+// Few rows times a transposed matrix are dot products to MKL, 8 or 16 sums side by side, which err
+// less than half as much as the usual sums: up to 12 rows with AVX-512, a single one with AVX2. The
+// order is the same for all rows of a batch, whichever thread has them.
 template <class A>
 RNNFAST_INLINE Sums sums_for_batch(int64_t inner, int64_t batch) {
-  if (batch <= 4) return {part_for<A>(inner <= 192 ? 24 : inner <= 256 ? 32 : 64), 2};
-  if (batch <= 12) return {part_for<A>(inner <= 512 ? 32 : 64), 1};
+  constexpr bool kAvx512 = kVectorBytes == 64;
+  if (batch <= (kAvx512 ? 4 : 1))
+    return {part_for<A>(inner <= 192 ? 24 : inner <= 256 ? 32 : 64), 2};
+  if (kAvx512 && batch <= 12) return {part_for<A>(inner <= 256 ? 24 : inner <= 512 ? 32 : 64), 1};
+  if (batch <= 4 && inner <= 48) return {part_for<A>(24), 1};
   return usual_sums<A>(inner);
 }
 
