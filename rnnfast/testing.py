@@ -9,8 +9,9 @@ the kernel itself put out before it, and every element has
     |error| <= 2 u_store |result| + 4 sqrt(K) u_operand sum of |terms|
 
 u being the unit roundoff of the stored dtype and of the operands (float32 for narrower storage), K
-the number of products in the sum. What follows the sum (layer norm, clipping) passes the second
-part on to first order. Any case may be judged, since no error is carried along.
+the number of products in the sum. What is below the normal numbers may count as zero. What follows
+the sum (layer norm, clipping) passes the second part on to first order. Any case may be judged,
+since no error is carried along.
 
 Sequences (:func:`error_ratio`): the worst step's RMS error over a whole sequence against float64,
 as a multiple of what torch's own nn.RNN makes on the same input; for contracting recurrences.
@@ -235,6 +236,7 @@ class _Case:
         float32 = torch.finfo(torch.float32)
         narrow = torch.finfo(y.dtype).bits < 32
         self.u_operand = (float32 if narrow else torch.finfo(y.dtype)).eps / 2
+        self.tiny = (float32 if narrow else torch.finfo(y.dtype)).smallest_normal
         if u_operand is not None:
             self.u_operand = u_operand
         self.y, self.w_hh = self.by_group(y), _exact(w_hh).reshape(self.G, self.S, self.S)
@@ -302,8 +304,9 @@ class _Case:
         return torch.where(self.valid, x, 0)
 
     def error(self, terms: Tensor, products: int) -> Tensor:
-        """Of a sum of so many products."""
-        return 4 * math.sqrt(products) * self.u_operand * terms
+        """Of a sum of so many products, of which each that is subnormal may count as zero."""
+        rounding = 4 * math.sqrt(products) * self.u_operand * terms
+        return torch.where(terms == 0, 0, rounding + products * self.tiny)
 
     def verdict(self, name: str, value: Tensor, wanted: Tensor, error: Tensor | None) -> Verdict:
         """error: allowed before value was rounded to be stored; None: to the bit."""
@@ -311,8 +314,9 @@ class _Case:
         if error is None:
             allowed = torch.zeros_like(found)
         else:
-            info = torch.finfo(value.dtype)  # and below it u has no meaning
-            least = torch.where(error == 0, 0, info.smallest_normal * info.eps)
+            info = torch.finfo(value.dtype)
+            spacing = info.smallest_normal * info.eps  # of its subnormals, where u has no meaning
+            least = torch.where(error == 0, 0, max(spacing, self.tiny))
             allowed = info.eps * wanted.abs() + error + least  # eps = 2 u
         ratio = torch.where(found == 0, 0, found / allowed)
         if not ratio.numel():

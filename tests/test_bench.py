@@ -289,7 +289,7 @@ def test_a_floor_is_the_largest_of_products_memory_and_exchange(tmp_path):
     chip = floors.read_probe(probe_file(tmp_path))
     assert chip == floors.Chip("NVIDIA H200", 4.3e12, 200 / 1980e6)
     gemm = 100e12
-    work = Workload(512, 16, 512, precision="bfloat16", device="cuda")
+    work = Workload(512, 1, 512, precision="bfloat16", device="cuda")
     assert floors.floor(work, FORWARD, gemm, chip) == pytest.approx(512 * 200 / 1980e6)
     assert floors.floor(work, BOTH, gemm, chip) == pytest.approx(2 * 512 * 200 / 1980e6)
     one_block = replace(work, H=256)
@@ -373,7 +373,8 @@ def test_a_file_reads_as_it_was_written(tmp_path):
         assert a.work == b.work
         assert a == replace(b, **{n: getattr(a, n) for n in FLOATS})
         for n in FLOATS:
-            assert getattr(a, n) == pytest.approx(getattr(b, n), rel=1e-5)
+            wanted = getattr(b, n)
+            assert getattr(a, n) == (wanted if wanted is None else pytest.approx(wanted, rel=1e-5))
     assert machine["processor"] == "P"
 
 

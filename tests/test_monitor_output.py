@@ -264,8 +264,8 @@ def test_a_panel_for_each_layer_and_direction():
             shown = axes.images[0].get_array()
             assert np.allclose(shown.filled(np.nan).T, norms, equal_nan=True)
     first, last = monitor.rows()[0], monitor.rows()[-5]
-    lives = f"at first {first.half_life:.3g}, at last {last.half_life:.3g} time steps"
-    assert panels[0].texts[0].get_text() == f"half-life {lives}"
+    lives = f"{first.half_life:.3g} at first, {last.half_life:.3g} at last"
+    assert panels[0].texts[0].get_text() == f"half-life in time steps: {lives}"
 
 
 @pytest.mark.parametrize("number", [1, 3, 8, 24])

@@ -347,6 +347,7 @@ void backward(const BackwardProblem& problem) {
   run_team(
       plan.threads,
       [](void* context, const Member& member) {
+        const FlushSubnormals flush;
         auto& run = *static_cast<Run*>(context);
         run.run(run, member);
         if constexpr (kRows) {

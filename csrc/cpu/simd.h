@@ -183,10 +183,13 @@ RNNFAST_INLINE void store_raw(S* to, Raw<S> raw, int64_t count) {
 RNNFAST_INLINE Vec<float> widen_half(Bits16 raw) {
   const Bits32 bits = __builtin_convertvector(raw, Bits32);
   const Bits32 magnitude = (bits & 0x7fffu) << 13;
-  // 2^112 moves the exponent from bias 15 to bias 127, and makes subnormals normal on the way.
-  const Vec<float> scaled = bit_cast<Vec<float>>(magnitude) * 0x1p112f;
+  // From bias 15 to bias 127; a subnormal stands behind the leading 1 of 2^-14, which is then taken
+  // away. (No product with 2^112: its operand would be a subnormal float, which may count as zero.)
+  const Bits32 normal = magnitude + (112u << 23);
+  const Vec<float> raised = bit_cast<Vec<float>>(magnitude + (113u << 23)) - 0x1p-14f;
   const Bits32 special = magnitude | 0x7f800000u;  // inf and NaN keep the highest exponent
-  const Bits32 value = magnitude >= (0x7c00u << 13) ? special : bit_cast<Bits32>(scaled);
+  Bits32 value = magnitude < (1u << 23) ? bit_cast<Bits32>(raised) : normal;
+  value = magnitude >= (0x7c00u << 13) ? special : value;
   return bit_cast<Vec<float>>(value | ((bits & 0x8000u) << 16));
 }
 
