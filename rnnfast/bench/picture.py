@@ -38,10 +38,9 @@ LABELS = {
     "floor": "the least this machine can need",
 }
 INK, QUIET = "#222222", "#666666"
-TITLE_ROOM, PANEL = 1.35, 4.2  # inches
+TITLE_ROOM, PANEL = 1.6, 4.2  # inches
 
-# {precision: {line: {(B, H): value}}}
-Grid = dict[tuple[int, int], float]
+Grid = dict[tuple[int, int], float]  # {(B, H): value}
 
 
 def draw(found: Sequence[Row], where: str, out: Path, name: str) -> list[str]:
@@ -127,7 +126,7 @@ def heat_map(by_precision: dict[str, list[Row]], where: str) -> Figure | None:
     grids = {p: g for p, g in grids.items() if g}
     if not grids:
         return None
-    title = "Forward and backward through time: torch.nn.RNN's time over rnnfast.RNN's"
+    title = "Forward and backward through time: speed-up over torch.nn.RNN"
     figure, panels = _figure(title, where, len(grids), 1)
     for (precision, values), (axes,) in zip(grids.items(), panels):
         Bs, Hs = (sorted({size[i] for size in values}) for i in (0, 1))
@@ -144,6 +143,7 @@ def heat_map(by_precision: dict[str, list[Row]], where: str) -> Figure | None:
         axes.set_xlabel("hidden size H", fontsize=11)
         axes.set_ylabel(f"{precision}: batch size B", fontsize=11)
         axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
     return figure
 
 
@@ -182,7 +182,7 @@ def _figure(title: str, where: str, rows: int, columns: int) -> tuple[Figure, np
     figure = Figure(figsize=(10, height), dpi=110)
     FigureCanvasAgg(figure)
     edges = {"left": 0.085, "right": 0.98, "bottom": 0.62 / height, "top": 1 - TITLE_ROOM / height}
-    panels = figure.subplots(rows, columns, squeeze=False, gridspec_kw={**edges, "hspace": 0.28})
+    panels = figure.subplots(rows, columns, squeeze=False, gridspec_kw={**edges, "hspace": 0.42})
     place = {"color": INK, "va": "center"}
     figure.text(0.02, 1 - 0.3 / height, title, fontsize=16, fontweight="bold", **place)
     figure.text(0.02, 1 - 0.63 / height, where, fontsize=11, **place | {"color": QUIET})
@@ -198,7 +198,9 @@ def _legend(figure: Figure, whos: Sequence[str], of: str, sizes: Sequence[int]) 
 
 
 def _colour_key(axes: Axes, of: str, sizes: Sequence[int]) -> None:
-    axes.legend(handles=_colours(of, sizes), frameon=False, fontsize=10, loc="upper left")
+    above = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.99)}
+    short = {"handlelength": 1, "columnspacing": 1, "ncols": 4}
+    axes.legend(handles=_colours(of, sizes), frameon=False, fontsize=9.5, **above, **short)
 
 
 def _colours(of: str, sizes: Sequence[int]) -> list[Line2D]:
