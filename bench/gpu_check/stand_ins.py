@@ -10,7 +10,8 @@ print("last test begun", flush=True)
 subprocess.run([sys.executable, "-c", "import time; time.sleep(600)"])
 """
 FAILS = """
-print("FAILED tests/gpu/test_x.py::test_y - AssertionError: /usr/lib/y.py")
+import os
+print(f"FAILED tests/gpu/test_x.py::test_y - AssertionError: {os.__file__}")
 raise SystemExit("\\x1b[31m1 failed\\x1b[0m, 3 passed in 0.1 s")
 """
 WRITES = """

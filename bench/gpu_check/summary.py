@@ -40,9 +40,11 @@ def render(results: dict) -> str:
     foot = ["", end]
     room = LINES - len(head) - len(foot)
     # Where there are too many, the good ones go first.
-    while len(steps) > room - 1 and any(step["state"] in FINE for step in steps):
-        last = next(step for step in reversed(steps) if step["state"] in FINE)
-        steps = [step for step in steps if step is not last]
+    while sum(1 + bool(step["details"]) for step in steps) > room - 1:
+        good = [step for step in steps if step["state"] in FINE]
+        if not good:
+            break
+        steps = [step for step in steps if step is not good[-1]]
     steps = steps[: room - 1]
     room -= len(steps)
     if left_out := len(results["steps"]) - len(steps):
