@@ -121,7 +121,7 @@ def machine(versions: Sequence[str], nvcc: str = "nvcc") -> dict[str, str]:
     release = re.search(r"release ([\d.]+)", run([nvcc, "--version"], 60).out)
     facts["nvcc"] = release[1] if release else ""
     found = first_line(versions)
-    facts = (json.loads(found) if found else {"torch": "does not import"}) | facts
+    facts = (json.loads(found) if found else {"torch": "does not work here"}) | facts
     return {k: v for k, v in facts.items() if v}
 
 

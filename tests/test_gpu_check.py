@@ -275,6 +275,15 @@ def test_every_file_of_gpu_tests_is_a_step():
     assert named == {str(f.relative_to(gpu.ROOT)) for f in files}
 
 
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has an NVIDIA GPU")
+def test_gpu_tests_do_not_pass_on_a_cpu_where_a_gpu_is_wanted(tmp_path):
+    """As where torch is one without CUDA."""
+    steps = [s for s in checking.steps() if s.name == "test_numbers"]
+    (found,) = run_all(steps, tmp_path)
+    assert found["state"] == "failed"
+    assert "torch finds no GPU" in (tmp_path / "test_numbers.log").read_text()
+
+
 @pytest.mark.parametrize("name", ["info", "validate", "bench"])
 def test_command_line_takes_the_arguments_of_a_step(name):
     (one,) = (s for s in checking.steps() if s.name == name)
