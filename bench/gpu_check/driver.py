@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import re
 import shlex
 import shutil
 import sys
@@ -59,7 +58,8 @@ def check(title: str, steps: Sequence[Step], args: argparse.Namespace) -> int:
     when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     versions = [sys.executable, "-c", VERSIONS]
     machine = {"gpu": "none"} if args.dry_run else gpu.machine(versions)
-    name = "dry run" if args.dry_run else machine.get("gpu", "unknown")
+    machine.setdefault("gpu", machine.pop("device", "unknown"))
+    name = "dry run" if args.dry_run else machine["gpu"]
     folder = args.out / f"{gpu.slug(title)}-{gpu.slug(name)}-{when[:16].replace(':', '')}"
     folder.mkdir(parents=True, exist_ok=True)
     results = {
@@ -108,22 +108,17 @@ def run_all(
 
 def run_one(step: Step, folder: Path, limit_s: float) -> dict:
     """What the summary tells of it; its output goes to <name>.log."""
-    found = {
-        "name": step.name,
-        "command": shlex.join(step.words("python", ".")),
-        "seconds": 0.0,
-        "why": "",
-    }
+
+    def found(state: str, said: str, why: str = "", seconds: float = 0.0, details=()) -> dict:
+        command = shlex.join(step.words("python", "."))
+        of_it = {"name": step.name, "command": command, "state": state, "said": said, "why": why}
+        return of_it | {"seconds": round(seconds, 1), "details": list(details)}
+
     command = step.words(sys.executable, str(folder))
     if not shutil.which(command[0]):
-        return found | {
-            "state": "skipped",
-            "said": f"no program {step.command[0]} here",
-            "details": [],
-        }
+        return found("skipped", f"no program {command[0]} here")
     if limit_s < gpu.LEAST_S:
-        said = "the time for all of them is spent"
-        return found | {"state": "not begun", "said": said, "details": []}
+        return found("not begun", "the time for all of them is spent")
     done = gpu.run(command, limit_s, merge=True, env=ENVIRONMENT | dict(step.env))
     text = done.out.replace(str(folder), ".").replace(str(gpu.ROOT), ".")
     (folder / f"{step.name}.log").write_text(text)
@@ -135,8 +130,7 @@ def run_one(step: Step, folder: Path, limit_s: float) -> dict:
     elif done.why and not done.why.startswith("exit"):
         said = f"{done.why}; last: {said}"
     details += [f"removed: {name} had {size / 1e6:.0f} MB" for name, size in remove_large(folder)]
-    found |= {"why": done.why, "seconds": round(done.seconds, 1), "log": f"{step.name}.log"}
-    return found | {"state": state, "said": said, "details": details}
+    return found(state, said, done.why, done.seconds, details)
 
 
 def remove_large(folder: Path) -> list[tuple[str, int]]:
@@ -145,10 +139,3 @@ def remove_large(folder: Path) -> list[tuple[str, int]]:
     for f, _ in large:
         f.unlink()
     return [(str(f.relative_to(folder)), size) for f, size in large]
-
-
-def words_of(text: str) -> str:
-    """A part of a name, as KERNELS and WORKLOADS hold."""
-    if not re.fullmatch(r"[\w,-]*", text):
-        raise argparse.ArgumentTypeError(f"given {text!r}, wanted letters, digits, '_', '-', ','")
-    return text

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
-from .driver import Step, check, parse, words_of
+from .driver import Step, check, parse
 from .stand_ins import STAND_INS
-from .workload import workloads
+from .workload import OTHERS, workloads
 
 BUDGET_S = 520
 SECTIONS = ("LaunchStats", "Occupancy", "SpeedOfLight", "MemoryWorkloadAnalysis", "WarpStateStats")
@@ -42,15 +43,25 @@ def steps(names: Sequence[str], kernels: str = "") -> tuple[Step, ...]:
     return tuple(found)
 
 
+def _part(text: str) -> str:
+    if not re.fullmatch(r"\w*", text):
+        raise argparse.ArgumentTypeError(f"given {text!r}, wanted letters, digits and '_'")
+    return text
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """0: nothing was found; 1: something was, or broke; 2: unusable arguments, or no GPU."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_check.profile", description=__doc__)
     known = workloads()
+    ours = [name for name in known if name not in OTHERS] or list(known)
+    text = f"some of {', '.join(known)} (default {','.join(ours)})"
+    parser.add_argument("--workloads", default=",".join(ours), metavar="NAME,NAME", help=text)
     parser.add_argument(
-        "--workloads", type=words_of, default=",".join(known), metavar="NAME,NAME", help="of them"
-    )
-    parser.add_argument(
-        "--kernels", type=words_of, default="", metavar="TEXT", help="only kernels so named"
+        "--kernels",
+        type=_part,
+        default="",
+        metavar="TEXT",
+        help="only kernels with it in their name",
     )
     args = parse(parser, argv, BUDGET_S)
     names = args.workloads.split(",")

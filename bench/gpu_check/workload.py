@@ -14,19 +14,16 @@ KINDS = {
     "norm": {"norm": "layer", "num_heads": 2, "track_gradient_flow": True},
     "stacked": {"num_layers": 2, "bidirectional": True},
 }
+OTHERS = {"torch-plain": ("torch", {}), "reference-norm": ("reference", KINDS["norm"])}
 
 
 def workloads() -> dict[str, tuple[str, dict]]:
-    """{name: (backend, options of rnnfast.RNN)}, for every backend that a GPU may have.
-
-    Kernels of others are looked at in the simplest case alone.
-    """
+    """{name: (backend, options of rnnfast.RNN)}, for every backend that a GPU may have."""
     from rnnfast.backends import BACKENDS
 
     own = [name for name in BACKENDS if name not in ("cpu", "torch", "reference")]
     found = {f"{name}-{kind}": (name, KINDS[kind]) for name in own for kind in KINDS}
-    others = {"torch-plain": ("torch", {}), "reference-norm": ("reference", KINDS["norm"])}
-    return found | others
+    return found | OTHERS
 
 
 def run(name: str, device: str = "cuda") -> None:
