@@ -17,7 +17,8 @@ TIMED := tests/test_speed.py
 PEER_BELOW := MKL_ENABLE_INSTRUCTIONS=AVX2
 PYTEST_IN_TWO := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test lint sanitize extension format bench gpu-probe clean
+.PHONY: demo test lint sanitize extension format bench \
+	gpu-probe gpu-check gpu-profile clean
 
 demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits
 	$(BIN)/python setup.py --quiet build_ext --inplace
@@ -56,6 +57,12 @@ bench: .venv/bench extension  ## rnnfast.RNN against nn.RNN and jax.lax.scan, on
 
 gpu-probe:  ## on a machine with an NVIDIA GPU, nvcc and torch: under 4 minutes
 	$(PYTHON) -m bench.gpu_probe --out $(RESULTS)
+
+gpu-check:  ## on a machine with an NVIDIA GPU: build, test, validate and time, under 9 minutes
+	$(PYTHON) -m bench.gpu_check --out $(RESULTS)
+
+gpu-profile:  ## there: ncu and compute-sanitizer over small workloads; KERNELS: part of a name
+	$(PYTHON) -m bench.gpu_check.profile --out $(RESULTS)$(if $(KERNELS), --kernels $(KERNELS))
 
 clean:
 	rm -rf .venv build dist rnnfast.egg-info rnnfast/_C* rnnfast/_build.json .ruff_cache

@@ -33,7 +33,7 @@ def batch_norm(
         x = torch.where(valid, x, 0)
     mean, variance, batches = running
     if training:
-        count = torch.tensor(T * B, device=u.device) if lengths is None else lengths.sum()
+        count = torch.full((), T * B, device=u.device) if lengths is None else lengths.sum()
         if u.device.type == "cpu" and not torch.compiler.is_compiling() and count.item() < 2:
             raise ValueError("Expected more than 1 value per channel when training")
         count = count.to(x.dtype)

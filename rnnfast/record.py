@@ -39,7 +39,11 @@ def make(size: int, device: torch.device) -> Tensor:
 def begin(buffer: Tensor, D: int, T: int, N: int, dtype: torch.dtype) -> Tensor:
     """Where the running backward pass, which stores da in dtype, puts its [D, T, N, fields]."""
     header = [torch._C._current_graph_task_id(), T, N, D, dtype == torch.float16]
-    buffer[:HEADER] = torch.tensor(header, device=buffer.device)
+    if buffer.device.type == "cpu":
+        buffer[:HEADER] = torch.tensor(header)
+    else:  # a copy from the host would synchronize, and cannot be in a CUDA graph
+        for i, value in enumerate(header):
+            buffer[i].fill_(value)
     return buffer[HEADER : numbers(D, T, N)].view(torch.float64).view(D, T, N, len(FIELDS))
 
 

@@ -31,7 +31,7 @@ def results(module: nn.Module, input, hx: Tensor | None = None, **options) -> di
     weight = torch.randn(output.shape, generator=generator, dtype=torch.float64)
     weight_n = torch.randn(h_n.shape, generator=generator, dtype=torch.float64)
     leaves |= {name: x for name, x in module.named_parameters() if x.requires_grad}
-    loss = (output * weight).sum() + (h_n * weight_n).sum()
+    loss = (output * weight.to(output.device)).sum() + (h_n * weight_n.to(output.device)).sum()
     gradients = torch.autograd.grad(loss, list(leaves.values()))
     found = {"output": output.detach(), "h_n": h_n.detach()}
     return found | {f"d {name}": g for name, g in zip(leaves, gradients)}
@@ -42,7 +42,7 @@ def assert_same(actual: Tensor, wanted: Tensor, what: str = "") -> None:
     assert actual.shape == wanted.shape, what
     assert actual.dtype == wanted.dtype == torch.float64, what
     if wanted.numel():
-        error = (actual - wanted).abs().max().item()
+        error = (actual.to(wanted.device) - wanted).abs().max().item()
         assert error <= 1e-12 * wanted.abs().max().item(), f"{what}: error {error}"
 
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .. import gpu
+from ..gpu import LEAST_S, ROOT, add_arguments, check_arguments, say
 from . import report, runner
 from .plan import PROGRAMS, QUESTIONS, Measurement, measurements
-
-ROOT = Path(__file__).parents[2]
-LEAST_S = 3  # a measurement is not begun with less of the budget left
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,13 +78,7 @@ def measure(
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_probe", description=__doc__)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=ROOT / "bench" / "results",
-        metavar="FOLDER",
-        help="for the JSON file (default bench/results)",
-    )
+    add_arguments(parser, 225, "the JSON file")
     parser.add_argument(
         "--only",
         type=questions,
@@ -95,27 +86,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N,N",
         help="questions: " + "; ".join(f"{n} {text}" for n, text in QUESTIONS.items()),
     )
-    parser.add_argument(
-        "--budget", type=budget, default=225, metavar="S", help="seconds for all (default 225)"
-    )
     parser.add_argument("--nvcc", default="nvcc", help="the compiler (default: nvcc on the PATH)")
     parser.add_argument(
         "--build", type=Path, default=ROOT / "build" / "gpu_probe", help="folder of the binaries"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="no GPU, no compiler: canned figures, marked so"
-    )
-    parser.add_argument(
         "--report", type=result_file, metavar="JSON", help="only print the tables of a result file"
     )
     args = parser.parse_args(argv)
-    if args.out.exists() and not args.out.is_dir():
-        parser.error(f"argument --out: {args.out} is not a folder")
-    if not (args.dry_run or args.report):
-        if not (shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists()):
-            parser.error("no NVIDIA GPU here (--dry-run needs none)")
-        if not shutil.which(args.nvcc):
-            parser.error(f"argument --nvcc: no program {args.nvcc} here (--dry-run needs none)")
+    if args.report:
+        return args
+    check_arguments(parser, args)
+    if not args.dry_run and not shutil.which(args.nvcc):
+        parser.error(f"argument --nvcc: no program {args.nvcc} here (--dry-run needs none)")
     return args
 
 
@@ -124,16 +107,6 @@ def questions(text: str) -> set[int]:
     if not chosen <= set(QUESTIONS):
         raise argparse.ArgumentTypeError(f"given {text!r}, wanted some of 1 to {max(QUESTIONS)}")
     return chosen
-
-
-def budget(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not LEAST_S <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"given {text!r}, wanted {LEAST_S} to 3600 seconds")
-    return seconds
 
 
 def result_file(text: str) -> dict:
@@ -160,35 +133,15 @@ def canned_command(m: Measurement) -> list[str]:
 
 
 def machine(nvcc: str) -> dict[str, str]:
-    """What the figures depend on. Reads only; a part that does not answer is left out."""
-    fields = ("name", "driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
-    smi = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-    facts = dict(zip(("gpu", *fields[1:]), _first_line(smi).split(", ")))
-    release = re.search(r"release ([\d.]+)", " ".join(_output([nvcc, "--version"])))
-    facts["nvcc"] = release[1] if release else ""
-    peers = _first_line([sys.executable, "-m", "bench.gpu_probe.peers", "versions"])
-    facts = (json.loads(peers) if peers else {"torch": "does not import"}) | facts
-    facts["commit"] = _first_line(["git", "-C", str(ROOT), "describe", "--always", "--dirty"])
-    return {k: v for k, v in facts.items() if v}
-
-
-def _output(command: list[str]) -> list[str]:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.splitlines() if done.returncode == 0 else []
-
-
-def _first_line(command: list[str]) -> str:
-    return next(iter(_output(command)), "")
+    facts = gpu.machine([sys.executable, "-m", "bench.gpu_probe.peers", "versions"], nvcc)
+    commit = gpu.first_line(["git", "describe", "--always", "--dirty"])
+    return facts | ({"commit": commit} if commit else {})
 
 
 def result_path(folder: Path, results: dict) -> Path:
     name = "dry_run" if results["dry_run"] else results["machine"].get("gpu", "unknown")
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     when = results["when"][:16].replace(":", "")
-    return folder / f"gpu_probe_{slug}_{when}.json"
+    return folder / f"gpu_probe_{gpu.slug(name)}_{when}.json"
 
 
 def write(path: Path, results: dict) -> None:
@@ -202,10 +155,6 @@ def write(path: Path, results: dict) -> None:
             text = json.dumps(value)
         parts.append(f" {json.dumps(key)}: {text}")
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

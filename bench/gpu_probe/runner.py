@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import gpu
+
 SOURCES = Path(__file__).parent / "cuda"
+FIGURES = 10_000_000  # bytes of them, from one process
 NVCC_FLAGS = ("-std=c++20", "-O3", "-gencode=arch=compute_90,code=sm_90")
 
 
@@ -50,32 +51,12 @@ def build(
 
 def run(command: Sequence[str], limit_s: float) -> Outcome:
     """Runs one process that prints figures; keeps those printed before a crash or the limit."""
-    outcome = Outcome()
-    begin = time.monotonic()
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # so that its children can be ended with it
-    )
-    try:
-        out, err = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        outcome.failures.append(f"killed at its limit of {limit_s:.0f} s")
-        try:
-            out, err = process.communicate(timeout=5)
-        except subprocess.TimeoutExpired:  # the kernel driver holds it: leave it behind
-            out, err = "", ""
-            outcome.failures.append("and did not die")
-    else:
-        if process.returncode:
-            outcome.failures.append(f"exit status {process.returncode}: {_last_lines(err)}")
-    outcome.seconds = time.monotonic() - begin
-    for line in out.splitlines():
+    done = gpu.run(command, limit_s, keep=FIGURES)
+    outcome = Outcome(seconds=done.seconds)
+    if done.why:
+        said = "" if done.timed_out else f": {_last_lines(done.err)}"
+        outcome.failures.append(done.why + said)
+    for line in done.out.splitlines():
         try:
             kind, content = parse_line(line)
         except ValueError as error:

@@ -1,0 +1,75 @@
+"""On a machine with a GPU these tests run there; elsewhere the same bodies run on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+
+import pytest
+import torch
+
+from rnnfast.backends import BACKENDS, Problem
+
+# Without it cuDNN and cuBLAS need not give the same bits twice. CUDA reads it when it starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu" and os.environ.get("RNNFAST_REQUIRE_GPU", "0") not in ("", "0"):
+    raise pytest.UsageError("RNNFAST_REQUIRE_GPU is set, and torch finds no GPU")
+PLAIN = Problem(DEVICE, torch.float32, "tanh", projected=False)
+SERVING = [name for name, backend in BACKENDS.items() if not backend.unavailable(PLAIN)]
+
+
+@contextlib.contextmanager
+def _silence():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture
+def device() -> str:
+    return DEVICE
+
+
+@pytest.fixture(params=SERVING)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that serves a plain rnnfast.RNN here."""
+    return request.param
+
+
+@pytest.fixture(params=[name for name in SERVING if name != "torch"])
+def own_backend(request: pytest.FixtureRequest) -> str:
+    """Those of them that also do what nn.RNN cannot."""
+    return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cuda_started() -> None:
+    """cuBLAS warns where its first call is one of autograd's thread."""
+    if DEVICE == "cuda":
+        with _silence():
+            x = torch.ones(8, 8, device=DEVICE, requires_grad=True)
+            (x @ x).sum().backward()
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32():
+    """By the old switch, which some versions warn of: once the new ones differ from each other,
+    reading the old one raises, and torch reads it."""
+    with _silence():
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False
+    yield
+    with _silence():
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``@pytest.mark.gpu(n)``: what has a meaning with n GPUs alone."""
+    for item in items:
+        for mark in item.iter_markers("gpu"):
+            (wanted,) = mark.args
+            if torch.cuda.device_count() < wanted:
+                item.add_marker(pytest.mark.skip(reason=f"needs {wanted} GPU(s)"))
