@@ -424,17 +424,17 @@ struct BackwardTask : Task<Cell, S> {
         measured + (dh.at.t * rows + (problem->per_sample ? dh.at.row : 0)) * kFields;
     const int64_t end = this->end_unit() < dh.at.size ? this->end_unit() : dh.at.size;
     const double state = sums.state.total(), preact = sums.preact.total();
-    const double largest = static_cast<double>(largest_lane<V, L>(sums.largest));
+    const double largest = static_cast<double>(largest_lane<A>(sums.largest));
     to[kStateSquares] += state;
     to[kCarrySquares] += sums.carry.total();
     to[kClippedSquares] += state * scale * scale;
     to[kPreactSquares] += preact;
     to[kStateMax] = larger(to[kStateMax], state == state ? largest : state);  // NaN where one is
-    to[kSlopes] += static_cast<double>(sum_lanes<V, L>(sums.slopes));
+    to[kSlopes] += static_cast<double>(sum_lanes<A>(sums.slopes));
     const int64_t units = end > this->first_unit() ? end - this->first_unit() : 0;
     to[kEntries] += static_cast<double>(units);
     if (carried) to[kCarried] += static_cast<double>(units);
-    const double any = state + preact + static_cast<double>(sum_lanes<V, L>(sums.finite));
+    const double any = state + preact + static_cast<double>(sum_lanes<A>(sums.finite));
     if (any - any != 0) count_nonfinite(dh, to);
   }
 

@@ -29,18 +29,29 @@ RNNFAST_INLINE Vec<A> first_lanes(Vec<A> x, int64_t count) {
   return x;
 }
 
-template <class V, int kCount>
-RNNFAST_INLINE auto sum_lanes(V x) {
-  for (int half = kCount / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) x[i] += x[i + half];
-  return x[0];
+// Lane i with lane i + half, until one is left. The halves are vectors of their own: of a loop over
+// lanes GCC 12 makes a store and a load for each of them.
+template <class A, int kBytes, class Two>
+RNNFAST_INLINE A fold_lanes(typename VectorOf<A, kBytes>::type x, Two&& two) {
+  if constexpr (kBytes == 2 * sizeof(A)) {
+    return two(A(x[0]), A(x[1]));
+  } else if constexpr (kBytes == 16) {
+    return two(two(A(x[0]), A(x[2])), two(A(x[1]), A(x[3])));
+  } else {
+    typename VectorOf<A, kBytes / 2>::type low, high;
+    __builtin_memcpy(&low, &x, kBytes / 2);
+    __builtin_memcpy(&high, reinterpret_cast<const char*>(&x) + kBytes / 2, kBytes / 2);
+    return fold_lanes<A, kBytes / 2>(two(low, high), two);
+  }
 }
-
-template <class V, int kCount>
-RNNFAST_INLINE auto largest_lane(V x) {
-  for (int half = kCount / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) x[i] = x[i + half] > x[i] ? x[i + half] : x[i];
-  return x[0];
+template <class A>
+RNNFAST_INLINE A sum_lanes(Vec<A> x) {
+  return fold_lanes<A, kVectorBytes>(x, [](auto a, auto b) RNNFAST_INLINE_LAMBDA { return a + b; });
+}
+template <class A>
+RNNFAST_INLINE A largest_lane(Vec<A> x) {
+  return fold_lanes<A, kVectorBytes>(
+      x, [](auto a, auto b) RNNFAST_INLINE_LAMBDA { return b > a ? b : a; });
 }
 
 // sums[i] = the sum over all units of a row of what terms(whole, unit, values) puts in values[i].
@@ -65,7 +76,7 @@ RNNFAST_INLINE void sum_row(int64_t size, A (&sums)[kSums], Terms&& terms) {
     terms(Bool<false>{}, unit, values);
     for (int i = 0; i < kSums; ++i) total[1][i] += first_lanes<A>(values[i], size - unit);
   }
-  for (int i = 0; i < kSums; ++i) sums[i] = sum_lanes<Vec<A>, L>(total[0][i] + total[1][i]);
+  for (int i = 0; i < kSums; ++i) sums[i] = sum_lanes<A>(total[0][i] + total[1][i]);
 }
 
 // Sums of squares in double: those of the least float are far from its least number.
@@ -82,7 +93,7 @@ struct Squares {
     low += square<0>(x);
     if constexpr (kParts == 2) high += square<1>(x);
   }
-  RNNFAST_INLINE double total() const { return sum_lanes<Doubles, kLanes<double>>(low + high); }
+  RNNFAST_INLINE double total() const { return sum_lanes<double>(low + high); }
 
  private:
   template <int kPart>
