@@ -289,7 +289,7 @@ def test_command_line_takes_the_arguments_of_a_step(name):
     (one,) = (s for s in checking.steps() if s.name == name)
     words = one.words("python", "some/folder")
     assert words[:3] == ["python", "-m", "rnnfast"]
-    parsed = command_line._parser().parse_args(words[3:])
+    parsed = command_line.parser().parse_args(words[3:])
     if name != "info":
         assert parsed.quick
         assert parsed.device == "cuda"

@@ -129,7 +129,8 @@ class Gemm:
         self._multiply()
 
     def gflops(self, times: int = 3) -> list[float]:
-        allow_tf32(self.precision == "tf32")
+        if self.a.is_cuda:
+            allow_tf32(self.precision == "tf32")
         return [self.gflop / self.clock.seconds(self._multiply, 1) for _ in range(times)]
 
     def _multiply(self) -> None:
@@ -137,7 +138,8 @@ class Gemm:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Sets torch's switches for matrix products and for cuDNN's RNNs alike."""
+    """Sets torch's switches for matrix products and for cuDNN alike."""
     value = "tf32" if allowed else "ieee"
     torch.backends.cuda.matmul.fp32_precision = value
-    torch.backends.cudnn.rnn.fp32_precision = value
+    # Both of cuDNN's: with two values torch refuses to tell its older switch.
+    torch.backends.cudnn.rnn.fp32_precision = torch.backends.cudnn.conv.fp32_precision = value

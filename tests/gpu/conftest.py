@@ -56,14 +56,15 @@ def _cuda_started() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_tf32():
-    """By the old switch, which some versions warn of: once the new ones differ from each other,
-    reading the old one raises, and torch reads it."""
-    with _silence():
-        before = torch.backends.cudnn.allow_tf32
-        torch.backends.cudnn.allow_tf32 = False
+    """Both of cuDNN's switches: where they differ torch refuses to tell the older one, which it
+    reads itself."""
+    switches = torch.backends.cudnn.rnn, torch.backends.cudnn.conv
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
     yield
-    with _silence():
-        torch.backends.cudnn.allow_tf32 = before
+    for switch, precision in zip(switches, before):
+        switch.fp32_precision = precision
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
