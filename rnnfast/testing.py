@@ -408,7 +408,8 @@ def _verdict(name: str, value: Tensor, wanted: Tensor, error: Tensor | None) -> 
     else:
         info = torch.finfo(value.dtype)  # and below it u has no meaning
         least = torch.where(error == 0, 0, info.smallest_normal * info.eps)
-        allowed = info.eps * wanted.abs() + error + least  # eps = 2 u
+        own = torch.finfo(torch.float64).eps * wanted.abs()  # wanted was rounded, too
+        allowed = info.eps * wanted.abs() + error + least + own  # eps = 2 u
     ratio = torch.where(found == 0, 0, found / allowed)
     if not ratio.numel():
         return Verdict(name, 0.0, (), 0.0, 0.0)

@@ -1,4 +1,4 @@
-"""``python -m rnnfast validate``: rows one after another, a table, a picture, a verdict in words."""
+"""``python -m rnnfast validate``: row after row, then a table, a picture and a verdict in words."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .kernels import Arithmetic
 from .picture import draw
 from .plan import ARITHMETICS, SIZES, Task, refusal, tasks
 from .rows import Row
+from .runs import threads
 from .table import LEGEND, summary, table
 
 JUDGE = "reference"
@@ -123,15 +124,18 @@ def _choose(
 
 
 def _compute(todo: Sequence[Task]) -> None:
-    with _outputs_start_as_nan(), tqdm(todo, unit="row", disable=None, leave=False) as progress:
+    bar = tqdm(todo, unit="row", disable=None, leave=False)
+    with _outputs_start_as_nan(), threads(1), bar as progress:
         for row, where, parts in progress:
             progress.set_postfix_str(row.name)
+            start = time.perf_counter()
             try:
                 with _products(where.arithmetic, where.device):
                     for part in parts:
                         part(row, where)
             except Exception as error:  # of a backend: this row fails, and the others go on
                 row.complain(f"it raised {type(error).__name__}: {' '.join(str(error).split())}")
+            row.seconds = time.perf_counter() - start
 
 
 @contextlib.contextmanager

@@ -15,13 +15,11 @@ from .cases import Case, make_case
 from .kernels import SEEDS, Shape, Where
 from .layers import PEER, layer_bias, layer_weights, make_layer, set_weights, through_layer
 from .rows import Row
-from .runs import one_thread
 from .sequences import ENOUGH, compare
 
 T, B, FEATURES, H = 12, 7, 9, 96  # of the layouts
 
 
-@one_thread()
 def judge_layer(case: Case, found: dict[str, Tensor], **options) -> list[Verdict]:
     """Budget (ii) of one plain layer of one direction, where dx = dp."""
     p = case.p.double() + layer_bias(case)
@@ -111,12 +109,10 @@ def check_layouts(row: Row, where: Where) -> None:
     for f in ("tanh", "relu"):
         for layout, options in LAYOUTS.items():
             row.begin(f"{f}, {layout}, T = {T}, B = {B}, I = {FEATURES}, H = {H}")
-            ours = [_through(layout, options, f, seed, where, where.backend) for seed in SEEDS]
-            with one_thread():
-                theirs, exact = (
-                    [_through(layout, options, f, seed, where, kind) for seed in SEEDS]
-                    for kind in (PEER, "exact")
-                )
+            ours, theirs, exact = (
+                [_through(layout, options, f, seed, where, kind) for seed in SEEDS]
+                for kind in (where.backend, PEER, "exact")
+            )
             names = list(exact[0])
             if f == "relu" and where.arithmetic.dtype.itemsize < 4:
                 names = ["y", "h_n"]  # as in sequences.judged
@@ -176,6 +172,7 @@ def _through(
     y = y.transpose(0, 1) if rnn.batch_first else y
     weights = dict(rnn.named_parameters())
     grads = torch.autograd.grad((y, h_n), (*leaves, *weights.values()), (grad_y, grad_h_n))
-    names = ("y", "h_n", "dx", "dh_0", *(f"d {name}" for name in weights))
+    short = (name.replace("weight", "dw").replace("bias", "db") for name in weights)
+    names = ("y", "h_n", "dx", "dh_0", *short)
     found = dict(zip(names, (y.detach(), h_n.detach(), *grads)))
     return {name: v.cpu() for name, v in found.items()}

@@ -23,6 +23,7 @@ from .kernels import (
     check_record,
     check_sequences,
     check_steps,
+    has_exact,
 )
 from .large import check_large
 from .modules import check_changes, check_layer, check_layouts
@@ -99,7 +100,8 @@ def tasks(
         why = {f: _refused(backend, arithmetic, device, f, beyond) for f in NONLINEARITIES}
         served = tuple(f for f in NONLINEARITIES if not why[f])
         row.left_out = "; ".join(dict.fromkeys(filter(None, why.values())))
-        yield Task(row, Where(backend, arithmetic, device, served), parts if served else ())
+        where = Where(backend, arithmetic, device, torch.get_num_threads(), served)
+        yield Task(row, where, parts if served else ())
 
 
 def computes_the_recurrence(backend: str) -> bool:
@@ -116,7 +118,7 @@ def _rows(own: bool, size: Size, arithmetic: Arithmetic) -> Iterator[tuple[str, 
             shapes = size.plain if group == "plain" else size.options
             parts.insert(0, partial(check_steps, group=group, shapes=shapes))
             parts.append(partial(check_record, shapes=size.option_sequences))
-        if own or group in OF_TORCH:
+        if own or (group in OF_TORCH and has_exact(arithmetic, norm, group)):
             yield norm, group, parts
     for norm in ("none", "layer") if own else ("none",):
         parts = [partial(check_steps, group=g, shapes=[(2000, 3, 17)]) for g in ("plain", TOGETHER)]

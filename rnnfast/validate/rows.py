@@ -22,6 +22,7 @@ class Row:
     norm: str  # "none", "layer"
     group: str
     cases: int = 0
+    seconds: float = 0.0
     steps: Verdict | None = None  # budget (ii)
     sequence: Comparison | None = None  # budget (i)
     record: Verdict | None = None
@@ -84,6 +85,7 @@ class Row:
             "norm": self.norm,
             "group": self.group,
             "cases": self.cases,
+            "seconds": self.seconds,
             "result": self.word,
             "steps": self.steps and self.steps._asdict(),
             "sequence": self.sequence and self.sequence.to_dict(),

@@ -19,11 +19,10 @@ NORM_RESULTS = ["ahat", "rstd", "dgamma", "dbeta"]
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """For loops over small operations, whose threads would only wait for one another; also a
-    decorator."""
+def threads(number: int) -> Iterator[None]:
+    """Of torch, and of the kernels with it."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:
@@ -52,7 +51,6 @@ def run(
     return {name: x if x is None else x.cpu() for name, x in found.items()}
 
 
-@one_thread()
 def run_differentiated(case: Case, device: str = "cpu") -> dict[str, Tensor | None]:
     """The loop of the reference, differentiated by PyTorch."""
     case, names, leaves = leaves_of(case.on(device))
@@ -84,7 +82,6 @@ def own_rounding(backend: str, dtype: torch.dtype) -> dict[str, float]:
     return {"u_operand": torch.finfo(dtype).eps / 2} if backend in OF_PYTORCH else {}
 
 
-@one_thread()
 def judge(case: Case, found: dict[str, Tensor | None], **options) -> list[Verdict]:
     """Budget (ii): each step restarted; a record, where there is one, with the rows apart."""
     p, w_hh, gamma, beta, *inputs, grad_y, grad_h_n, o = case

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..testing import StepError, error_ratio, worst_step
 from .cases import Case
 from .layers import LAYER_RESULTS, PEER, as_layer, exact_layer
-from .runs import one_thread, run, run_differentiated
+from .runs import run, run_differentiated
 
 ALLOWED = 1.25  # times the error of the peer
 # Values pooled in a step: chance alone makes of equal errors a ratio of 1 with a standard deviation
@@ -87,9 +87,9 @@ def layer_runs(
     for case in cases:
         D, H, _ = case.w_hh.shape
         case = case._replace(p=torch.cat([case.p[..., :H]] * D, -1))
-        with one_thread():
-            exact, theirs = exact_layer(case), as_layer(case, peer, batch_first, device)
-        for pairs, found in zip(runs, (as_layer(case, backend, batch_first, device), theirs)):
+        exact = exact_layer(case)
+        for kind, pairs in zip((backend, peer), runs):
+            found = as_layer(case, kind, batch_first, device)
             # found - high is exact where they are close, so that low is not lost
             pairs.append({n: (found[n].double() - high, low) for n, (high, low) in exact.items()})
     return runs, PEER if peer == PEER else "the eager loop"
@@ -99,8 +99,7 @@ def compare_loops(
     cases: Sequence[Case], backend: str, device: str = "cpu"
 ) -> dict[str, Comparison]:
     """Of the recurrence alone, with the eager loop."""
-    with one_thread():
-        exact = [run(case.to(torch.float64), "reference") for case in cases]
+    exact = [run(case.to(torch.float64), "reference") for case in cases]
     ours = [run(case, backend, device) for case in cases]
     theirs = [run_differentiated(case, device) for case in cases]
     found = {}

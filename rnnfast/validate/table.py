@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -14,45 +16,41 @@ from .sequences import Comparison
 
 LEGEND = """\
 steps: the largest error of a single value over what its time step, taken again in float64, may err
-by; at [t, b, unit]. sequences: RMS error against float64 at the worst time step, over torch's. torch
-is nn.RNN, and where it has no kernel an eager loop; both errors beside it. record: of what backward
-measures of the gradient, [direction, t, b]. Allowed are 1, 1.25 and 1."""
+by; at [t,b,unit]. sequences: RMS error against float64 over that of torch, at the worst time step;
+torch is nn.RNN, and where that has no kernel an eager loop. record: what backward measures of the
+gradient at each step, over what it may err by. Allowed are 1, 1.25 and 1."""
 COMPLAINTS = 20  # printed, at most; validate.json has all
 
 
 def table(rows: Sequence[Row], machine: dict) -> Table:
     title = "{device}, {threads} threads, torch {torch}".format(**machine)
     found = Table(title=f"Kernels against float64: {title}", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading, right in (
-        ("backend", False),
-        ("norm", False),
-        ("case", False),
-        ("steps", False),
-        ("sequences", False),
-        ("ours / torch's", False),
-        ("record", False),
-        ("", False),
-    ):
-        found.add_column(heading, justify="right" if right else "left", no_wrap=True)
-    before = None
-    for row in rows:
-        kind = row.backend, row.dtype
-        if before not in (None, kind):
+    headings = "backend", "norm", "case", "steps", "sequences", "ours", "torch's", "record", ""
+    for heading in headings:
+        found.add_column(heading, no_wrap=True)
+    for row, of_section in _numbered(rows):
+        if of_section == 0:
             found.add_section()
-        found.add_row(*_cells(row, first=kind != before))
-        before = kind
+        first = (row.backend, row.dtype)[of_section] if of_section < 2 else ""
+        found.add_row(first, *_cells(row))
     return found
 
 
-def _cells(row: Row, first: bool) -> list[str | Text]:
+def _numbered(rows: Sequence[Row]) -> Iterator[tuple[Row, int]]:
+    """Each with its number among those of its backend and dtype."""
+    for _, section in groupby(rows, key=lambda row: (row.backend, row.dtype)):
+        yield from ((row, i) for i, row in enumerate(section))
+
+
+def _cells(row: Row) -> list[str | Text]:
     style = {"FAILED": "bold red", "pass": "green"}.get(row.word, "")
+    record = row.record and f"{_ratio(row.record.ratio)} {row.record.name.removeprefix(RECORD)}"
     return [
-        f"{row.backend} {row.dtype}" if first else "",
         "" if row.norm == "none" else row.norm,
         row.group,
         _of_verdict(row.steps),
         *_of_comparison(row.sequence),
-        _of_verdict(row.record),
+        record or "",
         Text(row.word, style=style),
     ]
 
@@ -60,19 +58,16 @@ def _cells(row: Row, first: bool) -> list[str | Text]:
 def _of_verdict(verdict: Verdict | None) -> str:
     if verdict is None:
         return ""
-    where = ", ".join(map(str, verdict.index))
-    # escaped, as rich has a use for brackets of its own
-    return f"{_ratio(verdict.ratio)} {verdict.name.removeprefix(RECORD)}\\[{where}]"
+    where = ",".join(map(str, verdict.index))
+    return f"{_ratio(verdict.ratio)} {verdict.name}" + escape(f"[{where}]")
 
 
-def _of_comparison(found: Comparison | None) -> tuple[str, str]:
+def _of_comparison(found: Comparison | None) -> tuple[str, str, str]:
     if found is None:
-        return "", ""
-    at = f"\\[{found.ours.t}]" if found.over_time else ""
-    return (
-        f"{_ratio(found.ratio)} {found.name}{at}",
-        f"{found.ours.rms:.1e} / {found.theirs.rms:.1e}",
-    )
+        return "", "", ""
+    at = f"[{found.ours.t}]" if found.over_time else ""
+    said = f"{_ratio(found.ratio)} {found.name}" + escape(at)
+    return said, f"{found.ours.rms:.1e}", f"{found.theirs.rms:.1e}"
 
 
 def _ratio(x: float) -> str:
@@ -82,7 +77,9 @@ def _ratio(x: float) -> str:
 def summary(rows: Sequence[Row], result: dict) -> list[str]:
     """What was left out and what is wrong, and last all of it in a sentence."""
     lines = [f"left out: {name}: {why}" for name, why in result["left_out"].items()]
-    reasons = dict.fromkeys(f"{r.name}: {r.left_out}" for r in rows if r.left_out)
+    reasons = dict.fromkeys(
+        f"{row.backend if row.cases else row.name}: {row.left_out}" for row in rows if row.left_out
+    )
     lines += [f"left out: {reason}" for reason in reasons]
     failed = [row for row in rows if row.word == "FAILED"]
     complaints = [f"{row.name}: {text}" for row in failed for text in row.complaints]
