@@ -89,7 +89,7 @@ def cases(where: Where, norm: str, group: str, shape: Shape, seed: int) -> Itera
 
 
 def check_steps(row: Row, where: Where, group: str, shapes: Sequence[Shape]) -> None:
-    """Budget (ii), the record, and the bits of two runs: by one thread, and with a record by all."""
+    """Budget (ii), the record, and the bits of two runs; by one thread, with a record by all."""
     u = where.arithmetic.rounding(where.backend)
     for seed, shape in enumerate(shapes):
         for words, case in cases(where, row.norm, group, shape, seed):

@@ -57,6 +57,7 @@ class Size(NamedTuple):
     plain_sequences: Sequence[Shape]
     option_sequences: Sequence[Shape]
     curves: Shape
+    long: Shape = (2000, 3, 17)
     large: bool = False
 
 
