@@ -24,7 +24,6 @@ from .runs import threads
 from .table import LEGEND, summary, table
 
 JUDGE = "reference"
-WIDTH = 120  # columns that the table needs
 
 
 class BadInput(ValueError):
@@ -173,11 +172,12 @@ def _products(arithmetic: Arithmetic, device: str) -> Iterator[None]:
 
 
 def _print(rows: Sequence[Row], result: dict, out: Path) -> None:
-    console = Console()
-    console = Console(width=max(WIDTH, console.width))
-    console.print(table(rows, result["machine"]))
+    found = table(rows, result["machine"])
+    needed = Console(width=1000).measure(found).maximum  # about 120 columns, on any screen
+    console = Console(width=max(needed, Console().width))
+    console.print(found)
     for line in (LEGEND, *summary(rows, result)):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"Wrote {out / 'validate.json'} and {out / 'validate.png'}", highlight=False, soft_wrap=True
     )

@@ -43,8 +43,8 @@ def check_large(row: Row, where: Where) -> None:
 
     p = torch.empty(T, B, H, dtype=dtype, device=device)
     for begin in range(0, B, FILLED):
-        part = p[:, begin : begin + FILLED]
-        part.copy_(filler[:, : part.shape[1]])
+        count = min(FILLED, B - begin)
+        p[:, begin : begin + count] = filler[:, :count]
     p.index_copy_(1, rows, case.p.to(device))
     w_hh, h_0, nothing = case.w_hh.to(device), whole(case.h_0), (None, None)
     module, options = BACKENDS[where.backend], case.options
