@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor
 
 from rnnfast.cells.rnn import Options
-from rnnfast.testing import Verdict, judge_backward, judge_forward
+from rnnfast.testing import judge_backward, judge_forward, judge_sum
 
 from .points import Point
 from .providers import Layer, Problem, make_problem
@@ -41,21 +38,7 @@ def complaints(layer: Layer, problem: Problem) -> list[str]:
             *(problem.g, None, r["y"], w_hh, *[None] * 7, Options()),
             *(dx, r["dw_hh"].unsqueeze(0)),
         ),
-        _judge_sum("dw_ih", r["dw_ih"], dx, problem.x),
+        judge_sum("dw_ih", r["dw_ih"], dx, problem.x),
+        *(judge_sum(name, r[name], dx) for name in ("db_ih", "db_hh")),
     ]
-    ones = torch.ones_like(dx[..., :1])
-    verdicts += [_judge_sum(name, r[name], dx, ones) for name in ("db_ih", "db_hh")]
     return [str(verdict) for verdict in verdicts if not verdict.good]
-
-
-def _judge_sum(name: str, value: Tensor, dp: Tensor, factor: Tensor) -> Verdict:
-    """A gradient that is a sum over t and b of dp times a factor, on the budget of dw_hh."""
-    dp, factor = dp.double().flatten(0, 1), factor.double().flatten(0, 1)
-    wanted, terms = dp.T @ factor, dp.abs().T @ factor.abs()
-    value = value.double().view_as(wanted)
-    u = torch.finfo(torch.float32).eps / 2
-    allowed = 2 * u * wanted.abs() + 4 * math.sqrt(len(dp)) * u * terms
-    error = (value - wanted).abs()
-    ratio = torch.where(error == 0, 0, error / allowed).nan_to_num(math.inf, math.inf)
-    at = tuple(int(i) for i in torch.unravel_index(ratio.argmax(), ratio.shape))
-    return Verdict(name, ratio[at].item(), at, value[at].item(), wanted[at].item())

@@ -1,5 +1,7 @@
 """``python -m rnnfast validate``: the kernels against float64, on the machine that it runs on.
 
-The pieces: cases (recurrences), runs (a backend computes one; budget (ii) of :mod:`rnnfast.testing`
-judges it), layers and sequences (a whole layer, and budget (i) beside PyTorch).
+The pieces: cases (recurrences) and runs (a backend computes one, and :mod:`rnnfast.testing` judges
+it); layers and sequences (whole layers beside PyTorch); kernels, modules and large (what is checked
+of a backend); plan (which rows there are), rows, table, picture and command. A new option is one
+line in kernels.GROUPS, a new dtype one in plan.ARITHMETICS; a new backend is judged as it is.
 """

@@ -102,7 +102,7 @@ def _choose(
 ) -> tuple[list[tuple[str, Arithmetic]], dict[str, str]]:
     """Backends with dtypes that they serve, and why others are left out."""
     chosen, left_out = [], {}
-    for name in names or BACKENDS:
+    for name in dict.fromkeys(names or BACKENDS):
         if not names and name == JUDGE:
             left_out[name] = "it is the judge; --backend reference validates it"
             continue

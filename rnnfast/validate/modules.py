@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from .rows import Row
 from .sequences import ENOUGH, compare
 
 T, B, FEATURES, H = 12, 7, 9, 96  # of the layouts
+LENGTHS = torch.tensor([T, 1, 5, T, 8, 3, 11])  # of the rows that are packed
+EXACT = "nn.RNN in float64"
 
 
 def judge_layer(case: Case, found: dict[str, Tensor], **options) -> list[Verdict]:
@@ -39,7 +42,7 @@ def judge_layer(case: Case, found: dict[str, Tensor], **options) -> list[Verdict
     ]
 
 
-def _plain_cases(where: Where, shapes: list[Shape]):
+def _plain_cases(where: Where, shapes: list[Shape]) -> Iterator[tuple[str, Case]]:
     for seed, shape in enumerate(shapes):
         for f in where.nonlinearities:
             words = "{}, T = {}, B = {}, H = {}".format(f, *shape)
@@ -106,73 +109,66 @@ LAYOUTS: dict[str, dict] = {
 
 def check_layouts(row: Row, where: Where) -> None:
     """Budget (i) of whole modules beside nn.RNN, which in float64 is also what is exact here."""
-    for f in ("tanh", "relu"):
-        for layout, options in LAYOUTS.items():
-            row.begin(f"{f}, {layout}, T = {T}, B = {B}, I = {FEATURES}, H = {H}")
-            ours, theirs, exact = (
-                [_through(layout, options, f, seed, where, kind) for seed in SEEDS]
-                for kind in (where.backend, PEER, "exact")
-            )
-            names = list(exact[0])
-            if f == "relu" and where.arithmetic.dtype.itemsize < 4:
-                names = ["y", "h_n"]  # as in sequences.judged
-            found = []
-            for name in names:
-                over_time = name in ("y", "dx")
-                values = exact[0][name].numel() * len(SEEDS) // (T if over_time else 1)
-                if values >= ENOUGH:
-                    pairs = ([(a[name], e[name]) for a, e in zip(r, exact)] for r in (ours, theirs))
-                    found.append(compare(name, *pairs, PEER, over_time))
-            row.take_sequences(found)
+    for f, layout in product(("tanh", "relu"), LAYOUTS):
+        row.begin(f"{f}, {layout}, T = {T}, B = {B}, I = {FEATURES}, H = {H}")
+        ours, theirs, exact = (
+            [_through(_module(kind, layout, f, seed, where), layout, seed, where) for seed in SEEDS]
+            for kind in (where.backend, PEER, EXACT)
+        )
+        names = list(exact[0])
+        if f == "relu" and where.arithmetic.dtype.itemsize < 4:
+            names = ["y", "h_n"]  # as in sequences.judged
+        found = []
+        for name in names:
+            over_time = name in ("y", "dx")
+            values = exact[0][name].numel() * len(SEEDS) // (T if over_time else 1)
+            if values >= ENOUGH:
+                pairs = ([(a[name], e[name]) for a, e in zip(r, exact)] for r in (ours, theirs))
+                found.append(compare(name, *pairs, PEER, over_time))
+        row.take_sequences(found)
 
 
-def _through(
-    layout: str, options: dict, f: str, seed: int, where: Where, kind: str
-) -> dict[str, Tensor]:
-    """Results and gradients by name, on the CPU; those over time as [T, B, features]."""
-    dtype, device = where.arithmetic.dtype, where.device
-    options = options | {"nonlinearity": f, "dtype": dtype, "device": device}
-    if kind == "exact":
+def _module(kind: str, layout: str, f: str, seed: int, where: Where) -> nn.RNNBase:
+    """With the same weights, of the dtype, for every kind; contracting."""
+    options = LAYOUTS[layout] | {"nonlinearity": f}
+    options |= {"dtype": where.arithmetic.dtype, "device": where.device}
+    if kind == EXACT:
         options |= {"dtype": torch.float64, "device": "cpu"}
-    rnn = (
-        nn.RNN(FEATURES, H, **options)
-        if kind in (PEER, "exact")
-        else RNN(FEATURES, H, backend=kind, **options)
-    )
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        x = torch.randn(*shape, generator=generator, dtype=torch.float64)
-        return x.to(dtype).to(device=options["device"], dtype=options["dtype"])
-
-    states, D = rnn.num_layers * (1 + rnn.bidirectional), 1 + rnn.bidirectional
-    with torch.no_grad():
-        for name, weight in rnn.named_parameters():
-            value = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-            if name.startswith("weight_hh"):
-                value *= 0.95 / torch.linalg.matrix_norm(value, 2)
-            else:
-                value /= math.sqrt(weight.shape[-1])
-            weight.copy_(value.to(dtype))
-    one = layout == "unbatched"
-    x, hx, grad_y, grad_h_n = (
-        normal(*shape)
-        for shape in ((T, B, FEATURES), (states, B, H), (T, B, D * H), (states, B, H))
-    )
-    if one:
-        x, hx, grad_y, grad_h_n = (v[:, 0] for v in (x, hx, grad_y, grad_h_n))
-    leaves = x.requires_grad_(), hx.requires_grad_()
-    given = x.transpose(0, 1) if rnn.batch_first else x
-    if layout == "packed":
-        lengths = torch.tensor([T, 1, 5, T, 8, 3, 11][:B])
-        y, h_n = rnn(pack_padded_sequence(given, lengths, enforce_sorted=False), hx)
-        y, _ = pad_packed_sequence(y)
+    if kind in (PEER, EXACT):
+        rnn = nn.RNN(FEATURES, H, **options)
     else:
-        y, h_n = rnn(given, hx)
-    y = y.transpose(0, 1) if rnn.batch_first else y
+        rnn = RNN(FEATURES, H, backend=kind, **options)
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in rnn.named_parameters():
+        value = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+        if name.startswith("weight_hh"):
+            value *= 0.95 / torch.linalg.matrix_norm(value, 2)
+        else:
+            value /= math.sqrt(weight.shape[-1])
+        set_weights(rnn, {name: value.to(where.arithmetic.dtype)})
+    return rnn
+
+
+def _through(rnn: nn.RNNBase, layout: str, seed: int, where: Where) -> dict[str, Tensor]:
+    """Results and gradients by name, on the CPU; those over time as [T, B, features]."""
     weights = dict(rnn.named_parameters())
-    grads = torch.autograd.grad((y, h_n), (*leaves, *weights.values()), (grad_y, grad_h_n))
+    states, D = rnn.num_layers * (1 + rnn.bidirectional), 1 + rnn.bidirectional
+    shapes = [(T, B, FEATURES), (states, B, H), (T, B, D * H), (states, B, H)]
+    generator = torch.Generator().manual_seed(100 + seed)
+    drawn = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in shapes)
+    inputs = [v.to(where.arithmetic.dtype).to(rnn.weight_hh_l0) for v in drawn]
+    x, hx, grad_y, grad_h_n = (v[:, 0] for v in inputs) if layout == "unbatched" else inputs
+    leaves = x.requires_grad_(), hx.requires_grad_(), *weights.values()
+    if layout == "packed":
+        y, h_n = rnn(pack_padded_sequence(x, LENGTHS, enforce_sorted=False), hx)
+        y, _ = pad_packed_sequence(y)
+    elif rnn.batch_first:
+        y, h_n = rnn(x.transpose(0, 1), hx)
+        y = y.transpose(0, 1)
+    else:
+        y, h_n = rnn(x, hx)
+    gradients = torch.autograd.grad((y, h_n), leaves, (grad_y, grad_h_n))
     short = (name.replace("weight", "dw").replace("bias", "db") for name in weights)
     names = ("y", "h_n", "dx", "dh_0", *short)
-    found = dict(zip(names, (y.detach(), h_n.detach(), *grads)))
-    return {name: v.cpu() for name, v in found.items()}
+    values = (y.detach(), h_n.detach(), *gradients)
+    return {name: v.cpu() for name, v in zip(names, values)}

@@ -69,7 +69,7 @@ SIZES = {
         [*FEW, (2, 7, 129), (2, 3, 650)], FEW, [(20, 64, 17)], [(20, 64, 17)], (300, 3, 64)
     ),
     "default": Size(
-        [*ODD, *WIDE], [*ODD[::4], *FEW], SEQUENCES, [(50, 7, 33), (20, 3, 100)], (2000, 3, 64)
+        [*ODD, *WIDE], [*ODD[::5], *FEW], SEQUENCES, [(50, 7, 33), (20, 3, 100)], (2000, 3, 64)
     ),
     "full": Size([*ODD, *WIDE], [*ODD, *WIDE], SEQUENCES, SEQUENCES, (2000, 3, 64), large=True),
 }
@@ -122,7 +122,7 @@ def _rows(own: bool, size: Size, arithmetic: Arithmetic) -> Iterator[tuple[str, 
         if own or (group in OF_TORCH and has_exact(arithmetic, norm, group)):
             yield norm, group, parts
     for norm in ("none", "layer") if own else ("none",):
-        parts = [partial(check_steps, group=g, shapes=[(2000, 3, 17)]) for g in ("plain", TOGETHER)]
+        parts = [partial(check_steps, group=g, shapes=[size.long]) for g in ("plain", TOGETHER)]
         curves = partial(check_curves, shape=size.curves)
         yield norm, LONG, [*(parts if own else []), *([curves] if norm == "none" else [])]
     shapes = [shape for shape in size.options if shape[2] > 1]
