@@ -398,6 +398,20 @@ def test_a_missing_extra_is_named_in_one_line_with_the_cure(missing, tmp_path):
     assert not folder.exists()
 
 
+def test_float32_on_a_gpu_is_judged_by_how_its_products_round():
+    """Of the cudnn and matmul switches alike, which are as they were afterwards."""
+    names = [a.name for a in validation._arithmetics([], "cuda")]
+    assert names == ["float32", "tf32", "float64", "bfloat16", "float16"]
+    switches = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    before = [switch.fp32_precision for switch in switches]
+    for name, wanted, u in (("float32", "ieee", {}), ("tf32", "tf32", {"u_operand": 2.0**-11})):
+        arithmetic = plan.ARITHMETICS[name]
+        assert arithmetic.rounding("cuda") == u
+        with validation._products(arithmetic, "cuda"):
+            assert [switch.fp32_precision for switch in switches] == [wanted] * 2
+        assert [switch.fp32_precision for switch in switches] == before
+
+
 # --------------------------------------------------------------------------------- 2^31 elements
 
 

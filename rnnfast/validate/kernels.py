@@ -153,9 +153,14 @@ def check_curves(row: Row, where: Where, shape: Shape) -> None:
     runs, peer = layer_runs(found, where.backend, False, where.device)
     row.take_sequences(judged(compare_layer_runs(runs, peer), found).values())
     row.curves = {
-        name: {who: step_errors(of(name, r)).tolist() for who, r in zip(("ours", "theirs"), runs)}
+        name: {who: _digits(step_errors(of(name, r))) for who, r in zip(("ours", "theirs"), runs)}
         for name in ("y", "dx")
     }
+
+
+def _digits(x: Tensor) -> list[float]:
+    """As many as anybody reads."""
+    return [float(f"{value:.3g}") for value in x.tolist()]
 
 
 def _for_nn_rnn(case: Case) -> Case:

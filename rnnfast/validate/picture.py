@@ -30,9 +30,10 @@ def draw(rows: Sequence[Row], machine: dict, path: Path) -> None:
     width, height = max(4.2 * len(dtypes) + 0.6, 9.5), 7.6  # inches
     figure = Figure(figsize=(width, height), dpi=110)
     FigureCanvasAgg(figure)
-    text = "Errors against float64, at every time step"
+    text = "Errors at every time step"
     figure.text(0.3 / width, 1 - 0.35 / height, text, fontsize=17, fontweight="bold", color=INK)
-    text = f"One tanh layer, batch 3, hidden size 64, five seeds; {machine['device']}"
+    text = "Against float64, float64 itself against long double; a tanh layer, batch 3, hidden size"
+    text += f" 64, five seeds; {machine['device']}"
     figure.text(0.3 / width, 1 - 0.68 / height, text, fontsize=11.5, color=QUIET)
     if not dtypes:
         figure.text(0.5, 0.5, "no long sequence was asked for", ha="center", color=QUIET)
