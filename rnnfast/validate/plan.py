@@ -49,6 +49,12 @@ LONG, LAYER, LAYOUT, CHANGED, LARGE = (
 BEYOND = {"reset", "bptt_window", "clip_state_grad", "num_heads"}  # what nn.RNN does not have
 
 
+# Units of a head with layer norm, for budget (i). An error grows with 1 / std of S values, which
+# exceeds k with a probability of k^-(S - 1): of fewer units the mean square of that, or its own
+# variance, is infinite, and a ratio of two such means is chance.
+FEWEST = 6
+
+
 class Size(NamedTuple):
     """Shapes (T, B, units of a head) that a run goes through."""
 
@@ -114,6 +120,8 @@ def _rows(own: bool, size: Size, arithmetic: Arithmetic) -> Iterator[tuple[str, 
     for norm, group in product(("none", "layer") if own else ("none",), GROUPS):
         plain = group == "plain" and norm == "none"
         sequences = size.plain_sequences if plain else size.option_sequences
+        if norm == "layer":
+            sequences = [shape for shape in sequences if shape[2] >= FEWEST]
         parts = [partial(check_sequences, shapes=sequences)]
         if own:
             shapes = size.plain if group == "plain" else size.options
