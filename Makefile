@@ -49,7 +49,7 @@ format: .venv/dev
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: .venv/bench extension  ## rnnfast.RNN against nn.RNN and jax.lax.scan, on an idle machine
-	$(BIN)/python -m rnnfast bench --out $(RESULTS)
+	$(BIN)/python -m rnnfast bench --device cpu --out $(RESULTS)
 	$(BIN)/python -m bench.options --out $(RESULTS)
 	$(BIN)/python -m pytest bench/cases.py --benchmark-storage=build/benchmarks \
 		--benchmark-autosave --benchmark-max-time=0.5 --benchmark-warmup=on \

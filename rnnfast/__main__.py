@@ -1,4 +1,4 @@
-"""The command line: ``python -m rnnfast {info,demo,probe,bench}``."""
+"""The command line: ``python -m rnnfast {info,demo,probe,validate,bench}``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import arguments
+from .backends import BACKENDS
 from .modules import NORMS, RNN
 from .report import info
 
 # What `pip install rnnfast[demo]` brings, by the names under which it is imported.
 DEMO_IMPORTS = {"matplotlib", "rich", "sklearn", "tqdm"}
 PROBE_IMPORTS = {"matplotlib", "rich"}  # rnnfast[cli,plots]
+VALIDATE_IMPORTS = {"matplotlib", "rich", "tqdm"}  # rnnfast[cli,plots]
 BENCH_IMPORTS = {"matplotlib", "numpy", "rich", "tqdm"}  # rnnfast[bench]
 
 
@@ -97,6 +99,34 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--prefix", default="", help="of the RNN's names in the state_dict")
     command.set_defaults(run=_probe)
 
+    text = "the kernels against float64, on this machine; exit status 1 when an error is too large"
+    command = commands.add_parser("validate", help=text, description=text)
+    command.add_argument(
+        "--backend",
+        nargs="+",
+        choices=list(BACKENDS),
+        default=[],
+        metavar="NAME",
+        help=f"of {', '.join(BACKENDS)} (default: those that serve, but the reference)",
+    )
+    command.add_argument(
+        "--dtype",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="of float32, float64, bfloat16, float16 and, on a GPU, tf32 (default: all)",
+    )
+    command.add_argument(
+        "--device", choices=["cpu", "cuda"], help="default: cuda where there is one"
+    )
+    _add_out(command, "rnnfast-validate")
+    size = command.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="fewer sizes: about a minute")
+    size.add_argument(
+        "--full", action="store_true", help="every size, and tensors of 2^31 elements"
+    )
+    command.set_defaults(run=_validate)
+
     text = "rnnfast.RNN beside torch.nn.RNN and other peers, in one run"
     command = commands.add_parser("bench", help=text, description=text)
     _add_bench(command)
@@ -124,7 +154,9 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
         metavar=("OLD", "NEW"),
         help="measure nothing: what got slower from one CSV file to another",
     )
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    command.add_argument(
+        "--device", choices=["cpu", "cuda"], help="default: cuda where there is one"
+    )
     command.add_argument("--providers", nargs="+", metavar="NAME", help="default: all")
     command.add_argument(
         "--seconds-per-workload",
@@ -201,6 +233,28 @@ def _probe(options: argparse.Namespace) -> int:
     except command.BadInput as error:
         return _fail(" ".join(str(error).split()))
     return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    try:
+        from .validate import command
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in VALIDATE_IMPORTS:
+            raise
+        return _fail(f"validate needs {error.name}: pip install rnnfast[cli,plots]")
+    if problem := _unwritable(options.out):
+        return _fail(problem)
+    try:
+        result = command.run(
+            options.out,
+            backends=options.backend,
+            dtypes=options.dtype,
+            device=options.device,
+            size="quick" if options.quick else "full" if options.full else "default",
+        )
+    except command.BadInput as error:
+        return _fail(str(error))
+    return 0 if result["passed"] else 1
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -3,8 +3,8 @@
 A score over a whole sequence hides a wrong step: at T = 2000, B = 64 a zeroed h[0, 0, :] is 1e-5 of
 it. So there are two budgets, and a result has to keep within both.
 
-Steps (:func:`judge_forward`, :func:`judge_backward`): each step is taken again in float64 from what
-the kernel itself put out before it, and every element has
+Steps (:func:`judge_forward`, :func:`judge_backward`, :func:`judge_record`): each step is taken
+again in float64 from what the kernel itself put out before it, and every element has
 
     |error| <= 2 u_store |result| + 4 sqrt(K) u_operand sum of |terms|
 
@@ -27,6 +27,8 @@ import torch
 from torch import Tensor
 
 from .cells.rnn import BACKWARD, NONLINEARITIES, SIGN_ALONE, Options
+from .precision import arithmetic
+from .record import FIELDS
 
 
 class Verdict(NamedTuple):
@@ -65,18 +67,21 @@ def judge_forward(
     rstd: Tensor | None = None,
     *,
     u_operand: float | None = None,
+    of_p: Tensor | None = None,
 ) -> list[Verdict]:
     """Judges the results of :func:`rnnfast.cells.rnn.forward`: y [T, B, D * H], h_n [D, B, H], and
     with layer norm ahat like y and rstd [T, B, D * n]; each step restarted from the y before it.
 
     Past a row's length y, ahat and rstd must be 0; h_n must be the last valid y (or h_0), to the
-    bit.
+    bit. of_p: the error allowed to p itself, where a module made it; like p.
     """
     case = _Case(y, w_hh, h_0, lengths, reset, options, u_operand)
     p = case.by_group(p)
     n = p + torch.einsum("gtbj,gij->gtbi", case.before, case.w_hh)
     terms = p.abs() + torch.einsum("gtbj,gij->gtbi", case.before.abs(), case.w_hh.abs())
     error = case.error(terms, case.S)
+    if of_p is not None:
+        error = error + case.by_group(of_p)
     saved = []
     if gamma is not None:
         gain = case.by_group(gamma)
@@ -88,8 +93,8 @@ def judge_forward(
         of_scale += 4 * case.u_operand * scale
         error = _through_norm(error, normal, scale)
         saved = [
-            case.verdict("ahat", ahat, *map(case.steps, (normal, error))),
-            case.verdict("rstd", rstd, *map(case.steps, (scale, of_scale))),
+            _verdict("ahat", ahat, *map(case.steps, (normal, error))),
+            _verdict("rstd", rstd, *map(case.steps, (scale, of_scale))),
         ]
         n = normal * gain + bias
         error = gain.abs() * error
@@ -97,8 +102,8 @@ def judge_forward(
     h = NONLINEARITIES[options.nonlinearity](n)
     wanted_n = torch.where(case.empty, case.h_0, _pick(case.y, case.last))
     return [
-        case.verdict("y", y, *map(case.steps, (h, error))),
-        case.verdict("h_n", h_n, case.states(wanted_n), None),
+        _verdict("y", y, *map(case.steps, (h, error))),
+        _verdict("h_n", h_n, case.states(wanted_n), None),
         *saved,
     ]
 
@@ -131,20 +136,8 @@ def judge_backward(
     """
     case = _Case(y, w_hh, h_0, lengths, reset, options, u_operand)
     T, B, S = *y.shape[:2], case.S
-    zeros = torch.zeros_like(case.y)
-    g_n = zeros[:, 0] if grad_h_n is None else case.states_by_group(grad_h_n)
-    g = zeros if grad_y is None else case.by_group(grad_y)
     da = case.by_group(dp)
-    after = case.shifted(da, -1)  # da of the step that BPTT takes before this one
-    ends = case.at(case.last)
-
-    def carry(after: Tensor, w: Tensor, enters: Tensor) -> Tensor:
-        inside = torch.where(case.stops, 0, torch.einsum("gtbj,gji->gtbi", after, w))
-        return torch.where(ends, enters.unsqueeze(1), inside)
-
-    dh = case.masked(g + carry(after, case.w_hh, g_n))
-    terms = g.abs() + carry(after.abs(), case.w_hh.abs(), g_n.abs())
-    error = case.masked(case.error(terms, S))
+    _, (dh, error) = case.state_gradient(grad_y, grad_h_n, da)
     if options.clip_state_grad is not None:
         dh, error = _clip(dh, error, options.clip_state_grad)
     h = case.y
@@ -168,27 +161,101 @@ def judge_backward(
                 continue
             total, terms = (dn * factor).sum((1, 2)), (dn * factor).abs().sum((1, 2))
             of_total = case.error(terms, T * B) + (factor.abs() * error).sum((1, 2))
-            sums.append(case.verdict(name, value, total.flatten(), of_total.flatten()))
+            sums.append(_verdict(name, value, total.flatten(), of_total.flatten()))
         dahat, error = gain * dn, _through_norm(gain.abs() * error, normal, scale)
         along = (dahat * normal).mean(-1, keepdim=True)
         wanted = scale * (dahat - dahat.mean(-1, keepdim=True) - normal * along)
     dw = torch.einsum("gtbi,gtbj->gij", da, case.before)
     terms = torch.einsum("gtbi,gtbj->gij", da.abs(), case.before.abs())
     verdicts = [
-        case.verdict("dp", dp, *map(case.steps, (wanted, error))),
-        case.verdict(
-            "dw_hh", dw_hh, *(x.reshape(w_hh.shape) for x in (dw, case.error(terms, T * B)))
-        ),
+        _verdict("dp", dp, *map(case.steps, (wanted, error))),
+        _verdict("dw_hh", dw_hh, *(x.reshape(w_hh.shape) for x in (dw, case.error(terms, T * B)))),
         *sums,
     ]
     if dh_0 is not None:
         first, dropped = _pick(da, case.first), _pick(case.drops, case.first)
         into = torch.einsum("gbj,gji->gbi", first, case.w_hh)
-        wanted = torch.where(case.empty, g_n, torch.where(dropped, 0, into))
+        wanted = torch.where(dropped, 0, into)
+        if grad_h_n is not None:
+            wanted = torch.where(case.empty, case.states_by_group(grad_h_n), wanted)
         terms = torch.einsum("gbj,gji->gbi", first.abs(), case.w_hh.abs())
         error = case.error(torch.where(case.empty | dropped, 0, terms), S)
-        verdicts.append(case.verdict("dh_0", dh_0, *map(case.states, (wanted, error))))
+        verdicts.append(_verdict("dh_0", dh_0, *map(case.states, (wanted, error))))
     return verdicts
+
+
+def judge_record(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    y: Tensor,
+    w_hh: Tensor,
+    h_0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    options: Options,
+    dp: Tensor,
+    record: Tensor,
+    *,
+    u_operand: float | None = None,
+) -> list[Verdict]:
+    """Judges what a backward pass measured of each row, record [D, T, B, fields] of
+    :mod:`rnnfast.record`, from the y it read and the dp it put out; indices are (d, t, b).
+
+    dh is taken again from the dp of the step after, so it has the error that
+    :func:`judge_backward` allows it, e for each element; and a norm is off by no more than the norm
+    of e (the triangle inequality), a largest magnitude by no more than the largest e. da was
+    measured before or after it was rounded to be stored: e = u_store |da|. The sum of squares, one
+    of H products, may err by 4 sqrt(H) u of itself, its root by half of that. Counts are exact.
+    """
+    case = _Case(y, w_hh, h_0, lengths, reset, options, u_operand)
+    da = case.by_group(dp)
+    carry, state = case.state_gradient(grad_y, grad_h_n, da)
+    limit = options.clip_state_grad
+    clipped = state if limit is None else _clip(*state, limit)
+    preact = da, torch.finfo(dp.dtype).eps / 2 * da.abs()
+    found = dict(zip(FIELDS, _exact(record).unbind(-1)))
+    verdicts = []
+    for name, (x, error) in zip(
+        ("state", "carry", "clipped", "preact"), (state, carry, clipped, preact)
+    ):
+        norm, of_norm = (case.over_units(v.square()).sqrt() for v in (x, error))
+        of_norm = of_norm + case.error(norm, case.S * case.heads) / 2
+        square = found[f"{name}_squares"]
+        verdicts.append(_verdict(f"record.{name}_norm", square.sqrt(), norm, of_norm))
+    ones = case.masked(torch.ones_like(case.y))
+    dh, error = state
+    largest, of_largest = (case.by_direction(v.abs()).amax(-1) for v in (dh, error))
+    slopes = case.masked(BACKWARD[options.nonlinearity](ones, case.y))
+    entries = case.over_units(ones)
+    of_slopes = case.error(entries, case.S * case.heads)  # |f'| <= 1
+    verdicts.append(_verdict("record.state_max", found["state_max"], largest, of_largest))
+    verdicts.append(_verdict("record.gain", found["slopes"], case.over_units(slopes), of_slopes))
+    for name, count in (
+        ("nonfinite_grad", ~(dh.isfinite() & da.isfinite())),
+        ("nonfinite_state", ~case.y.isfinite()),
+        ("entries", ones),
+        ("carried", torch.where(case.stops | case.at(case.last), 0, ones)),
+    ):
+        wanted = case.over_units(case.masked(count.double()))
+        verdicts.append(_verdict(f"record.{name}", found[name], wanted, None))
+    return verdicts
+
+
+def judge_sum(
+    name: str,
+    value: Tensor,
+    dp: Tensor,
+    factor: Tensor | None = None,
+    *,
+    u_operand: float | None = None,
+) -> Verdict:
+    """Judges a gradient that is the sum over t and b of dp [T, B, H], times a factor [T, B, I] if
+    there is one: db [H], or dw_ih [H, I]; on the budget of dw_hh."""
+    da = _exact(dp).flatten(0, 1)
+    by = torch.ones_like(da[:, :1]) if factor is None else _exact(factor).flatten(0, 1)
+    u = u_operand or torch.finfo(arithmetic(dp.dtype)).eps / 2
+    wanted, terms = ((f(da).T @ f(by)).view(value.shape) for f in (torch.positive, torch.abs))
+    return _verdict(name, value, wanted, 4 * math.sqrt(len(da)) * u * terms)
 
 
 def _through_norm(error: Tensor, ahat: Tensor, rstd: Tensor) -> Tensor:
@@ -233,12 +300,8 @@ class _Case:
         self.D, H, self.S = w_hh.shape
         self.heads = n = options.heads
         self.G = self.D * n
-        float32 = torch.finfo(torch.float32)
-        narrow = torch.finfo(y.dtype).bits < 32
-        self.u_operand = (float32 if narrow else torch.finfo(y.dtype)).eps / 2
-        self.tiny = (float32 if narrow else torch.finfo(y.dtype)).smallest_normal
-        if u_operand is not None:
-            self.u_operand = u_operand
+        self.u_operand = u_operand or torch.finfo(arithmetic(y.dtype)).eps / 2
+        self.tiny = torch.finfo(arithmetic(y.dtype)).smallest_normal
         self.y, self.w_hh = self.by_group(y), _exact(w_hh).reshape(self.G, self.S, self.S)
         h_0 = torch.zeros(self.D, B, H) if h_0 is None else h_0
         self.h_0 = self.states_by_group(h_0)
@@ -263,6 +326,37 @@ class _Case:
         self.stops = self.per_group(torch.stack([no_gradient[1:], no_gradient[:-1]]))
         before = torch.where(self.at(self.first), self.h_0.unsqueeze(1), self.shifted(self.y, 1))
         self.before = self.masked(torch.where(self.drops, 0, before))
+
+    def state_gradient(
+        self, grad_y: Tensor | None, grad_h_n: Tensor | None, da: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """What came back through time, and dh with what comes from outside, each with its error;
+        from da of the steps after."""
+        g = torch.zeros_like(self.y) if grad_y is None else self.by_group(grad_y)
+        ends = self.at(self.last)
+        after = self.shifted(da, -1)  # da of the step that BPTT takes before this one
+        outside, outer = g, g.abs()
+        if grad_h_n is not None:
+            last = self.states_by_group(grad_h_n).unsqueeze(1)
+            outside, outer = (
+                v + torch.where(ends, x, 0) for v, x in ((outside, last), (outer, last.abs()))
+            )
+        carry, terms = (
+            torch.where(self.stops | ends, 0, torch.einsum("gtbj,gji->gtbi", x, w))
+            for x, w in ((after, self.w_hh), (after.abs(), self.w_hh.abs()))
+        )
+        return tuple(
+            (self.masked(x), self.masked(self.error(of, self.S)))
+            for x, of in ((carry, terms), (outside + carry, outer + terms))
+        )
+
+    def by_direction(self, x: Tensor) -> Tensor:
+        """[G, T, B, S] -> [D, T, B, H]."""
+        return x.unflatten(0, (self.D, self.heads)).movedim(1, 3).flatten(3)
+
+    def over_units(self, x: Tensor) -> Tensor:
+        """Sums [G, T, B, S] over a direction: [D, T, B]."""
+        return self.by_direction(x).sum(-1)
 
     def by_group(self, x: Tensor) -> Tensor:
         """[..., G * k] -> [G, ..., k] in float64; a vector [G * k] -> [G, 1, 1, k]."""
@@ -308,22 +402,25 @@ class _Case:
         rounding = 4 * math.sqrt(products) * self.u_operand * terms
         return torch.where(terms == 0, 0, rounding + products * self.tiny)
 
-    def verdict(self, name: str, value: Tensor, wanted: Tensor, error: Tensor | None) -> Verdict:
-        """error: allowed before value was rounded to be stored; None: to the bit."""
-        found = (_exact(value) - wanted).abs()
-        if error is None:
-            allowed = torch.zeros_like(found)
-        else:
-            info = torch.finfo(value.dtype)
-            spacing = info.smallest_normal * info.eps  # of its subnormals, where u has no meaning
-            least = torch.where(error == 0, 0, max(spacing, self.tiny))
-            allowed = info.eps * wanted.abs() + error + least  # eps = 2 u
-        ratio = torch.where(found == 0, 0, found / allowed)
-        if not ratio.numel():
-            return Verdict(name, 0.0, (), 0.0, 0.0)
-        ratio = torch.where(ratio.isnan(), math.inf, ratio)  # a NaN is the worst there is
-        at = tuple(int(i) for i in torch.unravel_index(ratio.argmax(), ratio.shape))
-        return Verdict(name, ratio[at].item(), at, value[at].item(), wanted[at].item())
+
+def _verdict(name: str, value: Tensor, wanted: Tensor, error: Tensor | None) -> Verdict:
+    """error: allowed before value was rounded to be stored; None: to the bit."""
+    found = (_exact(value) - wanted).abs()
+    if error is None:
+        allowed = torch.zeros_like(found)
+    else:
+        info = torch.finfo(value.dtype)
+        spacing = info.smallest_normal * info.eps  # of its subnormals, where u has no meaning
+        tiny = torch.finfo(arithmetic(value.dtype)).smallest_normal  # they may count as zero
+        least = torch.where(error == 0, 0, max(spacing, tiny))
+        own = torch.finfo(torch.float64).eps * wanted.abs()  # wanted was rounded, too
+        allowed = info.eps * wanted.abs() + error + least + own  # eps = 2 u
+    ratio = torch.where(found == 0, 0, found / allowed)
+    if not ratio.numel():
+        return Verdict(name, 0.0, (), 0.0, 0.0)
+    ratio = torch.where(ratio.isnan(), math.inf, ratio)  # a NaN is the worst there is
+    at = tuple(int(i) for i in torch.unravel_index(ratio.argmax(), ratio.shape))
+    return Verdict(name, ratio[at].item(), at, value[at].item(), wanted[at].item())
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -348,10 +445,15 @@ def worst_step(runs: Iterable[tuple[Tensor, Tensor]]) -> StepError:
     Args:
         runs: (result, float64 result), each [T, ...]; what has no time axis comes in as [1, ...].
     """
-    squares = [(_exact(r) - _exact(e)).square().flatten(1).mean(1) for r, e in runs]
-    rms = torch.stack(squares).mean(0).sqrt()
+    rms = step_errors(runs)
     t = int(rms.argmax())  # a NaN counts as the largest
     return StepError(rms[t].item(), t)
+
+
+def step_errors(runs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """That RMS error of every step: [T]."""
+    squares = [(_exact(r) - _exact(e)).square().flatten(1).mean(1) for r, e in runs]
+    return torch.stack(squares).mean(0).sqrt()
 
 
 def error_ratio(ours: StepError, theirs: StepError) -> float:

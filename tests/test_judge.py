@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import FLOATS, Case, assert_good, judge, make_case, own_rounding, run, run_differentiated
+from cases import (
+    FLOATS,
+    Case,
+    assert_good,
+    judge,
+    make_case,
+    needs_cpu,
+    own_rounding,
+    run,
+    run_differentiated,
+)
 from torch import Tensor
 
 from rnnfast.cells import rnn as cell
@@ -173,6 +183,52 @@ def test_the_judge_finds_a_variance_as_the_difference_of_two_large_means(dtype):
     case = make_case(9, 5, 16, 2, dtype, seed=3, heads=2, norm=True)
     case = case._replace(p=case.p + 1000)
     assert_found(case, "y ahat rstd", lambda c, r: patched(c, "layer_norm", in_one_pass))
+
+
+RECORD_FAULTS = (
+    {  # of a record [D, T, B, fields]; of a field's norm 1% is beyond every budget
+        "one step off": ("state_norm carry_norm preact_norm gain", lambda r: r.roll(1, 1)),
+        "rows swapped": ("state_norm state_max", lambda r: r.flip(2)),
+        "directions swapped": ("state_norm gain", lambda r: r.flip(0)),
+        "one head": ("gain entries", lambda r: r / 2),
+        "not finite": ("state_norm", lambda r: r.where(r != r[..., :1], torch.nan)),
+        "not written": ("nonfinite_grad nonfinite_state", lambda r: r * torch.nan),
+    }
+    | {
+        name: (
+            name,
+            lambda r, i=i, by=by: r.index_copy(-1, torch.tensor([i]), r[..., i : i + 1] * by),
+        )
+        for i, (name, by) in enumerate(
+            [
+                ("state_norm", 1.02),
+                ("carry_norm", 1.02),
+                ("clipped_norm", 1.02),
+                ("preact_norm", 1.02),
+                ("state_max", 1.01),
+                ("gain", 1.01),
+            ]
+        )
+    }
+)
+
+
+@needs_cpu
+@pytest.mark.parametrize("fault", RECORD_FAULTS)
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_judge_finds_a_fault_of_the_record(dtype, norm, fault):
+    options = {"heads": 2, "reset": True, "bptt_window": 3, "clip_state_grad": 1.5, "norm": norm}
+    case = make_case(9, 5, 8, 2, dtype, seed=3, lengths=True, per_sample=True, **options)
+    case.lengths[:2] = torch.tensor([9, 4])
+    oracle = run(case, "reference", recorded=True)
+    assert_good(case, oracle, **own_rounding("reference", dtype))
+    found = run(case, recorded=True)  # which errs less in 16 bits
+    assert_good(case, found)
+    names, wrong = RECORD_FAULTS[fault]
+    verdicts = judge(case, found | {"record": wrong(found["record"])})
+    bad = {v.name.removeprefix("record.") for v in verdicts if not v.good}
+    assert set(names.split()) <= bad
 
 
 def pick(found: Found, *names: str) -> Found:

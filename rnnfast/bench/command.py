@@ -33,6 +33,7 @@ def run(options: Namespace, providers: Sequence[Provider] = PROVIDERS) -> int:
     Raises:
         BadInput: options that do not fit together, or this machine.
     """
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: torch finds no GPU here")
     known = {provider.name: provider for provider in providers}

@@ -1,0 +1,85 @@
+"""Recurrences to compute: contracting ones, from a seed, made on the CPU in float64."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..cells.rnn import Options
+from ..precision import arithmetic
+
+FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+NONLINEARITIES = ["tanh", "relu", "sigmoid"]
+
+
+class Case(NamedTuple):
+    p: Tensor  # [T, B, D * H]
+    w_hh: Tensor  # [D, H, H / heads]
+    gamma: Tensor | None  # [D * H]
+    beta: Tensor | None
+    h_0: Tensor | None  # [D, B, H]
+    lengths: Tensor | None  # [B]
+    reset: Tensor | None  # [T, B]
+    grad_y: Tensor | None
+    grad_h_n: Tensor | None
+    options: Options = Options()
+
+    @property
+    def nonlinearity(self) -> str:
+        return self.options.nonlinearity
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """gamma and beta in what the dtype computes in."""
+        found = Case(*(cast(x, dtype) for x in self[:-1]), self.options)
+        accurate = arithmetic(dtype)
+        return found._replace(gamma=cast(self.gamma, accurate), beta=cast(self.beta, accurate))
+
+    def on(self, device: str) -> Case:
+        return Case(*(x if x is None else x.to(device) for x in self[:-1]), self.options)
+
+    def with_options(self, **changed) -> Case:
+        return self._replace(options=self.options._replace(**changed))
+
+
+def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return x if x is None or not x.is_floating_point() else x.to(dtype)
+
+
+def make_case(
+    T: int,
+    B: int,
+    H: int,
+    D: int = 1,
+    dtype: torch.dtype = torch.float32,
+    nonlinearity: str = "tanh",
+    seed: int = 0,
+    lengths: bool = False,
+    *,
+    heads: int = 1,
+    norm: bool = False,
+    reset: bool = False,
+    **options,
+) -> Case:
+    """A contracting one: ||W_hh||_2 = 0.95 in each head, gamma below 1."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    w = normal(D * heads, H // heads, H // heads)
+    w *= 0.95 / torch.linalg.matrix_norm(w, 2)[:, None, None]
+    w = w.view(D, H, H // heads)
+    p, h_0, grad_y, grad_h_n = (
+        normal(*shape) for shape in [(T, B, D * H), (D, B, H), (T, B, D * H), (D, B, H)]
+    )
+    n = torch.randint(0, T + 1, (B,), generator=generator) if lengths else None
+    gamma = beta = cut = None
+    if norm:
+        gamma = 0.5 + torch.rand(D * H, generator=generator, dtype=torch.float64) / 2
+        beta = normal(D * H) / 2
+    if reset:
+        cut = torch.rand(T, B, generator=generator) < 0.25
+    chosen = Options(nonlinearity, heads, **options)
+    return Case(p, w, gamma, beta, h_0, n, cut, grad_y, grad_h_n, chosen).to(dtype)

@@ -1,0 +1,202 @@
+"""The recurrence of a backend, from the input projection on: every option, layer norm or none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..cells import rnn as cell
+from ..record import FIELDS
+from ..testing import step_errors
+from .cases import NONLINEARITIES, Case, make_case
+from .long_double import AVAILABLE
+from .rows import Row
+from .runs import judge, own_rounding, run, threads
+from .sequences import (
+    compare_layer_runs,
+    compare_layers,
+    compare_loops,
+    judged,
+    layer_runs,
+    of,
+)
+
+SEEDS = range(5)
+Shape = tuple[int, int, int]  # T, B, and the units of a head
+SEQUENCES: list[Shape] = [  # of budget (i)
+    (20, 64, 1),
+    (20, 64, 3),
+    (20, 64, 17),
+    (50, 7, 33),
+    (20, 3, 100),
+    (20, 3, 129),
+    (10, 8, 512),
+]
+
+# What make_case takes, from the units of a head: a clip that meets about half of the steps.
+GROUPS: dict[str, Callable[[int], dict]] = {
+    "plain": lambda S: {},
+    "lengths": lambda S: {"lengths": True},
+    "reset": lambda S: {"reset": True},
+    "bptt_window": lambda S: {"bptt_window": 2},
+    "clip_state_grad": lambda S: {"clip_state_grad": math.sqrt(1.1 * S)},
+    "num_heads": lambda S: {"heads": 3},
+    "both directions": lambda S: {"D": 2},
+}
+TOGETHER = "all together"
+GROUPS[TOGETHER] = lambda S: {k: v for of in list(GROUPS.values())[:-1] for k, v in of(S).items()}
+OF_TORCH = ("plain", "lengths", "both directions")  # without norm, nn.RNN does them, too
+
+RECORD_ERROR = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+class Arithmetic(NamedTuple):
+    """A dtype, and how its products are rounded."""
+
+    name: str
+    dtype: torch.dtype
+    tf32: bool = False
+
+    def rounding(self, backend: str) -> dict[str, float]:
+        """What the judge is told."""
+        return {"u_operand": 2.0**-11} if self.tf32 else own_rounding(backend, self.dtype)
+
+
+class Where(NamedTuple):
+    """What a row is computed by."""
+
+    backend: str
+    arithmetic: Arithmetic
+    device: str
+    threads: int  # that there are; most is computed by one, as the operations are small
+    nonlinearities: tuple[str, ...] = tuple(NONLINEARITIES)  # those that the backend serves
+
+
+def cases(where: Where, norm: str, group: str, shape: Shape, seed: int) -> Iterator:
+    """(the case in words, case), for all nonlinearities."""
+    T, B, S = shape
+    options = GROUPS[group](S) | {"norm": norm == "layer", "dtype": where.arithmetic.dtype}
+    if options["norm"] and S == 1:  # the norm of one value is always 0
+        return
+    H = S * options.get("heads", 1)
+    for f in where.nonlinearities:
+        case = make_case(T, B, H, nonlinearity=f, seed=seed, **options)
+        yield f"{f}, T = {T}, B = {B}, H = {H}", case
+
+
+def check_steps(row: Row, where: Where, group: str, shapes: Sequence[Shape]) -> None:
+    """Budget (ii), the record, and the bits of two runs; by one thread, with a record by all."""
+    u = where.arithmetic.rounding(where.backend)
+    for seed, shape in enumerate(shapes):
+        for words, case in cases(where, row.norm, group, shape, seed):
+            row.begin(words)
+            apart = case.with_options(per_sample=True)
+            plain = [run(case, where.backend, where.device) for _ in range(2)]
+            with threads(where.threads):
+                recorded = [run(apart, where.backend, where.device, True) for _ in range(2)]
+            row.same_bits(plain)
+            row.same_bits(recorded)
+            row.take_steps(judge(apart, recorded[0], **u))
+            # Another kernel may run where no record is taken.
+            if any(x is not None and not x.equal(recorded[0][n]) for n, x in plain[0].items()):
+                row.take_steps(judge(case, plain[0], **u))
+
+
+def check_sequences(row: Row, where: Where, shapes: Sequence[Shape]) -> None:
+    """Budget (i), beside nn.RNN where it can serve.
+
+    float64 is compared where there is something more exact, which is the plain layer in long
+    double; every step of it is judged by budget (ii).
+    """
+    by_layers = row.norm == "none" and row.group in OF_TORCH
+    if where.backend == "reference" or not has_exact(where.arithmetic, row.norm, row.group):
+        return  # that is the peer
+    for shape in shapes:
+        for runs in zip(*(cases(where, row.norm, row.group, shape, seed) for seed in SEEDS)):
+            found = [_for_nn_rnn(case) if by_layers else case for _, case in runs]
+            row.begin(runs[0][0])
+            compare = compare_layers if by_layers else compare_loops
+            comparisons = compare(found, where.backend, device=where.device)
+            row.take_sequences(judged(comparisons, found).values())
+
+
+def has_exact(arithmetic: Arithmetic, norm: str, group: str) -> bool:
+    """Whether something here is more exact."""
+    in_long_double = AVAILABLE and norm == "none" and group in ("plain", "both directions")
+    return arithmetic.dtype != torch.float64 or in_long_double
+
+
+def check_record(row: Row, where: Where, shapes: Sequence[Shape]) -> None:
+    """Over whole sequences, in float32 and float64. In 16 bits every step rounds da to a few
+    digits, which those before it inherit: there check_steps judges each step on its own."""
+    allowed = RECORD_ERROR.get(where.arithmetic.dtype)
+    if where.backend == "reference" or allowed is None or where.arithmetic.tf32:
+        return
+    for shape in shapes:
+        for words, case in cases(where, row.norm, row.group, shape, 0):
+            row.begin(words)
+            error, name = record_error(case, where)
+            row.take_record_error(error, name, allowed)
+
+
+def check_curves(row: Row, where: Where, shape: Shape) -> None:
+    """The errors of a long sequence, step by step: budget (i)."""
+    T, B, H = shape
+    if where.backend == "reference" or (where.arithmetic.dtype == torch.float64 and not AVAILABLE):
+        return
+    row.begin(f"tanh, T = {T}, B = {B}, H = {H}")
+    found = [make_case(T, B, H, dtype=where.arithmetic.dtype, seed=seed) for seed in SEEDS]
+    runs, peer = layer_runs(found, where.backend, False, where.device)
+    row.take_sequences(judged(compare_layer_runs(runs, peer), found).values())
+    row.curves = {
+        name: {who: _digits(step_errors(of(name, r))) for who, r in zip(("ours", "theirs"), runs)}
+        for name in ("y", "dx")
+    }
+
+
+def _digits(x: Tensor) -> list[float]:
+    """As many as anybody reads."""
+    return [float(f"{value:.3g}") for value in x.tolist()]
+
+
+def _for_nn_rnn(case: Case) -> Case:
+    """It takes rows packed: none of length 0, one of length T."""
+    if case.lengths is None:
+        return case
+    lengths = case.lengths.clamp(min=1)
+    lengths[len(lengths) // 2] = len(case.p)
+    return case._replace(lengths=lengths)
+
+
+def record_error(case: Case, where: Where) -> tuple[float, str]:
+    """The largest relative error of what backward measured, over all steps, and of which field.
+
+    Wanted is the record of the formula in float64 from the kernel's own y: so that a unit of ReLU
+    is on the same side of 0 in both.
+    """
+    found = run(case, where.backend, where.device, recorded=True)
+    wanted = _exact_record(case, found)
+    errors = {}
+    for name, a, w in zip(FIELDS, found["record"].unbind(-1), wanted.unbind(-1)):
+        if name.endswith("squares"):
+            name, a, w = name.replace("squares", "norm"), a.sqrt(), w.sqrt()
+        error = torch.where(a == w, 0, (a - w).abs() / w.abs())
+        errors[name] = error.nan_to_num(math.inf).max().item()
+    worst = max(errors, key=errors.get)
+    return errors[worst], worst
+
+
+def _exact_record(case: Case, found: dict[str, Tensor | None]) -> Tensor:
+    case = case.to(torch.float64)
+    _, w_hh, gamma, beta, h_0, lengths, reset, grad_y, grad_h_n, options = case
+    saved = (v if v is None else v.double() for v in (found["ahat"], found["rstd"]))
+    wanted = torch.empty_like(found["record"])
+    cell.backward(
+        *(grad_y, grad_h_n, None, None, found["y"].double(), w_hh, gamma, beta, *saved),
+        *(h_0, lengths, reset, options, wanted),
+    )
+    return wanted

@@ -1,0 +1,159 @@
+"""Which rows a run has: of every backend and dtype, and what is computed for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
+from typing import NamedTuple
+
+import torch
+
+from ..backends import BACKENDS, Problem
+from .cases import NONLINEARITIES
+from .kernels import (
+    GROUPS,
+    OF_TORCH,
+    SEQUENCES,
+    TOGETHER,
+    Arithmetic,
+    Shape,
+    Where,
+    check_curves,
+    check_record,
+    check_sequences,
+    check_steps,
+    has_exact,
+)
+from .large import check_large
+from .modules import check_changes, check_layer, check_layouts
+from .rows import Row
+
+ARITHMETICS = {
+    a.name: a
+    for a in (
+        Arithmetic("float32", torch.float32),
+        Arithmetic("tf32", torch.float32, tf32=True),
+        Arithmetic("float64", torch.float64),
+        Arithmetic("bfloat16", torch.bfloat16),
+        Arithmetic("float16", torch.float16),
+    )
+}
+LONG, LAYER, LAYOUT, CHANGED, LARGE = (
+    "2000 steps",
+    "module",
+    "layouts",
+    "changed weights",
+    "over 2^31",
+)
+BEYOND = {"reset", "bptt_window", "clip_state_grad", "num_heads"}  # what nn.RNN does not have
+
+
+# Units of a head with layer norm, for budget (i). An error grows with 1 / std of S values, which
+# exceeds k with a probability of k^-(S - 1): of fewer units the mean square of that, or its own
+# variance, is infinite, and a ratio of two such means is chance.
+FEWEST = 6
+
+
+class Size(NamedTuple):
+    """Shapes (T, B, units of a head) that a run goes through."""
+
+    plain: Sequence[Shape]
+    options: Sequence[Shape]
+    plain_sequences: Sequence[Shape]
+    option_sequences: Sequence[Shape]
+    curves: Shape
+    long: Shape = (2000, 3, 17)
+    large: bool = False
+
+
+ODD = list(product([1, 2, 5], [1, 3, 7], [1, 3, 17, 33, 100, 129]))
+WIDE = [(2, 7, 650), (3, 1, 650)]
+FEW = [(1, 3, 1), (1, 1, 3), (2, 3, 17), (5, 7, 33), (2, 1, 100)]
+SIZES = {
+    "quick": Size(
+        [*FEW, (2, 7, 129), (2, 3, 650)], FEW, [(20, 64, 17)], [(20, 64, 17)], (300, 3, 64)
+    ),
+    "default": Size(
+        [*ODD, *WIDE], [*ODD[::5], *FEW], SEQUENCES, [(50, 7, 33), (20, 3, 100)], (2000, 3, 64)
+    ),
+    "full": Size([*ODD, *WIDE], [*ODD, *WIDE], SEQUENCES, SEQUENCES, (2000, 3, 64), large=True),
+}
+
+
+class Task(NamedTuple):
+    """A row, and what fills it."""
+
+    row: Row
+    where: Where
+    parts: Sequence[Callable[[Row, Where], None]]
+
+
+def refusal(backend: str, arithmetic: Arithmetic, device: str) -> str:
+    """Why a backend cannot serve even the plain problem, or ""."""
+    return _refused(backend, arithmetic, device, "tanh", ())
+
+
+def tasks(
+    backend: str, arithmetic: Arithmetic, device: str, size: Size, groups: Sequence[str] | None
+) -> Iterator[Task]:
+    """groups: the rows of these alone."""
+    own = computes_the_recurrence(backend)
+    for norm, group, parts in _rows(own, size, arithmetic):
+        if groups is not None and group not in groups:
+            continue
+        row = Row(backend, arithmetic.name, norm, group)
+        beyond = _beyond(norm, group)
+        why = {f: _refused(backend, arithmetic, device, f, beyond) for f in NONLINEARITIES}
+        served = tuple(f for f in NONLINEARITIES if not why[f])
+        row.left_out = "; ".join(dict.fromkeys(filter(None, why.values())))
+        where = Where(backend, arithmetic, device, torch.get_num_threads(), served)
+        yield Task(row, where, parts if served else ())
+
+
+def computes_the_recurrence(backend: str) -> bool:
+    """The others have whole stacks of layers, :mod:`rnnfast.backends`."""
+    return hasattr(BACKENDS[backend], "forward")
+
+
+def _rows(own: bool, size: Size, arithmetic: Arithmetic) -> Iterator[tuple[str, str, list]]:
+    for norm, group in product(("none", "layer") if own else ("none",), GROUPS):
+        plain = group == "plain" and norm == "none"
+        sequences = size.plain_sequences if plain else size.option_sequences
+        if norm == "layer":
+            sequences = [shape for shape in sequences if shape[2] >= FEWEST]
+        parts = [partial(check_sequences, shapes=sequences)]
+        if own:
+            shapes = size.plain if group == "plain" else size.options
+            parts.insert(0, partial(check_steps, group=group, shapes=shapes))
+            parts.append(partial(check_record, shapes=size.option_sequences))
+        if own or (group in OF_TORCH and has_exact(arithmetic, norm, group)):
+            yield norm, group, parts
+    for norm in ("none", "layer") if own else ("none",):
+        parts = [partial(check_steps, group=g, shapes=[size.long]) for g in ("plain", TOGETHER)]
+        curves = partial(check_curves, shape=size.curves)
+        yield norm, LONG, [*(parts if own else []), *([curves] if norm == "none" else [])]
+    shapes = [shape for shape in size.options if shape[2] > 1]
+    yield "none", LAYER, [partial(check_layer, shapes=shapes)]
+    yield "none", CHANGED, [partial(check_changes, shapes=[(5, 7, 33), (3, 1, 100)])]
+    if arithmetic.dtype != torch.float64:  # which nothing here is more exact than
+        yield "none", LAYOUT, [check_layouts]
+    if own and size.large and arithmetic.dtype == torch.bfloat16:
+        yield "none", LARGE, [check_large]
+
+
+def _beyond(norm: str, group: str) -> tuple[str, ...]:
+    names = BEYOND if group in (TOGETHER, LONG) else BEYOND & {group}
+    return (*(["norm"] if norm == "layer" else []), *sorted(names))
+
+
+def _refused(
+    backend: str, arithmetic: Arithmetic, device: str, f: str, beyond: tuple[str, ...]
+) -> str:
+    projected = computes_the_recurrence(backend)
+    beyond = beyond if projected else ()
+    problem = Problem(device, arithmetic.dtype, f, projected=projected, beyond=beyond)
+    return BACKENDS[backend].unavailable(problem)
+
+
+GROUP_NAMES = [*GROUPS, LONG, LAYER, CHANGED, LAYOUT, LARGE]

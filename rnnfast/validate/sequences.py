@@ -1,0 +1,137 @@
+"""Budget (i): errors over whole sequences against float64, beside those that PyTorch makes.
+
+The peer is nn.RNN, and where it cannot serve the eager loop: PyTorch's operations in the same
+dtype, which it differentiates itself. A result counts with its worst time step, pooled over several
+cases that differ in their seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..testing import StepError, error_ratio, worst_step
+from .cases import Case
+from .layers import LAYER_RESULTS, PEER, as_layer, exact_layer
+from .runs import run, run_differentiated
+
+ALLOWED = 1.25  # times the error of the peer
+# Values pooled in a step: chance alone makes of equal errors a ratio of 1 with a standard deviation
+# of 1 / sqrt(values), and 1.25 shall be five of them away.
+ENOUGH = 400
+OVER_TIME = ("y", "dp", "dx")
+LOOP_RESULTS = ["y", "h_n", "dp", "dw_hh", "dgamma", "dbeta", "dh_0"]
+
+Pairs = Sequence[tuple[Tensor, Tensor]]  # found and exact, of each seed
+
+
+class Comparison(NamedTuple):
+    """One result, ours against the peer's."""
+
+    name: str
+    ours: StepError
+    theirs: StepError
+    peer: str
+    over_time: bool
+
+    @property
+    def ratio(self) -> float:
+        return error_ratio(self.ours, self.theirs)
+
+    @property
+    def good(self) -> bool:
+        return self.ratio <= ALLOWED  # NaN is not
+
+    def to_dict(self) -> dict:
+        ours, theirs = self.ours._asdict(), self.theirs._asdict()
+        found = {"result": self.name, "ratio": self.ratio, "peer": self.peer}
+        return found | {"over_time": self.over_time, "ours": ours, "theirs": theirs}
+
+    def __str__(self) -> str:
+        at = f" at t = {self.ours.t}" if self.over_time else ""
+        return (
+            f"{self.name}: RMS error {self.ours.rms:.3g}{at}, {self.ratio:.3g} times the "
+            f"{self.theirs.rms:.3g} of {self.peer}, wanted {ALLOWED} at most"
+        )
+
+
+def compare(name: str, ours: Pairs, theirs: Pairs, peer: str, over_time: bool) -> Comparison:
+    return Comparison(
+        name, *(worst_step(_in_steps(x, over_time)) for x in (ours, theirs)), peer, over_time
+    )
+
+
+def compare_layers(
+    cases: Sequence[Case], backend: str, batch_first: bool = False, device: str = "cpu"
+) -> dict[str, Comparison]:
+    """Of the cases as layers, :mod:`.layers`, with nn.RNN (for sigmoid the eager loop)."""
+    return compare_layer_runs(*layer_runs(cases, backend, batch_first, device))
+
+
+def compare_layer_runs(runs: list[list[dict]], peer: str) -> dict[str, Comparison]:
+    return {
+        name: compare(name, *(of(name, r) for r in runs), peer, name in OVER_TIME)
+        for name in LAYER_RESULTS
+    }
+
+
+def layer_runs(
+    cases: Sequence[Case], backend: str, batch_first: bool, device: str
+) -> tuple[list[list[dict]], str]:
+    """What the backend and its peer make of each case, as pairs (found, exact); and the peer."""
+    peer = "reference" if cases[0].nonlinearity == "sigmoid" else PEER
+    runs: list[list[dict]] = [[], []]
+    for case in cases:
+        D, H, _ = case.w_hh.shape
+        case = case._replace(p=torch.cat([case.p[..., :H]] * D, -1))
+        exact = exact_layer(case)
+        for kind, pairs in zip((backend, peer), runs):
+            found = as_layer(case, kind, batch_first, device)
+            # found - high is exact where they are close, so that low is not lost
+            pairs.append({n: (found[n].double() - high, low) for n, (high, low) in exact.items()})
+    return runs, PEER if peer == PEER else "the eager loop"
+
+
+def compare_loops(
+    cases: Sequence[Case], backend: str, device: str = "cpu"
+) -> dict[str, Comparison]:
+    """Of the recurrence alone, with the eager loop."""
+    exact = [run(case.to(torch.float64), "reference") for case in cases]
+    ours = [run(case, backend, device) for case in cases]
+    theirs = [run_differentiated(case, device) for case in cases]
+    found = {}
+    for name in LOOP_RESULTS:
+        if exact[0][name] is None or (cases[0].gamma is None and name in ("dgamma", "dbeta")):
+            continue
+        pairs = ([(f[name], e[name]) for f, e in zip(x, exact)] for x in (ours, theirs))
+        found[name] = compare(name, *pairs, "the eager loop", name in OVER_TIME)
+    return found
+
+
+def judged(
+    found: dict[str, Comparison], cases: Sequence[Case], enough: int = ENOUGH
+) -> dict[str, Comparison]:
+    """Those of them that say something about the kernel.
+
+    Left out is what pools too few values a step, which is chance, and gradients of ReLU in 16 bits,
+    where one unit that rounds to the other side of 0 outweighs all rounding.
+    """
+    (_, B, _), (D, H, S) = cases[0].p.shape, cases[0].w_hh.shape
+    pooled = dict.fromkeys(found, len(cases) * D * B * H)
+    pooled |= dict.fromkeys(("dw_hh", "dw_ih"), len(cases) * D * H * S)
+    pooled |= dict.fromkeys(("db_ih", "db_hh", "dgamma", "dbeta"), len(cases) * D * H)
+    names = [name for name in found if pooled[name] >= enough]
+    if cases[0].p.dtype.itemsize < 4 and cases[0].nonlinearity == "relu":
+        names = ["y", "h_n"]
+    return {name: found[name] for name in names}
+
+
+def of(name: str, runs: list[dict]) -> Pairs:
+    return [found[name] for found in runs]
+
+
+def _in_steps(pairs: Pairs, over_time: bool) -> Pairs:
+    return pairs if over_time else [(v.unsqueeze(0), e.unsqueeze(0)) for v, e in pairs]
