@@ -305,8 +305,11 @@ struct PointGradients {
     void multiply(int64_t panels, int64_t columns, A* sum) const {
       const Tiling tiles =
           make_tiling<Left::kStrips>(end_row - first_row, 0, ceil_div(columns, L), 1);
-      const Packed<A> packed = {at(panels), points, with_gap<A>(points * L), false,
-                                usual_sums<A>(points)};
+      // The points of a short sequence are a sum that torch takes with shorter parts.
+      const Shape& shape = shared.problem.shape;
+      const bool brief = shape.steps * shape.batch <= 384;
+      const Sums sums = brief ? Sums{part_for<A>(32), 1} : usual_sums<A>(points);
+      const Packed<A> packed = {at(panels), points, with_gap<A>(points * L), false, sums};
       for_each_product<A, 1, Left::kStrips>(
           packed, own_strips(), strip_stride(), tiles, [](int64_t, int64_t) { return false; },
           [&](int64_t row, int64_t vector, int64_t end, const V* product) RNNFAST_INLINE_LAMBDA {

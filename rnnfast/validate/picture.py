@@ -33,7 +33,7 @@ def draw(rows: Sequence[Row], machine: dict, path: Path) -> None:
     text = "Errors at every time step"
     figure.text(0.3 / width, 1 - 0.35 / height, text, fontsize=17, fontweight="bold", color=INK)
     text = "Against float64, float64 itself against long double; a tanh layer, batch 3, hidden size"
-    text += f" 64, five seeds; {machine['device']}"
+    text += f" 64, five seeds; {machine['processor']}"
     figure.text(0.3 / width, 1 - 0.68 / height, text, fontsize=11.5, color=QUIET)
     if not dtypes:
         figure.text(0.5, 0.5, "no long sequence was asked for", ha="center", color=QUIET)
