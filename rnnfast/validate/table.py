@@ -23,7 +23,7 @@ COMPLAINTS = 2  # of a row, printed; validate.json has all
 
 
 def table(rows: Sequence[Row], machine: dict) -> Table:
-    title = "{device}, {threads} threads, torch {torch}".format(**machine)
+    title = "{processor}, {threads} threads, torch {torch}".format(**machine)
     title = f"Kernels against float64: {title}"
     found = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     headings = "backend", "norm", "case", "steps", "sequences", "ours", "torch's", "record", ""
