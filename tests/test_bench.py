@@ -174,6 +174,26 @@ def test_a_provider_that_raises_is_named_with_its_reason_and_the_run_goes_on(tmp
     assert timed == {("2", "torch"), ("3", "torch")}
 
 
+def test_what_fails_while_it_is_timed_is_named_and_the_run_goes_on(tmp_path, capsys):
+    class Breaks(TorchRNN):
+        name = "breaks"
+
+        def build(self, work: Workload, data: Data) -> Layer:
+            layer, called = super().build(work, data), []
+
+            def forward() -> None:
+                called.append(work)
+                if work.T == 2 and len(called) > 1:
+                    raise RuntimeError("the device is lost")
+
+            layer.calls[FORWARD] = forward
+            return layer
+
+    assert bench(tmp_path, "--points", "2,2,2", "3,1,4", of=[Breaks(), TorchRNN()]) == 1
+    assert "FAILED: (2, 2, 2): the device is lost" in capsys.readouterr().err
+    assert {row["T"] for row in read(tmp_path / "cpu.csv")} == {"3"}
+
+
 def test_a_provider_that_is_not_there_is_left_out_with_its_reason(tmp_path, capsys):
     assert bench(tmp_path, "--points", "2,2,2", of=[Missing(), TorchRNN()]) == 0
     assert "left out: rare: not installed here (first at (2, 2, 2))" in capsys.readouterr().err

@@ -44,7 +44,7 @@ class Runner:
             self._prepare_device(work)
             try:
                 found += self._measure(work)
-            except torch.OutOfMemoryError as error:
+            except Exception as error:  # out of memory, an error of the GPU: the rest goes on
                 self.failures.append(f"{work}: {first_line(error)}")
             if work.device == "cuda":
                 torch.cuda.empty_cache()
