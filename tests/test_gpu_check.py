@@ -335,7 +335,7 @@ def test_makefile_runs_both_with_the_python_that_was_named():
         recipe = makefile.split(f"\n{target}:")[1].splitlines()[1]
         assert recipe.strip().startswith(f"$(PYTHON) -m {module} --out $(RESULTS)")
         done = subprocess.run(
-            ["make", "-n", target, "PYTHON=py", "RESULTS=r", "KERNELS=rnn"],
+            ["make", "-n", "--no-print-directory", target, "PYTHON=py", "RESULTS=r", "KERNELS=rnn"],
             cwd=gpu.ROOT,
             capture_output=True,
             text=True,
