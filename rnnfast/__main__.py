@@ -18,7 +18,7 @@ from .report import info
 DEMO_IMPORTS = {"matplotlib", "rich", "sklearn", "tqdm"}
 PROBE_IMPORTS = {"matplotlib", "rich"}  # rnnfast[cli,plots]
 VALIDATE_IMPORTS = {"matplotlib", "rich", "tqdm"}  # rnnfast[cli,plots]
-BENCH_IMPORTS = {"matplotlib", "numpy", "rich", "tqdm"}  # rnnfast[bench]
+BENCH_IMPORTS = {"matplotlib", "numpy", "rich", "tqdm"}  # rnnfast[cli,plots]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -263,7 +263,7 @@ def _bench(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in BENCH_IMPORTS:
             raise
-        return _fail(f"the benchmark needs {error.name}: pip install rnnfast[bench]")
+        return _fail(f"the benchmark needs {error.name}: pip install rnnfast[cli,plots]")
     try:
         if options.compare:
             return command.compared(*options.compare)
