@@ -172,7 +172,7 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     )
     group = command.add_argument_group("what the layers of --points are")
     precisions = ("float32", "tf32", "float64", "bfloat16", "float16")
-    group.add_argument("--precisions", nargs="+", choices=precisions, default=["float32"])
+    group.add_argument("--precisions", nargs="+", choices=precisions)
     group.add_argument("--layers", type=arguments.positive, default=1, metavar="N")
     group.add_argument("--bidirectional", action="store_true")
     group.add_argument("--norm", choices=["layer"])

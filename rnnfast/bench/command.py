@@ -62,26 +62,28 @@ def run(options: Namespace, providers: Sequence[Provider] = PROVIDERS) -> int:
 def todo(options: Namespace) -> list[Workload]:
     """
     Raises:
-        BadInput: a precision that this device does not have.
+        BadInput: a precision that this device does not have; what the layers are, without points.
     """
-    if options.points is None:
-        return points.quick(options.device) if options.quick else points.everything(options.device)
-    if "tf32" in options.precisions and options.device == "cpu":
-        raise BadInput("--precisions: tf32 is a precision of GPUs, given --device cpu")
     special = {
         "layers": options.layers,
         "directions": 2 if options.bidirectional else 1,
         "norm": options.norm or "",
         "packed": options.packed,
-        "device": options.device,
     }
+    if options.points is None:
+        if options.precisions or Workload(1, 1, 1, **special).beyond():
+            raise BadInput("--precisions, --layers, ...: they are of --points, given without it")
+        return points.quick(options.device) if options.quick else points.everything(options.device)
+    precisions = options.precisions or ["float32"]
+    if "tf32" in precisions and options.device == "cpu":
+        raise BadInput("--precisions: tf32 is a precision of GPUs, given --device cpu")
 
     def work(size: tuple[int, int, int], precision: str) -> Workload:
-        found = Workload(*size, precision=precision, **special)
+        found = Workload(*size, precision=precision, device=options.device, **special)
         listed = found.plain and found.device == "cpu" and size in points.LISTED
         return Workload(*size, "listed") if listed else found
 
-    return [work(size, p) for size in options.points for p in options.precisions]
+    return [work(size, p) for size in options.points for p in precisions]
 
 
 def compared(old: Path, new: Path) -> int:
@@ -129,6 +131,8 @@ def _chip(options: Namespace) -> tuple[floors.Chip | None, str]:
     """What make gpu-probe measured, and a line about the floors."""
     products = "floors: from the rate of a large product of matrices, measured in this run"
     if options.device == "cpu":
+        if options.probe:
+            raise BadInput("--probe: a CPU's floors are measured in the run, given --device cpu")
         return None, products
     try:
         if options.probe:
