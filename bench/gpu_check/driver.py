@@ -58,7 +58,7 @@ def check(title: str, steps: Sequence[Step], args: argparse.Namespace) -> int:
     when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     versions = [sys.executable, "-c", VERSIONS]
     machine = {"gpu": "none"} if args.dry_run else gpu.machine(versions)
-    machine.setdefault("gpu", machine.pop("device", "unknown"))
+    machine.setdefault("gpu", machine.pop("processor", "unknown"))
     name = "dry run" if args.dry_run else machine["gpu"]
     folder = args.out / f"{gpu.slug(title)}-{gpu.slug(name)}-{when[:16].replace(':', '')}"
     folder.mkdir(parents=True, exist_ok=True)
