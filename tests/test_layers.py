@@ -23,7 +23,7 @@ LAYERS = [
     {"rnnfast.backends"},
     {"rnnfast._C", "rnnfast.triton_kernels"},
     {"rnnfast.cells"},
-    {"rnnfast.precision", "rnnfast.record", "rnnfast.arguments"},
+    {"rnnfast.precision", "rnnfast.record", "rnnfast.arguments", "rnnfast.drawing"},
 ]
 # Within a layer, and what stands beside the layers.
 ALLOWED = {

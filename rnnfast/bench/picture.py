@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from ..drawing import INK, QUIET, plain
 from .rows import Row
 from .workload import BOTH
 
@@ -37,7 +38,6 @@ LABELS = {
     "jax": "jax.lax.scan under jit",
     "floor": "the least this machine can need",
 }
-INK, QUIET = "#222222", "#666666"
 TITLE_ROOM, PANEL = 1.6, 4.2  # inches
 
 Grid = dict[tuple[int, int], float]  # {(B, H): value}
@@ -168,12 +168,7 @@ def _over(axes: Axes, lines: dict[str, Grid], axis: int) -> list[int]:
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     for scale in (axes.xaxis, axes.yaxis):
         scale.set_minor_locator(NullLocator())
-    axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#AAAAAA")
-    axes.tick_params(colors=INK, labelsize=10.5, length=0)
+    plain(axes)
     return others
 
 

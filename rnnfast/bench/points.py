@@ -100,7 +100,7 @@ def everything(device: str) -> list[Workload]:
             Workload(512, B, H, "sweep", device=device) for B in GPU_SWEEP_B for H in GPU_SWEEP_H
         ]
         plain = [replace(work, precision=p) for p in GPU_PRECISIONS for work in sizes]
-        short = replace(variants(SHORT_LOOP, 16, 512, device)[-1])
+        short = variants(SHORT_LOOP, 16, 512, device)[-1]
         return [*plain, *variants(512, 16, 512, device), short]
     listed = [Workload(*size, "listed") for size in LISTED]
     short = Workload(SHORT_LOOP, 32, 128, "variant", norm="layer")

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from . import points
 from .rows import Row
-from .workload import BOTH, FORWARD, GRAPH, STEP, Workload
+from .workload import BOTH, WAYS, Workload
 
 
 class Target(NamedTuple):
@@ -65,7 +65,7 @@ def table(found: Sequence[Row], title: str) -> Table:
     """A line for each workload and provider."""
     table = Table(title=title, caption=CAPTION, caption_justify="left")
     table.add_column("T, B, H", overflow="fold")
-    table.add_column("who", no_wrap=True)
+    table.add_column("who: how", overflow="fold", max_width=30)
     for head in HEADS:
         table.add_column(head, justify="right")
     by_work: dict[Workload, dict[str, dict[str, Row]]] = {}
@@ -78,7 +78,8 @@ def table(found: Sequence[Row], title: str) -> Table:
             table.add_section()
         kind = work.kind
         for i, (name, ways) in enumerate(providers.items()):
-            table.add_row("" if i else str(work), name, *_cells(ways))
+            how = next(iter(ways.values())).how
+            table.add_row("" if i else str(work), f"{name}: {how}", *_cells(ways))
     return table
 
 
@@ -108,9 +109,6 @@ def _cells(ways: Mapping[str, Row]) -> list[str]:
         _times(both.over_jax, "jax" in missed),
         "" if both.saved_bytes is None else f"{both.saved_bytes / 1e3:,.0f}",
     ]
-
-
-WAYS = (FORWARD, BOTH, STEP, GRAPH)
 
 
 def _times(ratio: float | None, missed: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -128,6 +128,3 @@ class Workload:
     def module(self, backend: str, **options) -> RNN:
         both = {"num_layers": self.layers, "bidirectional": self.directions == 2}
         return RNN(self.H, self.H, **both, norm=self.norm or None, backend=backend, **options)
-
-
-COLUMNS = [field.name for field in fields(Workload)]

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from ..drawing import INK, QUIET, plain
 from .results import CHANCE, where
 from .training import CURES, PLAIN, TORCH
 
@@ -26,7 +27,6 @@ STYLES = dict(
         ),
     )
 )
-INK, QUIET = "#222222", "#666666"
 LOWEST = -12  # powers of ten shown of what is left of a gradient
 
 
@@ -125,13 +125,3 @@ def bars(axes: Axes, task: dict) -> None:
     axes.set_xlabel("ms per training step (median)", fontsize=12)
     plain(axes)
     axes.grid(visible=False)
-
-
-def plain(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#AAAAAA")
-    axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, labelsize=11, length=0)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from ..drawing import INK, QUIET, plain
 from . import text
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ STYLES = (
     {"color": "#56B4E9", "linewidth": 5, "solid_capstyle": "round"},
     {"color": "#D55E00", "linewidth": 2, "linestyle": (0, (4, 2))},
 )
-INK, QUIET, SHADE = "#222222", "#666666", "#EFEFEF"
+SHADE = "#EFEFEF"
 DECADES = 35  # of the vertical axis, at most
 
 
@@ -82,13 +83,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(panel.ylabel, fontsize=12, color=INK)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-    axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#AAAAAA")
-    axes.tick_params(colors=INK, labelsize=11, length=0)
+    plain(axes)
     left, right = panel.x[0], panel.x[-1]
     margin = 0.02 * max(right - left, 1)
     axes.set_xlim(left - margin, right + margin)

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..drawing import INK, QUIET, plain
 from .rows import Row
 
 # Okabe and Ito's colours, which the colour-blind tell apart; broad below, thin and dark above.
@@ -19,7 +20,6 @@ OURS = (
     {"color": "#D55E00", "linewidth": 1.2, "linestyle": (0, (4, 2))},
     {"color": "#009E73", "linewidth": 1.2, "linestyle": (0, (1, 1))},
 )
-INK, QUIET = "#222222", "#666666"
 RESULTS = {"y": "error of $y_t$", "dx": "error of $dL/dx_t$"}
 
 
@@ -67,13 +67,7 @@ def _panel(axes: Axes, rows: list[Row], result: str, left: bool) -> None:
     if left:
         axes.set_ylabel("RMS over batch and units", fontsize=12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#AAAAAA")
-    axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, labelsize=11, length=0, which="both")
+    plain(axes)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
