@@ -157,7 +157,12 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device", choices=["cpu", "cuda"], help="default: cuda where there is one"
     )
-    command.add_argument("--providers", nargs="+", metavar="NAME", help="default: all")
+    command.add_argument(
+        "--providers",
+        nargs="+",
+        metavar="NAME",
+        help="default: all but rnnfast-torch and rnnfast-reference",
+    )
     command.add_argument(
         "--seconds-per-workload",
         type=arguments.seconds,

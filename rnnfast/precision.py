@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -42,3 +43,21 @@ def no_autocast(device: str) -> AbstractContextManager:
     if torch.amp.is_autocast_available(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()  # "meta" knows none
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """How float32 products round on a GPU while it lasts: those of matrices and cuDNN's alike.
+
+    Both of cuDNN's switches, since torch refuses to tell its older one where they differ.
+    """
+    backends = torch.backends
+    switches = backends.cuda.matmul, backends.cudnn.rnn, backends.cudnn.conv
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "tf32" if allowed else "ieee"
+        yield
+    finally:
+        for switch, value in zip(switches, before):
+            switch.fp32_precision = value

@@ -199,6 +199,15 @@ def test_a_provider_that_is_not_there_is_left_out_with_its_reason(tmp_path, caps
     assert "left out: rare: not installed here (first at (2, 2, 2))" in capsys.readouterr().err
 
 
+def test_every_backend_can_be_timed_by_name(tmp_path, capsys):
+    names = ["torch", "rnnfast-torch", "rnnfast-reference"]
+    assert bench(tmp_path, "--points", "6,3,5", "--providers", *names) == 0
+    found, _ = rows.read_csv(tmp_path / "cpu.csv")
+    assert {row.provider for row in found} == set(names)
+    assert all(row.target_over_torch is None for row in found)  # they promise nothing
+    assert "torch: native" in capsys.readouterr().out
+
+
 @needs_cpu
 def test_layers_of_every_kind_are_measured(tmp_path):
     special = ["--layers", "2", "--bidirectional", "--packed", "--precisions", "float64"]

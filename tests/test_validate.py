@@ -14,6 +14,7 @@ from cases import needs_cpu
 from test_demo import blocked, command
 
 import rnnfast
+from rnnfast import precision
 from rnnfast.__main__ import VALIDATE_IMPORTS, main
 from rnnfast.backends import BACKENDS, cpu, reference
 from rnnfast.cells import rnn as cell
@@ -402,13 +403,14 @@ def test_float32_on_a_gpu_is_judged_by_how_its_products_round():
     """Of the cudnn and matmul switches alike, which are as they were afterwards."""
     names = [a.name for a in validation._arithmetics([], "cuda")]
     assert names == ["float32", "tf32", "float64", "bfloat16", "float16"]
-    switches = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    cudnn = torch.backends.cudnn
+    switches = cudnn.rnn, cudnn.conv, torch.backends.cuda.matmul
     before = [switch.fp32_precision for switch in switches]
     for name, wanted, u in (("float32", "ieee", {}), ("tf32", "tf32", {"u_operand": 2.0**-11})):
         arithmetic = plan.ARITHMETICS[name]
         assert arithmetic.rounding("cuda") == u
-        with validation._products(arithmetic, "cuda"):
-            assert [switch.fp32_precision for switch in switches] == [wanted] * 2
+        with precision.tf32(arithmetic.tf32):
+            assert [switch.fp32_precision for switch in switches] == [wanted] * 3
         assert [switch.fp32_precision for switch in switches] == before
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from ..report import machine
 from . import floors, picture, points, table
 from .compare import compare
-from .providers import PROVIDERS, Provider
+from .providers import BY_NAME, OURS, PROVIDERS, Provider
 from .rows import FormatError, Row, write_csv
 from .runner import Runner
 from .workload import Workload
@@ -37,7 +37,7 @@ def run(options: Namespace, providers: Sequence[Provider] = PROVIDERS) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: torch finds no GPU here")
     known = {provider.name: provider for provider in providers}
-    names = options.providers or list(known)
+    names = options.providers or [n for n in known if n not in {p.name for p in BY_NAME}]
     if unknown := [name for name in names if name not in known]:
         raise BadInput(f"--providers: given {unknown[0]!r}, wanted some of {list(known)}")
     chosen = [provider for name, provider in known.items() if name in names]
@@ -148,7 +148,7 @@ def _chip(options: Namespace) -> tuple[floors.Chip | None, str]:
 
 def _ours(runner: Runner) -> Runner:
     """It, with our own providers alone; failures and scaling go to the same lists."""
-    ours = [p for p in runner.providers if p.name.startswith("rnnfast")]
+    ours = [p for p in runner.providers if p in OURS]
     return Runner(
         ours, runner.seconds, runner.rounds, failures=runner.failures, scaling=runner.scaling
     )

@@ -59,7 +59,7 @@ def draw(found: Sequence[Row], where: str, out: Path, name: str) -> list[str]:
 
 def grid(found: Sequence[Row], who: str, value: Callable[[Row], float | None]) -> Grid:
     """{(B, H): value}; of several providers of ours, that of the fastest."""
-    rows = [row for row in found if row.provider.split("-")[0] == who]
+    rows = [row for row in found if (row.ours if who == "rnnfast" else row.provider == who)]
     best: dict[tuple[int, int], Row] = {}
     for row in sorted(rows, key=lambda row: row.median_s):
         best.setdefault((row.B, row.H), row)

@@ -11,6 +11,7 @@ import torch
 
 from . import points
 from .floors import Chip, floor
+from .providers import OURS
 from .providers.layer import Layer
 from .timing import quantiles, speed_up
 from .workload import BOTH, Workload
@@ -58,7 +59,7 @@ class Row:
 
     @property
     def ours(self) -> bool:
-        return self.provider.startswith("rnnfast")
+        return self.provider in {provider.name for provider in OURS}
 
 
 def rows(
@@ -88,7 +89,7 @@ def rows(
                 p: speed_up(by_provider[p], seconds) for p in ("torch", "jax") if p in by_provider
             }
             of_torch = over.get("torch", (None, None, None))
-            judged = provider.startswith("rnnfast") and what == BOTH and "torch" in over
+            judged = provider in {p.name for p in OURS} and what == BOTH and "torch" in over
             found.append(
                 Row(
                     **asdict(work),

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
+from .. import precision
 from .floors import Chip
 from .gate import Gate, shortened
 from .points import SCALING_POINT
 from .providers import Provider
 from .providers.layer import Layer
 from .rows import Row, rows
-from .timing import Clock, CudaClock, Gemm, HostClock, allow_tf32, speed_up, take_turns
+from .timing import Clock, CudaClock, Gemm, HostClock, speed_up, take_turns
 from .workload import BOTH, FORWARD, GRAPH, STEP, Data, Workload
 
 SHARES = {FORWARD: 1, BOTH: 2, STEP: 1, GRAPH: 1}  # of a workload's time
@@ -41,18 +42,17 @@ class Runner:
     def measure(self, todo: Sequence[Workload]) -> list[Row]:
         found: list[Row] = []
         for work in tqdm(todo, desc="benchmark", unit="workload", disable=None):
-            self._prepare_device(work)
             try:
-                found += self._measure(work)
+                with precision.tf32(work.precision == "tf32"):
+                    self._know_machine(work)
+                    found += self._measure(work)
             except Exception as error:  # out of memory, an error of the GPU: the rest goes on
                 self.failures.append(f"{work}: {first_line(error)}")
             if work.device == "cuda":
                 torch.cuda.empty_cache()
         return found
 
-    def _prepare_device(self, work: Workload) -> None:
-        if work.device == "cuda":
-            allow_tf32(work.precision == "tf32")
+    def _know_machine(self, work: Workload) -> None:
         key = (work.device, work.precision)
         if key not in self._gemms:
             clock: Clock = CudaClock() if work.device == "cuda" else HostClock()

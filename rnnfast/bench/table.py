@@ -79,7 +79,7 @@ def table(found: Sequence[Row], title: str) -> Table:
         kind = work.kind
         for i, (name, ways) in enumerate(providers.items()):
             how = next(iter(ways.values())).how
-            table.add_row("" if i else str(work), f"{name}: {how}", *_cells(ways))
+            table.add_row("" if i else str(work), f"{name}: {how}" if how else name, *_cells(ways))
     return table
 
 

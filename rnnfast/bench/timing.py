@@ -122,24 +122,14 @@ class Gemm:
 
     def __init__(self, device: str, precision: str, clock: Clock) -> None:
         size = GEMM_SIZE[device]
-        self.clock, self.precision, self.gflop = clock, precision, 2 * size**3 / 1e9
+        self.clock, self.gflop = clock, 2 * size**3 / 1e9
         like = {"device": device, "dtype": PRECISIONS[precision]}
         self.a, self.b = torch.randn(2, size, size, **like)
         self.out = torch.empty(size, size, **like)
         self._multiply()
 
     def gflops(self, times: int = 3) -> list[float]:
-        if self.a.is_cuda:
-            allow_tf32(self.precision == "tf32")
         return [self.gflop / self.clock.seconds(self._multiply, 1) for _ in range(times)]
 
     def _multiply(self) -> None:
         torch.mm(self.a, self.b, out=self.out)
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Sets torch's switches for matrix products and for cuDNN alike."""
-    value = "tf32" if allowed else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = value
-    # Both of cuDNN's: with two values torch refuses to tell its older switch.
-    torch.backends.cudnn.rnn.fp32_precision = torch.backends.cudnn.conv.fp32_precision = value

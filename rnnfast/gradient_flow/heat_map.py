@@ -17,7 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from .picture import DECADES, INK, QUIET
+from ..drawing import INK, QUIET
+from .picture import DECADES
 
 # From blue to yellow, which the colour-blind see much as others do; black is smaller still. Magenta
 # stays far from all of these for each of them, as orange and red do not.

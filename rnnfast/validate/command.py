@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
+from .. import precision
 from ..backends import BACKENDS
 from ..gradient_flow.text import plain
 from ..report import machine
@@ -129,7 +130,7 @@ def _compute(todo: Sequence[Task]) -> None:
             progress.set_postfix_str(row.name)
             start = time.perf_counter()
             try:
-                with _products(where.arithmetic, where.device):
+                with precision.tf32(where.arithmetic.tf32):
                     for part in parts:
                         part(row, where)
             except Exception as error:  # of a backend: this row fails, and the others go on
@@ -152,23 +153,6 @@ def _outputs_start_as_nan() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = fill
-
-
-@contextlib.contextmanager
-def _products(arithmetic: Arithmetic, device: str) -> Iterator[None]:
-    """How float32 products round on a GPU, of recurrences and of matrices alike."""
-    if device == "cpu":
-        yield
-        return
-    switches = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
-    before = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = "tf32" if arithmetic.tf32 else "ieee"
-        yield
-    finally:
-        for switch, value in zip(switches, before):
-            switch.fp32_precision = value
 
 
 def _print(rows: Sequence[Row], result: dict, out: Path) -> None:

@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 
+from rnnfast import precision
 from rnnfast.backends import BACKENDS, Problem
 
 # Without it cuDNN and cuBLAS need not give the same bits twice. CUDA reads it when it starts.
@@ -56,15 +57,8 @@ def _cuda_started() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_tf32():
-    """Both of cuDNN's switches: where they differ torch refuses to tell the older one, which it
-    reads itself."""
-    switches = torch.backends.cudnn.rnn, torch.backends.cudnn.conv
-    before = [switch.fp32_precision for switch in switches]
-    for switch in switches:
-        switch.fp32_precision = "ieee"
-    yield
-    for switch, precision in zip(switches, before):
-        switch.fp32_precision = precision
+    with precision.tf32(False):
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,9 +25,12 @@ class Provider(Protocol):
 
 
 OURS = [RnnfastRNN(name) for name in BACKENDS if name not in ("torch", "reference")]
+# Not kernels of ours: torch's inside our op, and the eager loop. Timed where asked for by name.
+BY_NAME = [RnnfastRNN(name) for name in ("torch", "reference")]
 PROVIDERS: tuple[Provider, ...] = (
     TorchRNN(),
     *OURS,
+    *BY_NAME,
     JaxScan(),
     Loop(),
     CompiledLoop(),

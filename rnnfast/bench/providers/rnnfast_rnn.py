@@ -21,4 +21,4 @@ class RnnfastRNN:
         rnn = work.module(self.backend).to(data.x.device, data.x.dtype)
         rnn.load_state_dict(data.weights)
         lengths = data.lengths
-        return differentiated(rnn, lambda x: rnn(x, lengths=lengths), data, self.backend)
+        return differentiated(rnn, lambda x: rnn(x, lengths=lengths), data)
