@@ -16,8 +16,8 @@ from torch.library import Library
 
 from . import precision, record
 from .backends import BACKENDS, reference
-from .backends.cpu import empty_gradients, empty_results
 from .cells.rnn import Options, directions, in_transform
+from .layout import empty_gradients, empty_results
 
 _library = Library("rnnfast", "DEF")
 _OPTIONS = (

@@ -45,6 +45,14 @@ def no_autocast(device: str) -> AbstractContextManager:
     return contextlib.nullcontext()  # "meta" knows none
 
 
+def rounds_to_tf32() -> bool:
+    """Whether torch lets float32 recurrences round their operands to TF32 on a GPU."""
+    switch = getattr(torch.backends.cudnn, "rnn", None)
+    if hasattr(switch, "fp32_precision"):
+        return switch.fp32_precision == "tf32"
+    return torch.backends.cudnn.allow_tf32
+
+
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """How float32 products round on a GPU while it lasts: those of matrices and cuDNN's alike.

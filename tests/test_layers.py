@@ -21,7 +21,7 @@ LAYERS = [
     {"rnnfast.functional", "rnnfast.init", "rnnfast.batch_norm"},
     {"rnnfast.autograd"},
     {"rnnfast.backends"},
-    {"rnnfast._C", "rnnfast.triton_kernels"},
+    {"rnnfast._C", "rnnfast.triton_kernels", "rnnfast.layout"},
     {"rnnfast.cells"},
     {"rnnfast.precision", "rnnfast.record", "rnnfast.arguments", "rnnfast.drawing"},
 ]

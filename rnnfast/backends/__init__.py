@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 
 from ..cells.rnn import NONLINEARITIES
-from . import cpu, reference, torch_native
+from . import cpu, reference, torch_native, triton
 
-BACKENDS = {"cpu": cpu, "torch": torch_native, "reference": reference}  # in "auto"'s order
+BACKENDS = {"cpu": cpu, "triton": triton, "torch": torch_native, "reference": reference}  # in "auto"'s order
 
 
 class Problem(NamedTuple):
@@ -25,6 +25,9 @@ class Problem(NamedTuple):
     nonlinearity: str
     projected: bool  # p is given: functional.rnn, not a module
     beyond: tuple[str, ...] = ()  # arguments in use that nn.RNN does not have
+    units: int = 1  # of a head
+    groups: int = 1  # directions times heads
+    rows: int = 1  # of the batch
 
 
 class BackendError(RuntimeError):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cells.rnn import Options, directions
-from ..precision import arithmetic
+from ..layout import check, empty_gradients, empty_results, empty_rows, with_dense_rows
 
 if TYPE_CHECKING:
     from . import Problem
@@ -64,7 +64,7 @@ def forward(
     """As :func:`rnnfast.autograd.layer`, and ahat and rstd with layer norm; y has the memory order
     of x (time or batch first)."""
     T, B, width = x.shape
-    _check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads)
+    check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
     _bind_openmp()
     results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
     x = with_dense_rows(x)
@@ -127,104 +127,6 @@ def backward(
         math.inf if limit is None else limit, torch.get_num_threads(),
     )  # fmt: skip
     return gradients
-
-
-def _check(
-    x: Tensor,
-    w_ih: Tensor | None,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    h_0: Tensor | None,
-    heads: int,
-) -> None:
-    """The kernels believe what they are told; a module may hold any tensors as its weights. (On the
-    CPU they are: :mod:`rnnfast.autograd` has seen to that.)
-
-    Raises:
-        RuntimeError: what does not fit together.
-    """
-    dtype, features = x.dtype, x.shape[2]
-    if dtype not in DTYPES:
-        raise RuntimeError(f"input: given {dtype}, wanted one of {list(DTYPES)}")
-    D = directions(w_hh)
-    H = w_hh.shape[-1] * heads
-    width = D * H
-    if w_hh.dim() not in (2, 3) or w_hh.shape[-2] != H:
-        wanted = "a square matrix" if heads == 1 else f"{heads} square matrices, one below another"
-        raise RuntimeError(f"weight_hh: given shape {tuple(w_hh.shape)}, wanted {wanted}")
-    if (b_ih is None) != (b_hh is None):
-        raise RuntimeError("bias_ih, bias_hh: given one of them, wanted both or neither")
-    if w_ih is None and features != width:
-        raise RuntimeError(f"p: given {features} features, wanted {width}")
-    accurate = arithmetic(dtype)
-    for name, value, wanted, shape in (
-        ("weight_ih", w_ih, dtype, (width, features)),
-        ("bias_ih", b_ih, dtype, (width,)),
-        ("bias_hh", b_hh, dtype, (width,)),
-        ("weight_hh", w_hh, dtype, w_hh.shape),
-        ("norm_weight", gamma, accurate, (width,)),
-        ("norm_bias", beta, accurate, (width,)),
-        ("h_0", h_0, dtype, (D, x.shape[1], H)),
-    ):
-        if value is None:
-            continue
-        if value.dtype is not wanted:
-            raise RuntimeError(f"{name}: given {value.dtype}, wanted {wanted} as the input has")
-        if value.shape != shape:
-            raise RuntimeError(f"{name}: given shape {tuple(value.shape)}, wanted {tuple(shape)}")
-
-
-def empty_results(
-    x: Tensor, w_hh: Tensor, gamma: Tensor | None, heads: int
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """y, h_n, ahat and rstd, uninitialised."""
-    T, B, _ = x.shape
-    D = directions(w_hh)
-    H = w_hh.shape[-1] * heads
-    y, h_n = empty_rows(x, D * H), x.new_empty(D, B, H)
-    if gamma is None:
-        return y, h_n, None, None
-    return y, h_n, empty_rows(x, D * H), gamma.new_empty(T, B, D * heads)
-
-
-def empty_gradients(
-    y: Tensor,
-    w_ih: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    h_0: Tensor | None,
-    dx_wanted: bool,
-    dw_wanted: bool,
-) -> tuple[Tensor | None, ...]:
-    """What backward returns, uninitialised."""
-    projects = dw_wanted and w_ih is not None
-    normalizes = dw_wanted and gamma is not None
-    return (
-        empty_rows(y, y.shape[2] if w_ih is None else w_ih.shape[1]) if dx_wanted else None,
-        torch.empty_like(w_ih, memory_format=torch.contiguous_format) if projects else None,
-        y.new_empty(y.shape[2]) if projects else None,
-        y.new_empty(y.shape[2]) if projects else None,
-        torch.empty_like(w_hh, memory_format=torch.contiguous_format) if dw_wanted else None,
-        gamma.new_empty(y.shape[2]) if normalizes else None,
-        gamma.new_empty(y.shape[2]) if normalizes else None,
-        None if h_0 is None else torch.empty_like(h_0, memory_format=torch.contiguous_format),
-    )
-
-
-def empty_rows(like: Tensor, width: int) -> Tensor:
-    """[T, B, width], uninitialised, time or batch first in memory as ``like`` is."""
-    T, B, _ = like.shape
-    if like.stride(1) > like.stride(0):
-        return like.new_empty(B, T, width).transpose(0, 1)
-    return like.new_empty(T, B, width)
-
-
-def with_dense_rows(x: Tensor) -> Tensor:
-    """The kernels take any strides of time and batch, but rows without gaps."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

@@ -1,0 +1,350 @@
+"""The Triton kernels, for NVIDIA GPUs: no compiler is needed where it is installed.
+
+The projection, and the products over all steps that follow backward, are torch's (cuBLAS).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cells.rnn import Options, directions
+from ..layout import check, empty_results, empty_rows, with_dense_rows
+from ..precision import rounds_to_tf32
+from ..record import FIELDS
+
+if TYPE_CHECKING:
+    from ..triton_kernels.plan import Device, Plan
+    from . import Problem
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OLDEST = (8, 0)  # compute capability
+OLDEST_TRITON = (3, 6)
+
+
+def unavailable(problem: Problem) -> str:
+    interpreted = _interpreted()
+    if problem.device != "cuda" and not (interpreted and problem.device == "cpu"):
+        return f"it computes on an NVIDIA GPU, and the tensors are on {problem.device}"
+    if problem.dtype not in DTYPES:
+        return f"it has no kernel for {problem.dtype}"
+    if interpreted and problem.dtype == torch.bfloat16:
+        return "Triton's interpreter has no arithmetic in torch.bfloat16"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install 'rnnfast[triton]')"
+    found = importlib.metadata.version("triton")
+    if tuple(map(int, found.split(".")[:2])) < OLDEST_TRITON:
+        return f"it needs triton {'.'.join(map(str, OLDEST_TRITON))}, and {found} is installed"
+    device = _device(problem.device)
+    if device.capability < OLDEST:
+        needed, have = (".".join(map(str, pair)) for pair in (OLDEST, device.capability))
+        return f"it needs compute capability {needed}, and {device.name} has {have}"
+    plan = describe(problem)
+    return plan if isinstance(plan, str) else ""
+
+
+def describe(problem: Problem) -> Plan | str:
+    """The launch plan of forward, or why there is none."""
+    from ..triton_kernels import plan
+
+    heads_and_directions = problem.groups
+    size = plan.Size(
+        problem.units,
+        heads_and_directions,
+        problem.rows,
+        _precision(problem.dtype),
+        "norm" in problem.beyond,
+    )
+    return plan.choose(size, _device(problem.device))
+
+
+def forward(
+    x: Tensor,
+    w_ih: Tensor | None,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_hh: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    h_0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """As :func:`rnnfast.backends.cpu.forward`."""
+    from ..triton_kernels import forward as kernels
+
+    check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
+    results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
+    p = x
+    if w_ih is not None:
+        bias = None if b_ih is None else b_ih + b_hh
+        p = _in_order(F.linear(_in_order(x), w_ih, bias), x)
+    p = with_dense_rows(p)
+    T, B, _ = x.shape
+    if B == 0:
+        return results
+    plan = _plan(x, w_hh, gamma, options)
+    unit = _unit(w_hh.shape[-1], p, y)
+    arguments = {
+        "p_p": p, "p_w": w_hh.contiguous(), "p_gamma": _dense(gamma), "p_beta": _dense(beta),
+        "p_h_0": _dense(h_0), "p_lengths": _dense(lengths), "p_reset": _bytes(reset), "p_y": y,
+        "p_h_n": h_n, "p_ahat": ahat, "p_rstd": rstd, "T": T, "B": B,
+        **_strides("p", p, unit), **_strides("y", y, unit), "eps": options.norm_eps,
+        **_constants(w_hh, options, unit),
+    }  # fmt: skip
+    _launch(kernels, plan, arguments, 2)
+    return results
+
+
+def backward(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    y: Tensor,
+    x: Tensor | None,
+    w_ih: Tensor | None,
+    w_hh: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    ahat: Tensor | None,
+    rstd: Tensor | None,
+    h_0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    record: Tensor | None,
+    dx_wanted: bool,
+    dw_wanted: bool,
+    options: Options,
+) -> tuple[Tensor | None, ...]:
+    """As :func:`rnnfast.backends.cpu.backward`."""
+    from ..triton_kernels import backward as kernels
+
+    y, ahat = with_dense_rows(y), None if ahat is None else with_dense_rows(ahat)
+    grad_y = None if grad_y is None else with_dense_rows(grad_y)
+    grad_h_n, h_0, lengths, reset = map(_dense, (grad_h_n, h_0, lengths, reset))
+    T, B, width = y.shape
+    dp = empty_rows(y, width)
+    dh_0 = None if h_0 is None else torch.empty_like(h_0)
+    unit = _unit(w_hh.shape[-1], y, dp, *(v for v in (grad_y, ahat) if v is not None))
+    limit = options.clip_state_grad
+    sequences = {
+        "p_grad_y": grad_y, "p_grad_h_n": grad_h_n, "p_y": y, "p_lengths": lengths,
+        "p_reset": _bytes(reset), "p_dp": dp, "T": T, "B": B, **_strides("g", grad_y, unit),
+        **_strides("y", y, unit), **_strides("dp", dp, unit), "limit": limit or 0.0,
+        "window": options.bptt_window or 0, "CLIPS": limit is not None,
+        "WINDOWED": options.bptt_window is not None,
+    }  # fmt: skip
+    constants = _constants(w_hh, options, unit)
+    carry = None if record is None else dp.new_empty(T, B, width, dtype=torch.float32)
+    d_norm = None, None
+    if B > 0:
+        plan = _plan(y, w_hh, gamma, options)
+        if gamma is not None and dw_wanted:
+            d_norm = gamma.new_empty(2, plan.slices, width).unbind()
+        arguments = {
+            "p_w": w_hh.contiguous(), "p_gamma": _dense(gamma), "p_beta": _dense(beta),
+            "p_ahat": ahat, "p_rstd": _dense(rstd), "p_dh_0": dh_0, "p_dgamma": d_norm[0],
+            "p_dbeta": d_norm[1], "p_carry": carry, **_strides("a", ahat, unit),
+            **sequences, **constants,
+        }  # fmt: skip
+        _launch(kernels, plan, arguments, 6)
+    if record is not None:
+        _measure(record, carry, sequences, constants, options, directions(w_hh))
+    return (
+        *_projected_back(dp, x, w_ih, dx_wanted, dw_wanted),
+        _dw_hh(dp, y, h_0, lengths, reset, w_hh, options.heads) if dw_wanted else None,
+        *(v if v is None else v.sum(0) for v in d_norm),
+        dh_0,
+    )
+
+
+def _measure(
+    record: Tensor, carry: Tensor, sequences: dict, constants: dict, options: Options, D: int
+) -> None:
+    from ..triton_kernels.plan import blocks, power_of_two
+    from ..triton_kernels.record import measure
+
+    T, N, B = record.shape[1], record.shape[2], sequences["B"]
+    rows, units = 16, min(128, max(16, power_of_two(constants["S"])))
+    slices = blocks(B, rows)
+    constants = {name: constants[name] for name in ("S", "HEADS", "F", "UNIT")}
+    arguments = {
+        "p_record": record, "p_carry": carry, **sequences, **constants, "D": D,
+        "slices": 1 if options.per_sample else slices, "PER_SAMPLE": options.per_sample,
+        "FIELDS": len(FIELDS), "BS": units, "BB": rows,
+    }  # fmt: skip
+    if N:
+        _run(measure, (T, D, slices if options.per_sample else 1), arguments, num_warps=4)
+
+
+def _dw_hh(
+    dp: Tensor,
+    y: Tensor,
+    h_0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    w_hh: Tensor,
+    heads: int,
+) -> Tensor:
+    """sum_t da_t^T h_{t-1}, with h_{t-1} as the step saw it."""
+    T, B, width = y.shape
+    D = directions(w_hh)
+    H = width // D
+    before = empty_rows(y, width)
+    before[1:, :, :H], before[0, :, :H] = y[:-1, :, :H], 0 if h_0 is None else h_0[0]
+    if D == 2:
+        before[:-1, :, H:], before[-1, :, H:] = y[1:, :, H:], 0
+        if h_0 is not None:  # where a row begins; one without steps takes no gradient
+            rows = torch.arange(B, device=y.device)
+            begins = rows.new_full((B,), T - 1) if lengths is None else (lengths - 1).clamp(min=0)
+            before[begins, rows, H:] = h_0[1]
+    if reset is not None:
+        before[..., :H].masked_fill_(reset.unsqueeze(-1), 0)
+        if D == 2:
+            inside = reset[1:]
+            if lengths is not None:
+                steps = torch.arange(1, T, device=y.device).unsqueeze(1)
+                inside = inside & (steps < lengths)
+            before[:-1, :, H:].masked_fill_(inside.unsqueeze(-1), 0)
+    S = H // heads
+    da, before = (_flat(v).view(T * B, D * heads, S) for v in (dp, before))
+    return torch.bmm(da.permute(1, 2, 0), before.permute(1, 0, 2)).view_as(w_hh)
+
+
+def _projected_back(
+    dp: Tensor, x: Tensor | None, w_ih: Tensor | None, dx_wanted: bool, dw_wanted: bool
+) -> tuple[Tensor | None, ...]:
+    """dx, dw_ih, db_ih, db_hh."""
+    if w_ih is None:
+        return dp if dx_wanted else None, None, None, None
+    dx = _in_order(_in_order(dp) @ w_ih, dp) if dx_wanted else None
+    if not dw_wanted:
+        return dx, None, None, None
+    da = _flat(dp)
+    x = x.transpose(0, 1) if _batch_first(dp) else x
+    db = da.sum(0)
+    return dx, da.T @ x.reshape(len(da), -1), db, db.clone()
+
+
+def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Plan:
+    from ..triton_kernels import plan
+
+    G = directions(w_hh) * options.heads
+    size = plan.Size(w_hh.shape[-1], G, x.shape[1], _precision(x.dtype), gamma is not None)
+    found = plan.choose(size, _device(x.device.type, x.device.index))
+    if isinstance(found, str):
+        raise RuntimeError(f"backend 'triton' cannot serve: {found}")
+    return found
+
+
+def _launch(kernels, plan: Plan, arguments: dict, exchanged: int) -> None:
+    """The kernel of the plan; exchanged: how many sums of its rows a program tells the others."""
+    from ..triton_kernels.plan import power_of_two
+
+    arguments["BB"] = plan.block_rows
+    if plan.kernel == "resident":
+        grid = (plan.slices, arguments["G"])
+        _run(kernels.resident, grid, arguments | {"BS": plan.block_units}, num_warps=plan.warps)
+        return
+    device, BP = arguments["p_y"].device, power_of_two(plan.programs)
+    shape = plan.teams, exchanged, BP, plan.block_rows
+    arguments |= {
+        "p_counter": torch.zeros(plan.teams, dtype=torch.int64, device=device),
+        "p_exchange": torch.empty(shape, dtype=torch.float32, device=device),
+        "programs": plan.programs, "slices": plan.slices, "BR": plan.block_units,
+        "BK": plan.block_products, "BP": BP, "HELD": plan.held,
+    }  # fmt: skip
+    cooperative = {"launch_cooperative_grid": True}  # all of them at once, or an error
+    grid = (plan.programs, plan.teams)
+    _run(kernels.tiled, grid, arguments, num_warps=plan.warps, **cooperative)
+
+
+def _run(kernel, grid: tuple[int, ...], arguments: dict, **options) -> None:
+    with _on(arguments["p_y"].device):
+        kernel[grid](**arguments, enable_fp_fusion=True, **options)
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device; its interpreter's numbers are NumPy's, which warns."""
+    if device.type == "cuda":
+        return torch.cuda.device(device)
+    return importlib.import_module("numpy").errstate(all="ignore")
+
+
+def _precision(dtype: torch.dtype) -> str:
+    if dtype != torch.float32:
+        return "half"
+    return "tf32" if rounds_to_tf32() else "tf32x3"
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+@functools.cache
+def _device(kind: str, index: int | None = None) -> Device:
+    from ..triton_kernels.plan import Device
+
+    if kind != "cuda":  # one program at a time
+        return Device("Triton's interpreter", OLDEST, 1, 1 << 30)
+    facts = torch.cuda.get_device_properties(index if index is not None else "cuda")
+    return Device(
+        facts.name,
+        (facts.major, facts.minor),
+        facts.multi_processor_count,
+        facts.shared_memory_per_block_optin,
+    )
+
+
+def _constants(w_hh: Tensor, options: Options, unit: int) -> dict:
+    return {
+        "S": w_hh.shape[-1], "HEADS": options.heads, "G": directions(w_hh) * options.heads,
+        "F": options.nonlinearity, "PRECISION": _precision(w_hh.dtype), "UNIT": unit,
+    }  # fmt: skip
+
+
+def _unit(S: int, *rows: Tensor) -> int:
+    """How many values a vector load may take: 16 bytes of them, where all begin at such borders."""
+    size = rows[0].element_size()
+    width = 16 // size
+    aligned = S % width == 0 and all(
+        v.data_ptr() % 16 == 0 and v.stride(0) % width == 0 and v.stride(1) % width == 0
+        for v in rows
+    )
+    return width if aligned else 1
+
+
+def _strides(name: str, x: Tensor | None, unit: int) -> dict[str, int]:
+    t, b = (0, 0) if x is None else x.stride()[:2]
+    return {f"s_{name}_t": t // unit, f"s_{name}_b": b // unit}
+
+
+def _batch_first(x: Tensor) -> bool:
+    """In memory."""
+    return x.stride(1) > x.stride(0)
+
+
+def _in_order(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """[T, B, ...] with its first two axes in the order of the memory (of ``like``), or back."""
+    return x.transpose(0, 1) if _batch_first(x if like is None else like) else x
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[T * B, width] of a dense one, in the order of the memory."""
+    return _in_order(x).flatten(0, 1)
+
+
+def _dense(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _bytes(reset: Tensor | None) -> Tensor | None:
+    return None if reset is None else reset.contiguous().view(torch.uint8)

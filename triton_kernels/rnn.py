@@ -1,0 +1,46 @@
+"""The Elman cell: h = f(n) and dh f'(n) from h, pointwise, in float32."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# What F may be. Of h, SIGN_ALONE ask for the sign.
+NONLINEARITIES = ("tanh", "relu", "sigmoid")
+SIGN_ALONE = ("relu",)
+
+
+@triton.jit
+def value(b_n, F: tl.constexpr):
+    """f(n)."""
+    if F == "tanh":
+        return _tanh(b_n)
+    elif F == "relu":
+        return tl.where(b_n < 0, 0.0, b_n)  # no maximum: a NaN fails the comparison and goes on
+    else:
+        return 1.0 / (1.0 + tl.exp(-b_n))
+
+
+@triton.jit
+def through(b_dh, b_h, F: tl.constexpr):
+    """dh f'(n)."""
+    if F == "tanh":
+        return b_dh * (1.0 - b_h * b_h)
+    elif F == "relu":
+        return tl.where(b_h <= 0, 0.0, b_dh)  # no product: an idle unit stops a NaN of dh
+    else:
+        return b_dh * (b_h * (1.0 - b_h))
+
+
+@triton.jit
+def _tanh(b_n):
+    # Two ways and a choice, as on the CPU (bench/ladder/activations.md; its polynomial): near zero
+    # 1 - 2 / (1 + exp(2 |n|)) cancels.
+    b_z = b_n * b_n
+    b_near = 0.021007313887361264955 + b_z * -0.0061796007726469633011
+    b_near = 0.1333245195930986894 + b_z * (-0.05383736598596564407 + b_z * b_near)
+    b_near = b_n + b_n * b_z * (-0.33333313879465202036 + b_z * b_near)
+    b_magnitude = tl.abs(b_n)
+    b_far = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * b_magnitude))
+    b_far = tl.where(b_n < 0, -b_far, b_far)
+    return tl.where(b_magnitude <= 0.5625, b_near, b_far)
