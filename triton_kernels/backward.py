@@ -5,7 +5,7 @@
 
 t' being the step after t in the order of the direction. Shapes as in forward; grad_y like y,
 grad_h_n and dh_0 [D, B, HEADS * S], dp like y; carry [T, B, G * S] float32, dense: c_t for the
-record; dgamma, dbeta [slices, G * S] float32, one part of the sum each.
+record; dgamma, dbeta [slices, G * S] float32, one part of the sum each. ANEW: f' is taken from ahat.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rnn import SIGN_ALONE, through, value
+from .rnn import through, value
 from .steps import (
     arrive_and_wait,
     clip_scale,
@@ -30,7 +30,6 @@ RUN_TIME = (
     "T", "B", "s_g_t", "s_g_b", "s_y_t", "s_y_b", "s_a_t", "s_a_b", "s_dp_t", "s_dp_b",
     "limit", "window",
 )  # fmt: skip
-KNOW_SIGNS = tl.constexpr(SIGN_ALONE)
 
 
 @triton.jit
@@ -49,11 +48,8 @@ def gradients_outside(
 
 
 @triton.jit
-def slope_state(b_h, b_ahat, b_gamma, p_beta, b_beta, dtype: tl.constexpr, F: tl.constexpr):
-    """The h that f' is taken from under layer norm: rounded to 16 bits it has few digits of f' left
-    where f is flat, and f takes it from ahat anew."""
-    if dtype == tl.float32 or F in KNOW_SIGNS:
-        return b_h
+def state_anew(b_ahat, b_gamma, p_beta, b_beta, F: tl.constexpr):
+    """h from ahat: rounded to 16 bits it has few digits of f' left where f is flat."""
     b_n = b_ahat * b_gamma
     if p_beta is not None:
         b_n += b_beta
@@ -66,8 +62,8 @@ def resident(
     p_dp, p_dh_0, p_dgamma, p_dbeta, p_carry,
     T, B, s_g_t, s_g_b, s_y_t, s_y_b, s_a_t, s_a_b, s_dp_t, s_dp_b, limit, window,
     S: tl.constexpr, HEADS: tl.constexpr, G: tl.constexpr, F: tl.constexpr,
-    CLIPS: tl.constexpr, WINDOWED: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
-    BS: tl.constexpr, BB: tl.constexpr,
+    CLIPS: tl.constexpr, WINDOWED: tl.constexpr, ANEW: tl.constexpr,
+    PRECISION: tl.constexpr, UNIT: tl.constexpr, BS: tl.constexpr, BB: tl.constexpr,
 ):  # fmt: skip
     i_g = tl.program_id(1)
     i_d = i_g // HEADS
@@ -125,7 +121,8 @@ def resident(
             b_ahat = tl.load(p_step + i_a, mask=b_inside, other=0).to(tl.float32)
             i_rstd = (i_t.to(tl.int64) * B + i_b) * G + i_g
             b_rstd = tl.load(p_rstd + i_rstd, mask=b_rows, other=0)[None, :]
-            b_of_slope = slope_state(b_of_slope, b_ahat, b_gamma, p_beta, b_beta, dtype, F)
+            if ANEW:
+                b_of_slope = state_anew(b_ahat, b_gamma, p_beta, b_beta, F)
             b_dn = tl.where(b_valid & b_inside, through(b_dh, b_of_slope, F), 0.0)
             b_dgamma += b_dn * b_ahat
             b_dbeta += b_dn
@@ -153,20 +150,21 @@ def resident(
             tl.store(p_dbeta + i_part, tl.sum(b_dbeta, 1), mask=b_units)
 
 
-@triton.jit(do_not_specialize=(*RUN_TIME, "programs", "slices"))
+@triton.jit(do_not_specialize=(*RUN_TIME, "programs", "slices", "units"))
 def tiled(
     p_grad_y, p_grad_h_n, p_y, p_w, p_gamma, p_beta, p_ahat, p_rstd, p_lengths, p_reset,
     p_dp, p_dh_0, p_dgamma, p_dbeta, p_carry, p_counter, p_exchange,
     T, B, s_g_t, s_g_b, s_y_t, s_y_b, s_a_t, s_a_b, s_dp_t, s_dp_b, limit, window,
-    programs, slices,
+    programs, slices, units,
     S: tl.constexpr, HEADS: tl.constexpr, G: tl.constexpr, F: tl.constexpr,
-    CLIPS: tl.constexpr, WINDOWED: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
-    BR: tl.constexpr, BK: tl.constexpr, BB: tl.constexpr, BP: tl.constexpr, HELD: tl.constexpr,
+    CLIPS: tl.constexpr, WINDOWED: tl.constexpr, ANEW: tl.constexpr,
+    PRECISION: tl.constexpr, UNIT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+    BB: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """As forward's: programs read da of the step after from dp itself, and the sums over all units
     that clipping and layer norm need from p_exchange [teams, 6, BP, BB] float32."""
     i_r, i_team = tl.program_id(0), tl.program_id(1)
-    i_s, i_k = i_r * BR + tl.arange(0, BR), tl.arange(0, BK)
+    i_s = i_r * BR + tl.arange(0, BR)
     b_units = i_s < S
     p_arrivals, p_sums = p_counter + i_team, p_exchange + i_team * 6 * BP * BB
     dtype = p_dp.dtype.element_ty
@@ -178,16 +176,7 @@ def tiled(
         b_inside = b_units[:, None] & b_rows[None, :]
         b_length = lengths_of(p_lengths, i_b, T, B)
         i_unit = (i_g * S + i_s)[:, None]
-        p_weights = p_w + (i_g * S).to(tl.int64) * S + i_s[:, None]  # transposed
-        if HELD:
-            b_w = tl.load(
-                p_weights + i_k.to(tl.int64)[None, :] * S,
-                mask=b_units[:, None] & (i_k < S)[None, :],
-                other=0,
-            )
-            b_w = operand(b_w, PRECISION)
-        else:
-            b_w = b_units  # nothing: not read
+        p_weights = p_w + tl.cast(i_g * S, tl.int64) * S + i_s[:, None]  # transposed
         if p_gamma is not None:
             b_gamma = tl.load(p_gamma + i_g * S + i_s, mask=b_units, other=0)[:, None]
             b_dgamma = tl.zeros([BR, BB], tl.float32)
@@ -214,7 +203,7 @@ def tiled(
             b_live = (i_t < b_length) & (i_t != b_end) & ~b_stop
             p_after = p_dp + (i_t + 1 - 2 * i_d).to(tl.int64) * s_dp_t * UNIT + i_dp + i_g * S
             b_carry = product_of_all(
-                b_w, p_weights, S, p_after, i_k, b_units, b_live, b_nothing, S, BK, PRECISION, HELD
+                p_weights, S, p_after, b_units, b_live, b_nothing, units, S, BK, PRECISION
             )
             if p_carry is not None:
                 i_carry = (i_t.to(tl.int64) * B + i_b)[None, :] * (G * S) + i_unit
@@ -233,7 +222,8 @@ def tiled(
                 b_ahat = tl.load(p_step + i_a, mask=b_inside, other=0).to(tl.float32)
                 i_rstd = (i_t.to(tl.int64) * B + i_b) * G + i_g
                 b_rstd = tl.load(p_rstd + i_rstd, mask=b_rows, other=0)[None, :]
-                b_of_slope = slope_state(b_of_slope, b_ahat, b_gamma, p_beta, b_beta, dtype, F)
+                if ANEW:
+                    b_of_slope = state_anew(b_ahat, b_gamma, p_beta, b_beta, F)
                 b_dn = tl.where(b_valid & b_inside, through(b_dh, b_of_slope, F), 0.0)
                 b_dgamma += b_dn * b_ahat
                 b_dbeta += b_dn
@@ -260,8 +250,8 @@ def tiled(
             b_stop = stops(p_reset, b_first + i_d, i_b, b_length, B, window, WINDOWED)
             p_first = p_dp + b_first.to(tl.int64)[None, :] * s_dp_t * UNIT + i_dp + i_g * S
             b_carry = product_of_all(
-                b_w, p_weights, S, p_first, i_k, b_units, (b_length > 0) & ~b_stop, b_nothing,
-                S, BK, PRECISION, HELD,
+                p_weights, S, p_first, b_units, (b_length > 0) & ~b_stop, b_nothing,
+                units, S, BK, PRECISION,
             )  # fmt: skip
             if p_grad_h_n is not None:
                 b_empty = b_inside & (b_length == 0)[None, :]

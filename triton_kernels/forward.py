@@ -84,25 +84,22 @@ def resident(
     tl.store(p_h_n + i_state, b_h, mask=b_inside)
 
 
-@triton.jit(do_not_specialize=(*RUN_TIME, "programs", "slices"))
+@triton.jit(do_not_specialize=(*RUN_TIME, "programs", "slices", "units"))
 def tiled(
     p_p, p_w, p_gamma, p_beta, p_h_0, p_lengths, p_reset, p_y, p_h_n, p_ahat, p_rstd,
     p_counter, p_exchange,
-    T, B, s_p_t, s_p_b, s_y_t, s_y_b, eps, programs, slices,
+    T, B, s_p_t, s_p_b, s_y_t, s_y_b, eps, programs, slices, units,
     S: tl.constexpr, HEADS: tl.constexpr, G: tl.constexpr, F: tl.constexpr,
     PRECISION: tl.constexpr, UNIT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
-    BB: tl.constexpr, BP: tl.constexpr, HELD: tl.constexpr,
+    BB: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Program i_r of a team has BR units of the state of BB rows; a team goes through the whole of
     time for one (group, slice of rows), then for its next one. Programs read h_{t-1} of one another
     from y itself, and with layer norm the moments of the others' units from p_exchange
-    [teams, 2, BP, BB] float32.
-
-    HELD: BK covers the state, and the units' weights stay where the products read them; else they
-    come from the L2 cache at each step.
+    [teams, 2, BP, BB] float32. Weights come from the L2 cache, BK columns at a time.
     """
     i_r, i_team = tl.program_id(0), tl.program_id(1)
-    i_s, i_k = i_r * BR + tl.arange(0, BR), tl.arange(0, BK)
+    i_s = i_r * BR + tl.arange(0, BR)
     b_units = i_s < S
     p_arrivals = p_counter + i_team
     dtype = p_y.dtype.element_ty
@@ -115,15 +112,6 @@ def tiled(
         b_length = lengths_of(p_lengths, i_b, T, B)
         i_unit = (i_g * S + i_s)[:, None]
         p_weights = p_w + i_unit.to(tl.int64) * S
-        if HELD:
-            b_w = tl.load(
-                p_weights + i_k[None, :],
-                mask=b_units[:, None] & (i_k < S)[None, :],
-                other=0,
-            )
-            b_w = operand(b_w, PRECISION)
-        else:
-            b_w = b_units  # nothing: not read
         if p_gamma is not None:
             b_gamma = tl.load(p_gamma + i_g * S + i_s, mask=b_units, other=0)[:, None]
         if p_beta is not None:
@@ -151,7 +139,7 @@ def tiled(
             else:
                 p_before = tl.where(b_first[None, :], p_h_0 + i_row, p_before)
             b_n = product_of_all(
-                b_w, p_weights, 1, p_before, i_k, b_units, b_live, b_n, S, BK, PRECISION, HELD
+                p_weights, 1, p_before, b_units, b_live, b_n, units, S, BK, PRECISION
             )
             b_valid = (i_t < b_length)[None, :]
             i_step = i_t.to(tl.int64) * s_y_t * UNIT

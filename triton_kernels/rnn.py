@@ -1,14 +1,9 @@
-"""The Elman cell: h = f(n) and dh f'(n) from h, pointwise, in float32."""
+"""The Elman cell: h = f(n) and dh f'(n) from h, pointwise, in float32; F is the name of f."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-# What F may be. Of h, SIGN_ALONE ask for the sign.
-NONLINEARITIES = ("tanh", "relu", "sigmoid")
-SIGN_ALONE = ("relu",)
-
 
 @triton.jit
 def value(b_n, F: tl.constexpr):

@@ -106,25 +106,21 @@ def clip_scale(b_small, b_usual, b_large, limit):
 
 @triton.jit
 def product_of_all(
-    b_w, p_w, s_k, p_x, i_k, b_units, b_live, b_added,
-    S: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, HELD: tl.constexpr,
+    p_w, s_k, p_x, b_units, b_live, b_added, units,
+    S: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """w x + added, where x [S, rows] at p_x [1, rows] is what all programs of the team have made: it
-    comes from the L2 cache (.cg), never from the L1 cache of one multiprocessor. With HELD w is b_w,
-    else it is read from p_w [units, 1], s_k apart. x is 0 in the rows that are not live."""
-    if HELD:
-        b_mask = (i_k < S)[:, None] & b_live[None, :]
+    """w x + added: w from p_w [units, 1], s_k apart, and x [S, rows] from p_x [1, rows], which all
+    programs of the team have made: out of the L2 cache (.cg), never the L1 cache of one
+    multiprocessor. x is 0 in the rows that are not live. units is S, as a number that the compiler does
+    not know: unrolled, the loop wants more registers than there are."""
+    for i_start in range(0, units, BK):
+        i_k = i_start + tl.arange(0, BK)
+        b_within = i_k < S
+        b_mask = b_units[:, None] & b_within[None, :]
+        b_w = tl.load(p_w + i_k.to(tl.int64)[None, :] * s_k, mask=b_mask, other=0)
+        b_mask = b_within[:, None] & b_live[None, :]
         b_x = tl.load(p_x + i_k[:, None], mask=b_mask, other=0, cache_modifier=".cg")
-        b_added = product(b_w, b_x, b_added, PRECISION)
-    else:
-        for i_start in range(0, S, BK):
-            i_part = i_start + i_k
-            b_within = i_part < S
-            b_mask = b_units[:, None] & b_within[None, :]
-            b_part = tl.load(p_w + i_part.to(tl.int64)[None, :] * s_k, mask=b_mask, other=0)
-            b_mask = b_within[:, None] & b_live[None, :]
-            b_x = tl.load(p_x + i_part[:, None], mask=b_mask, other=0, cache_modifier=".cg")
-            b_added = product(operand(b_part, PRECISION), b_x, b_added, PRECISION)
+        b_added = product(operand(b_w, PRECISION), b_x, b_added, PRECISION)
     return b_added
 
 

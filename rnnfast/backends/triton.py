@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cells.rnn import Options, directions
+from ..cells.rnn import SIGN_ALONE, Options, directions
 from ..layout import check, empty_results, empty_rows, with_dense_rows
 from ..precision import rounds_to_tf32
 from ..record import FIELDS
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (8, 0)  # compute capability
 OLDEST_TRITON = (3, 6)
+# No fewer registers than there are: the compiler would spill some for a second block that the
+# shared memory has no room for.
+COMPILED = {"enable_fp_fusion": True, "maxnreg": 255}
 
 
 def unavailable(problem: Problem) -> str:
@@ -153,6 +156,7 @@ def backward(
             "p_w": w_hh.contiguous(), "p_gamma": _dense(gamma), "p_beta": _dense(beta),
             "p_ahat": ahat, "p_rstd": _dense(rstd), "p_dh_0": dh_0, "p_dgamma": d_norm[0],
             "p_dbeta": d_norm[1], "p_carry": carry, **_strides("a", ahat, unit),
+            "ANEW": y.dtype != torch.float32 and options.nonlinearity not in SIGN_ALONE,
             **sequences, **constants,
         }  # fmt: skip
         _launch(kernels, plan, arguments, 6)
@@ -173,7 +177,7 @@ def _measure(
     from ..triton_kernels.record import measure
 
     T, N, B = record.shape[1], record.shape[2], sequences["B"]
-    rows, units = 16, min(128, max(16, power_of_two(constants["S"])))
+    rows, units = 16, min(64, max(16, power_of_two(constants["S"])))
     slices = blocks(B, rows)
     constants = {name: constants[name] for name in ("S", "HEADS", "F", "UNIT")}
     arguments = {
@@ -252,24 +256,25 @@ def _launch(kernels, plan: Plan, arguments: dict, exchanged: int) -> None:
     arguments["BB"] = plan.block_rows
     if plan.kernel == "resident":
         grid = (plan.slices, arguments["G"])
-        _run(kernels.resident, grid, arguments | {"BS": plan.block_units}, num_warps=plan.warps)
+        arguments["BS"] = plan.block_units
+        _run(kernels.resident, grid, arguments, num_warps=plan.warps)
         return
     device, BP = arguments["p_y"].device, power_of_two(plan.programs)
     shape = plan.teams, exchanged, BP, plan.block_rows
     arguments |= {
         "p_counter": torch.zeros(plan.teams, dtype=torch.int64, device=device),
         "p_exchange": torch.empty(shape, dtype=torch.float32, device=device),
-        "programs": plan.programs, "slices": plan.slices, "BR": plan.block_units,
-        "BK": plan.block_products, "BP": BP, "HELD": plan.held,
+        "programs": plan.programs, "slices": plan.slices, "units": arguments["S"],
+        "BR": plan.block_units, "BK": plan.block_products, "BP": BP,
     }  # fmt: skip
-    cooperative = {"launch_cooperative_grid": True}  # all of them at once, or an error
+    cooperative = {"launch_cooperative_grid": True}  # all programs at once, or an error: they wait
     grid = (plan.programs, plan.teams)
     _run(kernels.tiled, grid, arguments, num_warps=plan.warps, **cooperative)
 
 
 def _run(kernel, grid: tuple[int, ...], arguments: dict, **options) -> None:
     with _on(arguments["p_y"].device):
-        kernel[grid](**arguments, enable_fp_fusion=True, **options)
+        kernel[grid](**arguments, **COMPILED, **options)
 
 
 def _on(device: torch.device) -> AbstractContextManager:

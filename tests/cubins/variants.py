@@ -1,0 +1,188 @@
+"""The Triton kernels as a call launches them, compiled ahead of time for GPUs that are not here.
+
+What is compiled is what :mod:`rnnfast.backends.triton` launches on tensors without memory: the same
+arguments, in the same types.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from rnnfast.backends import triton as backend
+from rnnfast.cells.rnn import Options
+from rnnfast.record import FIELDS
+from rnnfast.triton_kernels.plan import Device
+
+DEVICES = {  # by compute capability; what a block may ask for
+    80: Device("A100", (8, 0), 108, 163 << 10),
+    90: Device("H100", (9, 0), 132, 227 << 10),
+    100: Device("B200", (10, 0), 148, 227 << 10),
+}
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+    torch.uint8: "*u8",
+}
+
+
+class Launch(NamedTuple):
+    kernel: object
+    grid: tuple[int, ...]
+    arguments: dict
+    options: dict
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel.fn.__module__.rpartition('.')[2]}.{self.kernel.fn.__name__}"
+
+
+class Figures(NamedTuple):
+    registers: int
+    stack: int
+    spills: int  # loads and stores of local memory in the code
+    shared: int  # bytes
+    products: int  # tensor-core instructions
+    global_loads: int  # instructions, in the whole kernel
+
+
+@contextlib.contextmanager
+def recorded(device: Device, tf32: bool = False) -> Iterator[list[Launch]]:
+    """The launches of what is called inside, which run nothing."""
+    found: list[Launch] = []
+
+    def run(kernel, grid, arguments, **options):
+        found.append(Launch(kernel, grid, arguments, options | backend.COMPILED))
+
+    with (
+        mock.patch.object(backend, "_run", run),
+        mock.patch.object(backend, "_device", lambda *_: device),
+        mock.patch.object(backend, "rounds_to_tf32", lambda: tf32),
+    ):
+        yield found
+
+
+def launches(
+    device: Device,
+    T: int,
+    B: int,
+    H: int,
+    dtype: torch.dtype,
+    tf32: bool = False,
+    everything: bool = False,
+    nonlinearity: str = "tanh",
+    D: int = 1,
+    heads: int = 1,
+) -> list[Launch]:
+    """Those of forward and of backward; with everything: every option and the record."""
+
+    def meta(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    options = Options(nonlinearity, heads)
+    w_hh = meta(D, H, H // heads)
+    gamma = beta = lengths = reset = buffer = None
+    if everything:
+        options = options._replace(bptt_window=7, clip_state_grad=1.0)
+        gamma = beta = meta(D * H, dtype=torch.float32)
+        lengths, reset = meta(B, dtype=torch.int64), meta(T, B, dtype=torch.bool)
+        buffer = meta(D, T, 1, len(FIELDS), dtype=torch.float64)
+    h_0 = meta(D, B, H)
+    with recorded(device, tf32) as found:
+        given = (gamma, beta, h_0, lengths, reset, options)
+        y, h_n, ahat, rstd = backend.forward(meta(T, B, D * H), None, None, None, w_hh, *given)
+        saved = (y, None, None, w_hh, gamma, beta, ahat, rstd, h_0, lengths, reset)
+        backend.backward(y, h_n, *saved, buffer, True, True, options)
+    return found
+
+
+def source(launch: Launch) -> ASTSource:
+    """As Triton would specialize it: pointers at 16 bytes, integers and floats by type alone."""
+    signature, constants, attributes = {}, {}, {}
+    for i, name in enumerate(launch.kernel.arg_names):
+        value = launch.arguments[name]
+        if value is None or launch.kernel.params[i].is_constexpr:
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = TYPES[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            wide = isinstance(value, int) and value >= 1 << 31
+            signature[name] = "fp32" if isinstance(value, float) else "i64" if wide else "i32"
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def compile_for(launch: Launch, capability: int) -> tuple[Figures, str]:
+    """What the compiler makes of it, and its machine code."""
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source(launch), target=target, options=launch.options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, code = (_cuobjdump(file.name, flag) for flag in ("-res-usage", "-sass"))
+    registers, stack = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))
+    figures = Figures(
+        registers,
+        stack,
+        len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        compiled.metadata.shared,
+        len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA)", code)),
+        len(re.findall(r"\b(?:LDG|LDGSTS|UTMALDG)\b", code)),
+    )
+    return figures, code
+
+
+@functools.cache
+def _tool() -> str:
+    return str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
+
+
+def _cuobjdump(path: str, flag: str) -> str:
+    return subprocess.run([_tool(), flag, path], capture_output=True, text=True, check=True).stdout
+
+
+# Heads of every padded size that one program has, and of every tile; rows few and many.
+UNITS = {"half": (16, 32, 64, 128, 256, 384, 4096, 9000), "single": (16, 32, 64, 128, 384, 4096, 9000)}
+ROWS = (8, 2000)
+
+
+@functools.cache
+def variants(capability: int) -> dict[str, Launch]:
+    """Every kernel that a size or an option leads to on this device, by name."""
+    found: dict[str, Launch] = {}
+    hashes = set()
+    half, single = torch.float16, torch.float32
+    models = [(half, False, units, "tanh") for units in UNITS["half"]]
+    models += [(single, tf32, units, "tanh") for tf32 in (True, False) for units in UNITS["single"]]
+    models += [(torch.bfloat16, False, units, "tanh") for units in (256, 384)]
+    models += [(half, False, 128, f) for f in ("relu", "sigmoid")]
+    for (dtype, tf32, units, f), B, everything in itertools.product(models, ROWS, (False, True)):
+        for launch in launches(DEVICES[capability], 100, B, units, dtype, tf32, everything, f):
+            key = source(launch).hash()
+            if key in hashes:
+                continue
+            hashes.add(key)
+            a = launch.arguments
+            kind = str(dtype).removeprefix("torch.")
+            if dtype == torch.float32:
+                kind = "tf32" if tf32 else "tf32x3"
+            block = f"{a.get('BS', a.get('BR'))}x{a['BB']}"
+            what = "all options" if everything else "plain"
+            found[f"sm_{capability} {launch.name} {kind} {f} {units} units {block} {what}"] = launch
+    return found
