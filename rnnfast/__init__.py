@@ -1,5 +1,11 @@
 """Plain recurrent networks that are fast to train. See :class:`rnnfast.RNN`."""
 
+from pathlib import Path as _Path
+
+# A checkout has the Triton kernels beside the package; installed they are inside.
+if (_Path(__file__).parents[1] / "triton_kernels" / "plan.py").exists():
+    __path__.append(str(_Path(__file__).parents[1]))
+
 from . import functional
 from .backends import BackendError
 from .convert import replace, to_torch

@@ -32,6 +32,7 @@ PLAIN = {  # what extra_repr leaves out
 }
 NORMS = [None, "layer", "batch"]
 TRACKING = [False, True, "sample"]
+USUAL_BATCH = 64
 ROOM = 4096  # points of a direction, [T] or [T, B], that a new record has room for
 MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU", "sigmoid": "RNN_SIGMOID"}
 
@@ -68,7 +69,7 @@ class RNN(nn.RNNBase):
             backward (of the scaled loss, under a GradScaler). One that is inf or NaN stays.
         bptt_window: truncated BPTT: no gradient crosses between steps t - 1 and t for
             t = k, 2 k, ...
-        backend: "auto", "cpu", "torch" or "reference". A named one serves or raises;
+        backend: "auto", "cpu", "triton", "torch" or "reference". A named one serves or raises;
             :func:`rnnfast.explain` says what "auto" takes and why.
 
     Raises:
@@ -249,7 +250,7 @@ class RNN(nn.RNNBase):
         self._check(data, hx, batch_sizes)
         T, B = batch_sizes.numel(), int(batch_sizes[0])
         reset = check_reset(reset, (T, B), "[T, B]", data.device)
-        if self._backend(data, reset) == "torch":
+        if self._backend(data, reset, B) == "torch":
             hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
             hx = self._zeros(data, B) if hx is None else hx
             output, h_n = torch_native.packed_layers(
@@ -290,7 +291,10 @@ class RNN(nn.RNNBase):
                 f"{input.device} and parameter tensor at {weight.device}"
             )
 
-    def _problem(self, input: Tensor, reset: Tensor | None = None) -> Problem:
+    def _problem(
+        self, input: Tensor, reset: Tensor | None = None, rows: int | None = None
+    ) -> Problem:
+        """rows: the size of the batch, where input does not tell."""
         device = input.device.type
         dtype = precision.autocast_dtype(device) or input.dtype
         beyond = {
@@ -303,11 +307,17 @@ class RNN(nn.RNNBase):
             "track_gradient_flow": self.track_gradient_flow,
         }
         names = tuple(name for name, used in beyond.items() if used)
-        return Problem(device, dtype, self.nonlinearity, projected=False, beyond=names)
+        if rows is None:
+            rows = 1 if input.dim() == 2 else input.shape[0 if self.batch_first else 1]
+        if torch.compiler.is_compiling():  # a choice by it would make a graph for each
+            rows = USUAL_BATCH
+        groups = (2 if self.bidirectional else 1) * self.num_heads
+        size = self.hidden_size // self.num_heads, groups, rows, input.device.index
+        return Problem(device, dtype, self.nonlinearity, False, names, *size)
 
-    def _backend(self, input: Tensor, reset: Tensor | None) -> str:
+    def _backend(self, input: Tensor, reset: Tensor | None, rows: int | None = None) -> str:
         """The backend of this call; in a transform the eager formula, not torch's stack."""
-        chosen = select(self.backend, self._problem(input, reset))
+        chosen = select(self.backend, self._problem(input, reset, rows))
         return "reference" if chosen == "torch" and in_transform() else chosen
 
     def _layers(
@@ -320,7 +330,7 @@ class RNN(nn.RNNBase):
     ) -> tuple[Tensor, Tensor]:
         """u [T, B, I], or [B, T, I] with batch_first -> output so ordered, h_n [L * D, B, H];
         reset [T, B]."""
-        backend = self._backend(u, reset)
+        backend = self._backend(u, reset, u.shape[0 if batch_first else 1])
         if backend == "torch":
             x = u.transpose(0, 1) if batch_first else u
             hx = self._zeros(x, x.shape[1]) if hx is None else hx

@@ -46,14 +46,18 @@ def explain(rnn: RNN, input: Tensor | PackedSequence) -> str:
     if not isinstance(rnn, RNN):
         raise TypeError(f"rnn: given {type(rnn).__name__}, wanted rnnfast.RNN")
     x = input.data if isinstance(input, PackedSequence) else input
-    problem = rnn._problem(x)
+    rows = int(input.batch_sizes[0]) if isinstance(input, PackedSequence) else None
+    problem = rnn._problem(x, rows=rows)
     chosen = backends.select(rnn.backend, problem)
     asked = "auto" if rnn.backend == "auto" else "asked for by name"
     lines = [
         f"{chosen} ({asked}), for {problem.nonlinearity} in {problem.dtype} on {problem.device}"
     ]
-    for name, why in _refusals(problem):
+    if chosen == "triton":
+        lines.append(f"  {backends.triton.plan(problem)}")
+    for name in backends.BACKENDS:
         if name != chosen:
+            why = backends.passed_over(name, problem)
             lines.append(f"  not {name}: {why or f'{chosen} comes first'}")
     lines.append(
         "  second derivatives, forward mode and torch.func transforms: the eager formula, whatever "

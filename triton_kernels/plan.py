@@ -134,6 +134,8 @@ def _tiled(size: Size, device: Device) -> list[Plan] | None:
     for tile, rows, warps in TILES:
         while blocks(size.units, tile) > device.multiprocessors and tile < LARGEST_TILE:
             tile, warps = 2 * tile, 8
+            if tile > 64:
+                rows = TILES[0][1]  # more would not fit into the registers
         programs = blocks(size.units, tile)
         products = 128 // size.bytes
         if tile > 128 or (tile > 32 and size.precision == "tf32x3"):

@@ -25,9 +25,11 @@ class Problem(NamedTuple):
     nonlinearity: str
     projected: bool  # p is given: functional.rnn, not a module
     beyond: tuple[str, ...] = ()  # arguments in use that nn.RNN does not have
+    # What the launch of a kernel on a GPU depends on.
     units: int = 1  # of a head
     groups: int = 1  # directions times heads
     rows: int = 1  # of the batch
+    index: int | None = None  # of the device; None: the current one
 
 
 class BackendError(RuntimeError):
@@ -42,13 +44,22 @@ def select(name: str, problem: Problem) -> str:
         BackendError: the named one cannot serve; the message says why. There is no fallback.
     """
     if name == "auto":  # the last one serves everything
-        return next(n for n, backend in BACKENDS.items() if not backend.unavailable(problem))
+        return next(n for n in BACKENDS if not passed_over(n, problem))
     if name not in BACKENDS:
         raise ValueError(f"backend: given {name!r}, wanted one of {['auto', *BACKENDS]}")
     reason = BACKENDS[name].unavailable(problem)
     if reason:
         raise BackendError(f"backend {name!r} cannot serve: {reason}")
     return name
+
+
+def passed_over(name: str, problem: Problem) -> str:
+    """Why "auto" does not take this backend; "" where it would."""
+    why = BACKENDS[name].unavailable(problem)
+    if why or name != "triton" or torch_native.unavailable(problem):
+        return why
+    ours, theirs = triton.estimates(problem)
+    return "" if ours < theirs else f"{ours:.2f} us a step against torch's {theirs:.2f} (estimated)"
 
 
 def refusals(problem: Problem) -> dict[str, str]:

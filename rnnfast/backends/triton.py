@@ -20,53 +20,81 @@ from ..cells.rnn import SIGN_ALONE, Options, directions
 from ..layout import check, empty_results, empty_rows, with_dense_rows
 from ..precision import rounds_to_tf32
 from ..record import FIELDS
+from ..triton_kernels.plan import Device, Plan, Size, blocks, choose, power_of_two, torch_step
 
 if TYPE_CHECKING:
-    from ..triton_kernels.plan import Device, Plan
     from . import Problem
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (8, 0)  # compute capability
 OLDEST_TRITON = (3, 6)
+# On CPU tensors, slowly, one program after another: for tests.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 # No fewer registers than there are: the compiler would spill some for a second block that the
 # shared memory has no room for.
 COMPILED = {"enable_fp_fusion": True, "maxnreg": 255}
 
 
 def unavailable(problem: Problem) -> str:
-    interpreted = _interpreted()
-    if problem.device != "cuda" and not (interpreted and problem.device == "cpu"):
+    if problem.device != "cuda" and not (INTERPRETED and problem.device == "cpu"):
         return f"it computes on an NVIDIA GPU, and the tensors are on {problem.device}"
     if problem.dtype not in DTYPES:
         return f"it has no kernel for {problem.dtype}"
-    if interpreted and problem.dtype == torch.bfloat16:
+    if INTERPRETED and problem.dtype == torch.bfloat16:
         return "Triton's interpreter has no arithmetic in torch.bfloat16"
+    found = _planned(*_size(problem))
+    return found if isinstance(found, str) else ""
+
+
+def plan(problem: Problem) -> str:
+    """The launch plan of a problem that it serves, for reading."""
+    return str(_planned(*_size(problem)))
+
+
+def estimates(problem: Problem) -> tuple[float, float]:
+    """Microseconds of a time step of forward: ours, and of torch's kernels."""
+    return _estimated(*_size(problem))
+
+
+def _size(problem: Problem) -> tuple:
+    device = problem.device, problem.index, problem.dtype
+    return *device, problem.units, problem.groups, problem.rows, "norm" in problem.beyond
+
+
+# torch.compile is told the answers: it cannot look at a device.
+
+
+@torch.compiler.assume_constant_result
+def _planned(
+    kind: str,
+    index: int | None,
+    dtype: torch.dtype,
+    units: int,
+    groups: int,
+    rows: int,
+    norm: bool,
+) -> Plan | str:
+    """How it is launched, or why not at all."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install 'rnnfast[triton]')"
     found = importlib.metadata.version("triton")
     if tuple(map(int, found.split(".")[:2])) < OLDEST_TRITON:
         return f"it needs triton {'.'.join(map(str, OLDEST_TRITON))}, and {found} is installed"
-    device = _device(problem.device)
+    if kind == "cuda" and not torch.cuda.is_available():
+        return "there is no GPU that torch can use"
+    device = _device(kind, index)
     if device.capability < OLDEST:
         needed, have = (".".join(map(str, pair)) for pair in (OLDEST, device.capability))
         return f"it needs compute capability {needed}, and {device.name} has {have}"
-    plan = describe(problem)
-    return plan if isinstance(plan, str) else ""
+    return choose(Size(units, groups, rows, _precision(dtype), norm), device)
 
 
-def describe(problem: Problem) -> Plan | str:
-    """The launch plan of forward, or why there is none."""
-    from ..triton_kernels import plan
-
-    heads_and_directions = problem.groups
-    size = plan.Size(
-        problem.units,
-        heads_and_directions,
-        problem.rows,
-        _precision(problem.dtype),
-        "norm" in problem.beyond,
-    )
-    return plan.choose(size, _device(problem.device))
+@torch.compiler.assume_constant_result
+def _estimated(kind: str, index: int | None, dtype: torch.dtype, *size) -> tuple[float, float]:
+    planned = _planned(kind, index, dtype, *size)
+    units, groups, rows, norm = size
+    theirs = torch_step(Size(units, groups, rows, _precision(dtype), norm), _device(kind, index))
+    return planned.step, theirs
 
 
 def forward(
@@ -173,7 +201,6 @@ def backward(
 def _measure(
     record: Tensor, carry: Tensor, sequences: dict, constants: dict, options: Options, D: int
 ) -> None:
-    from ..triton_kernels.plan import blocks, power_of_two
     from ..triton_kernels.record import measure
 
     T, N, B = record.shape[1], record.shape[2], sequences["B"]
@@ -239,11 +266,9 @@ def _projected_back(
 
 
 def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Plan:
-    from ..triton_kernels import plan
-
     G = directions(w_hh) * options.heads
-    size = plan.Size(w_hh.shape[-1], G, x.shape[1], _precision(x.dtype), gamma is not None)
-    found = plan.choose(size, _device(x.device.type, x.device.index))
+    size = Size(w_hh.shape[-1], G, x.shape[1], _precision(x.dtype), gamma is not None)
+    found = choose(size, _device(x.device.type, x.device.index))
     if isinstance(found, str):
         raise RuntimeError(f"backend 'triton' cannot serve: {found}")
     return found
@@ -251,8 +276,6 @@ def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Pl
 
 def _launch(kernels, plan: Plan, arguments: dict, exchanged: int) -> None:
     """The kernel of the plan; exchanged: how many sums of its rows a program tells the others."""
-    from ..triton_kernels.plan import power_of_two
-
     arguments["BB"] = plan.block_rows
     if plan.kernel == "resident":
         grid = (plan.slices, arguments["G"])
@@ -290,14 +313,8 @@ def _precision(dtype: torch.dtype) -> str:
     return "tf32" if rounds_to_tf32() else "tf32x3"
 
 
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-
-
 @functools.cache
 def _device(kind: str, index: int | None = None) -> Device:
-    from ..triton_kernels.plan import Device
-
     if kind != "cuda":  # one program at a time
         return Device("Triton's interpreter", OLDEST, 1, 1 << 30)
     facts = torch.cuda.get_device_properties(index if index is not None else "cuda")

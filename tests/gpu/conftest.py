@@ -61,9 +61,28 @@ def _no_tf32():
         yield
 
 
+def serves(backend: str, dtype: torch.dtype) -> bool:
+    return not BACKENDS[backend].unavailable(PLAIN._replace(dtype=dtype))
+
+
+@pytest.fixture
+def exact(request: pytest.FixtureRequest) -> torch.dtype:
+    """The dtype whose rounding leaves least room for another computation."""
+    used = [n for n in ("backend", "own_backend") if n in request.fixturenames]
+    all_serve = all(serves(request.getfixturevalue(n), torch.float64) for n in used)
+    return torch.float64 if all_serve else torch.float32
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``@pytest.mark.gpu(n)``: what has a meaning with n GPUs alone."""
-    for item in items:
+    """``@pytest.mark.gpu(n)``: what has a meaning with n GPUs alone. No dtype that a backend has
+    not."""
+    for item in items.copy():
+        given = getattr(item, "callspec", None)
+        given = {} if given is None else given.params
+        backend = given.get("backend", given.get("own_backend"))
+        if backend and "dtype" in given and not serves(backend, given["dtype"]):
+            items.remove(item)
+            continue
         for mark in item.iter_markers("gpu"):
             (wanted,) = mark.args
             if torch.cuda.device_count() < wanted:

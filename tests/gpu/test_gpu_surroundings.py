@@ -184,9 +184,9 @@ def test_cpu_backend_refuses_a_gpu(device):
 # --------------------------------------------------------------------------------- the compiler
 
 
-def test_compiles_without_a_break(backend, device):
+def test_compiles_without_a_break(backend, exact, device):
     torch._dynamo.reset()
-    rnn, x = make(backend, device, dtype=torch.float64)
+    rnn, x = make(backend, device, dtype=exact)
     x = x[:3]
     compiled = torch.compile(
         rnn, fullgraph=True, backend="aot_eager" if device == "cpu" else "inductor"
