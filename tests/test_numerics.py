@@ -330,7 +330,14 @@ def test_a_large_mean_costs_layer_norm_no_more_than_the_rounding_of_a(own_backen
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
     ("T", "B", "H", "D"),
-    [(40, 7, 33, 2), (40, 1, 100, 1), (20, 64, 64, 1), (9, 1, 200, 1), (9, 3, 217, 2)],
+    [
+        (40, 7, 33, 2),
+        (40, 1, 100, 1),
+        (20, 64, 64, 1),
+        (9, 1, 200, 1),
+        (9, 3, 217, 2),
+        (70, 31, 20, 2),  # two sums of points
+    ],
 )
 @pytest.mark.parametrize(
     "options",
@@ -341,7 +348,7 @@ def test_two_runs_give_the_same_bits_at_any_number_of_threads(threads, dtype, T,
     case = make_case(T, B, H, D, dtype, lengths=True, **options)
     names = RESULTS + (NORM_RESULTS if "norm" in options else [])
     first = None
-    for n in (1, 2, 3):
+    for n in (1, 2, 3, 4):
         threads(n)
         found, again = run(case), run(case)
         for name in names:

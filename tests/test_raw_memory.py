@@ -202,7 +202,7 @@ def test_the_thread_pool_is_that_of_torch_wherever_it_is_installed(monkeypatch):
     assert opened == [home + "/lib/libgomp.so.1"]
 
 
-@pytest.mark.parametrize("size", [(40, 12, 64), (300, 1, 40), (9, 2, 180)])
+@pytest.mark.parametrize("size", [(40, 12, 64), (300, 1, 40), (9, 2, 180), (90, 50, 24)])
 def test_dx_in_the_memory_of_dp_is_the_same_at_any_number_of_threads(size):
     """I = H: backward computes both in one place."""
     T, B, H = size
@@ -211,7 +211,7 @@ def test_dx_in_the_memory_of_dp_is_the_same_at_any_number_of_threads(size):
     lengths = torch.randint(0, T + 1, (B,))
     before, results = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 4):
             torch.set_num_threads(threads)
             y, h_n = rnn(start, lengths=lengths)
             loss = y.square().sum() + h_n.sum()

@@ -201,13 +201,23 @@ struct ForwardTask : Task<Cell, S> {
                                       epilogue);
     if constexpr (kNorm) {
       this->crew.wait();  // preact is whole
-      for (int64_t row = 0; row < this->slice.count; ++row) {
-        if (!active(row)) {
-          if (this->crew.index == 0) rstd(t, row) = 0;
-          continue;
+      // The moments of a few rows, then what follows from them: one row alone would wait for its
+      // sums, the division and the root.
+      constexpr int64_t kFew = 8;
+      Moments<A> moments[kFew];
+      for (int64_t first = 0, end; first < this->slice.count; first = end) {
+        end = this->slice.count - first < kFew ? this->slice.count : first + kFew;
+        for (int64_t row = first; row < end; ++row) {
+          const bool counts = active(row);
+          if (counts)
+            moments[row - first] = Moments<A>::of(at.preact.at(row, 0), at.size, problem->norm_eps);
+          if (this->crew.index == 0) rstd(t, row) = counts ? moments[row - first].rstd : 0;
         }
-        normalize(at, t, row);
-        forget(row, this->tiling.first_unit, this->tiling.first_unit + this->tiling.units.total);
+        for (int64_t row = first; row < end; ++row) {
+          if (!active(row)) continue;
+          normalize(at, row, moments[row - first]);
+          forget(row, this->tiling.first_unit, this->tiling.first_unit + this->tiling.units.total);
+        }
       }
     }
   }
@@ -217,10 +227,8 @@ struct ForwardTask : Task<Cell, S> {
   }
 
   // Each member of the crew takes the moments of the whole row, and then its own units.
-  RNNFAST_INLINE void normalize(const Step& at, int64_t t, int64_t row) const {
+  RNNFAST_INLINE void normalize(const Step& at, int64_t row, const Moments<A>& moments) const {
     const A* const a = at.preact.at(row, 0);
-    const auto moments = Moments<A>::of(a, at.size, problem->norm_eps);
-    if (this->crew.index == 0) rstd(t, row) = moments.rstd;
     const A* const gamma = static_cast<const A*>(problem->gamma) + this->parameter(0);
     const A* const beta = problem->beta != nullptr
                               ? static_cast<const A*>(problem->beta) + this->parameter(0)

@@ -166,6 +166,7 @@ void forward(const ForwardProblem& problem) {
   run.place(memory);
   const int64_t width = shape.directions * shape.heads * shape.size;
   expect_to_fill(problem.y.data, bytes_of<S>(shape, width));
+  expect_to_fill(problem.ahat.data, bytes_of<S>(shape, width));
   run_team(
       plan.threads,
       [](void* context, const Member& member) {

@@ -43,7 +43,7 @@ struct PointGradients {
   int64_t elements() const {
     if (!wanted()) return 0;
     const Areas all = areas();
-    return all.end;
+    return (threads > 1 ? streams() : 1) * all.crew_end + streams() * all.stream_end;
   }
   void place(const Scratch& memory) { base = reinterpret_cast<A*>(memory.data()); }
 
@@ -59,13 +59,36 @@ struct PointGradients {
 
   // Every member of the team calls it.
   void run(const Member& member) const {
-    Chunk chunk = {*this, areas(), member};
+    const int crews = this->crews(member.count);
+    const int each = member.count / crews;
+    const int crew = member.index / each;
+    const Areas all = areas();
+    Barrier* const barriers = crews > 1 ? member.barriers + 1 + crew : member.barriers;
+    Chunk chunk = {*this,
+                   all,
+                   member,
+                   {member.index % each, each, barriers},
+                   crews,
+                   crew,
+                   base + crew * all.crew_end,
+                   base + crews * all.crew_end};
     chunk.run();
   }
 
  private:
   // Sums are kept in the arithmetic type and rounded once.
   static constexpr bool kNarrow = sizeof(S) != sizeof(A);
+
+  // Where there are many points, the second half of the chunks has sums of its own: two crews of
+  // threads take a half each, and need not wait for one another. How many sums there are does not
+  // depend on the number of threads, so neither do the bits of their total. Two of the largest
+  // would not fit the second-level cache.
+  int streams() const {
+    constexpr int64_t kMost = 1 << 17;
+    const bool many = problem.shape.steps * problem.shape.batch >= 8 * kChunk;
+    return many && width() * (size() + problem.input_size) <= kMost ? 2 : 1;
+  }
+  int crews(int count) const { return count % 2 == 0 ? streams() : 1; }
 
   int64_t size() const { return problem.shape.size; }
   int64_t groups() const { return problem.shape.directions * problem.shape.heads; }
@@ -83,32 +106,41 @@ struct PointGradients {
     return {width(), ceil_div(problem.input_size, L), 1, false, usual_sums<A>(width())};
   }
 
-  // Where everything lies in scratch.
+  // Where everything lies in scratch: in that of a crew, and in that of a stream.
   struct Areas {
-    int64_t state_panels, input_panels, strips, w_ih, dp_rows, sum_hh, sum_ih, sum_b, end;
+    int64_t state_panels, input_panels, strips, w_ih, dp_rows, crew_end;
+    int64_t sum_hh, sum_ih, sum_b, stream_end;
   };
   Areas areas() const {
     const bool inputs = problem.dw_ih != nullptr;
+    const bool state = problem.dw_hh != nullptr;
     const bool dx = problem.dx.data != nullptr;
     Areas at = {};
-    at.input_panels = at.state_panels + (problem.dw_hh != nullptr ? panels_of(size()) : 0);
+    at.input_panels = at.state_panels + (state ? panels_of(size()) : 0);
     at.strips = at.input_panels + (inputs ? panels_of(problem.input_size) : 0);
     at.w_ih = at.strips + most_tiles() * strip();
     at.dp_rows = at.w_ih + (dx ? input_layout().group_stride() : 0);
     const int64_t dp_rows = (kChunk + threads) * row_stride<A>(width());
-    at.sum_hh = at.dp_rows + (dx ? whole_blocks<A>(dp_rows) : 0);
-    at.sum_ih = at.sum_hh + (kNarrow ? whole_blocks<A>(width() * size()) : 0);
-    at.sum_b = at.sum_ih + (kNarrow ? whole_blocks<A>(width() * problem.input_size) : 0);
-    at.end = at.sum_b + (problem.db_ih != nullptr ? kBiases * groups() * sums_of_group() : 0);
+    at.crew_end = at.dp_rows + (dx ? whole_blocks<A>(dp_rows) : 0);
+    const bool sums = kNarrow || streams() > 1;
+    at.sum_ih = at.sum_hh + (sums && state ? whole_blocks<A>(width() * size()) : 0);
+    at.sum_b = at.sum_ih + (sums && inputs ? whole_blocks<A>(width() * problem.input_size) : 0);
+    at.stream_end =
+        at.sum_b + (problem.db_ih != nullptr ? kBiases * groups() * sums_of_group() : 0);
     return at;
   }
 
-  // The points in hand, seen from one thread. Of the dW it computes some of the rows, of dx some
-  // of the points.
+  // The points in hand, seen from one thread. Of its crew's part of the dW it computes some of the
+  // rows, of dx some of the points.
   struct Chunk {
     const PointGradients& shared;
     const Areas areas;
-    const Member& member;
+    const Member& team;
+    const Member member;  // of the crew
+    const int crews;
+    const int crew;
+    A* const crew_base;    // in scratch
+    A* const stream_base;  // of the first one
     const BackwardProblem& problem = shared.problem;
     const Shape& shape = problem.shape;
     int64_t first_row = part_begin(shared.rows(), member.count, member.index);
@@ -117,13 +149,19 @@ struct PointGradients {
         make_tiling<Left::kStrips>(end_row - first_row, 0, 0, 1);  // units as each product has them
     int64_t next_t = 0, next_b = 0;
     int64_t points = 0;
+    int stream = 0;
     int64_t t[kChunk] = {}, b[kChunk] = {};
     const S* du[kChunk] = {};
     const S* right[kChunk] = {};  // h_before, then x; null for a state of zeros
 
     void run() {
-      begin();
-      while (gather()) {
+      const int streams = shared.streams();
+      for (stream = crew; stream < streams; stream += crews) begin();
+      pack_weights();
+      const int64_t half = ceil_div(ceil_div(all_points(), kChunk), streams);
+      for (int64_t index = 0; gather(); ++index) {
+        stream = index < half ? 0 : 1;
+        if (crews > 1 && stream != crew) continue;
         if (problem.dw_ih != nullptr) {
           for (int64_t k = 0; k < points; ++k)
             right[k] = static_cast<const S*>(problem.x.data) + t[k] * problem.x.stride_t +
@@ -137,12 +175,14 @@ struct PointGradients {
     }
 
    private:
-    A* at(int64_t area) const { return shared.base + area; }
+    A* at(int64_t area) const { return crew_base + area; }
     void meet() const {
-      if (member.count > 1) member.barriers[0].wait(member.count);
+      if (member.count > 1) member.barriers->wait(member.count);
     }
+    A* of_stream(int64_t area) const { return stream_base + stream * areas.stream_end + area; }
+    // The first sums are the result, where that is as wide.
     A* sums(int64_t area, void* result) const {
-      return kNarrow ? at(area) : static_cast<A*>(result);
+      return kNarrow || stream > 0 ? of_stream(area) : static_cast<A*>(result);
     }
     // Calls body(row of width()) for the rows of all groups that this thread computes.
     template <class Body>
@@ -162,6 +202,9 @@ struct PointGradients {
       if (problem.db_ih != nullptr)
         for (int64_t i = 0; i < kBiases * shared.groups(); ++i)
           fill_zero<A>(own_sums(i), tiling.rows.runs * 2 * kStrip<A>);
+    }
+
+    void pack_weights() const {
       if (problem.dx.data == nullptr) return;
       const PackedLayout<A> layout = shared.input_layout();
       const int64_t end = part_begin(layout.units, member.count, member.index + 1);
@@ -170,14 +213,13 @@ struct PointGradients {
                      at(areas.w_ih) + unit * layout.panel_stride());
     }  // the others read it after a chunk's first meeting
 
-    void end() const {
+    void end() {
+      if (crews > 1) team.barriers[0].wait(team.count);
+      if (crew > 0) return;
+      stream = 0;
       for_each_row([&](int64_t row) {
-        if constexpr (kNarrow) {
-          if (problem.dw_hh != nullptr)
-            write(problem.dw_hh, at(areas.sum_hh), row * shape.size, shape.size);
-          if (problem.dw_ih != nullptr)
-            write(problem.dw_ih, at(areas.sum_ih), row * problem.input_size, problem.input_size);
-        }
+        if (problem.dw_hh != nullptr) total(areas.sum_hh, problem.dw_hh, row, shape.size);
+        if (problem.dw_ih != nullptr) total(areas.sum_ih, problem.dw_ih, row, problem.input_size);
       });
       for (int64_t group = 0; problem.db_ih != nullptr && group < shared.groups(); ++group) {
         write_sums(problem.db_ih, kBiases * group, group);
@@ -185,10 +227,28 @@ struct PointGradients {
       }
     }
 
+    // A row of a dW.
+    void total(int64_t area, void* result, int64_t row, int64_t columns) {
+      const int64_t first = row * columns;
+      A* const sum = sums(area, result) + first;
+      if (shared.streams() > 1) {
+        const A* const other = of_stream(area) + areas.stream_end + first;
+        for (int64_t i = 0; i < columns; ++i) sum[i] += other[i];
+      }
+      if constexpr (kNarrow) write(result, sum - first, first, columns);
+    }
+
     static void write(void* result, const A* sums, int64_t first, int64_t count) {
       for (int64_t i = 0; i < count; i += L)
         store(static_cast<S*>(result) + first + i, narrow<S>(load(sums + first + i, count - i)),
               count - i);
+    }
+
+    int64_t all_points() const {
+      if (problem.lengths == nullptr) return shape.steps * shape.batch;
+      int64_t sum = 0;
+      for (int64_t row = 0; row < shape.batch; ++row) sum += problem.lengths[row];
+      return sum;
     }
 
     // The next points within their row's length; false when there are none left.
@@ -200,7 +260,7 @@ struct PointGradients {
           if (problem.lengths == nullptr || next_t < problem.lengths[next_b]) {
             t[points] = next_t;
             b[points++] = next_b;
-          } else if (problem.dx.data != nullptr && next_b % member.count == member.index) {
+          } else if (problem.dx.data != nullptr && next_b % team.count == team.index) {
             fill_zero<S>(static_cast<S*>(problem.dx.data) + next_t * problem.dx.stride_t +
                              next_b * problem.dx.stride_b,
                          problem.input_size);
@@ -324,7 +384,7 @@ struct PointGradients {
     // db of this thread's rows, as the strips lie: for each tile the sums, then what they have
     // lost.
     A* own_sums(int64_t index) const {
-      return at(areas.sum_b) + index * shared.sums_of_group() + first_tile() * 2 * kStrip<A>;
+      return of_stream(areas.sum_b) + index * shared.sums_of_group() + first_tile() * 2 * kStrip<A>;
     }
 
     void sum_strips(A* sums) const {
@@ -348,10 +408,17 @@ struct PointGradients {
 
     void write_sums(void* db, int64_t index, int64_t group) const {
       const A* sums = own_sums(index);
+      const A* const other = sums + areas.stream_end;
       S* const to = static_cast<S*>(db) + group * shared.rows() + first_row;
       for (int64_t i = 0, row = 0; i < tiling.rows.runs; ++i, sums += 2 * kStrip<A>) {
         for (int r = 0; r < tiling.rows.length(i); ++r, ++row) {
-          store(to + row, narrow<S>(splat(with_lost(sums[r], sums[kStrip<A> + r]))), 1);
+          A sum = sums[r], lost = sums[kStrip<A> + r];
+          if (shared.streams() > 1) {
+            const int64_t place = sums - own_sums(index) + r;
+            add_exactly(other[place], sum, lost);
+            lost += other[place + kStrip<A>];
+          }
+          store(to + row, narrow<S>(splat(with_lost(sum, lost))), 1);
         }
       }
     }

@@ -264,6 +264,10 @@ void check_type() {
         }
   Layer<Tanh, S>{{70, 9, 13, 5, 2, true, true, false, 7}}.check(true);
   Layer<Tanh, S>{{3, 300, 5, 3, 1, true, true, true, 7}}.check(true);
+  // Points enough for two sums of them.
+  Layer<Tanh, S>{{23, 91, 13, 5, 2, true, true, false, 7}}.check(true);
+  if constexpr (sizeof(S) > 2)
+    Layer<cells::Gru<Math>, S>{{30, 70, 5, 5, 1, true, true, true, 7}}.check(false);
 }
 
 }  // namespace
