@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 
-from rnnfast.backends import BACKENDS, cpu
+from rnnfast import precision
+from rnnfast.backends import BACKENDS, Problem, cpu, triton
 
 # Without a compiler the package works, and its tests say what they left out. Where the extension
 # is required, as in CI, its absence fails.
@@ -16,11 +17,10 @@ _cpu_missing = pytest.mark.skipif(
     cpu._C is None and not _required, reason="the extension rnnfast._C is not built"
 )
 # Triton's kernels run on a CPU in its interpreter alone, which `make test` starts apart.
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 MODULE_BACKENDS = [
     pytest.param(name, marks=[_cpu_missing] if name == "cpu" else [])
     for name in BACKENDS
-    if name != "triton" or INTERPRETED
+    if name != "triton" or triton.INTERPRETED
 ]
 
 
@@ -36,9 +36,28 @@ def own_backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No dtype that a backend has not."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for item in items.copy():
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        backend, dtype = given.get("backend", given.get("own_backend")), given.get("dtype")
+        if backend in BACKENDS and isinstance(dtype, torch.dtype):
+            problem = Problem(device, dtype, "tanh", projected=False)
+            if BACKENDS[backend].unavailable(problem).endswith(str(dtype)):
+                items.remove(item)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32():
+    """Where a backend follows torch's switch, as Triton's does on a CPU, too."""
+    with precision.tf32(False):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor
+from twins import EXACT
 
 import rnnfast
 from rnnfast.gradient_flow import GradientFlow
@@ -19,11 +20,11 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 def make(backend: str, *sizes: int, **options) -> rnnfast.RNN:
     torch.manual_seed(0)
-    options = {"track_gradient_flow": True, "dtype": torch.float64} | options
+    options = {"track_gradient_flow": True, "dtype": EXACT} | options
     return rnnfast.RNN(*(sizes or (IN, H)), backend=backend, **options)
 
 
-def inputs(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
+def inputs(*shape: int, dtype: torch.dtype = EXACT, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*(shape or (T, B, IN)), generator=generator, dtype=torch.float64).to(dtype)
 

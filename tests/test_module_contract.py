@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from twins import assert_same, assert_same_results, results, twins
+from twins import EXACT, assert_same, assert_same_results, results, twins
 
 import rnnfast
 
@@ -190,9 +190,9 @@ def test_residual_warns_where_nothing_is_added(bidirectional):
 @pytest.mark.parametrize("case", OPTIONS)
 @pytest.mark.parametrize("assign", [False, True])
 def test_state_dict_loads_both_ways(case, assign, backend):
-    x = torch.randn(6, 2, 3, dtype=torch.float64)
-    old = nn.RNN(3, 5, dtype=torch.float64, **OPTIONS[case])
-    new = rnnfast.RNN(3, 5, dtype=torch.float64, backend=backend, **OPTIONS[case])
+    x = torch.randn(6, 2, 3, dtype=EXACT)
+    old = nn.RNN(3, 5, dtype=EXACT, **OPTIONS[case])
+    new = rnnfast.RNN(3, 5, dtype=EXACT, backend=backend, **OPTIONS[case])
     assert not torch.equal(new(x)[0], old(x)[0])
     assert (
         str(new.load_state_dict(old.state_dict(), assign=assign))
@@ -202,7 +202,7 @@ def test_state_dict_loads_both_ways(case, assign, backend):
     assert_same_results(results(new, x), wanted)
     if assign:
         assert all(p.data_ptr() == q.data_ptr() for p, q in zip(old.parameters(), new.parameters()))
-    back = nn.RNN(3, 5, dtype=torch.float64, **OPTIONS[case])
+    back = nn.RNN(3, 5, dtype=EXACT, **OPTIONS[case])
     back.load_state_dict(new.state_dict(), assign=assign)
     assert_same_results(results(back, x), wanted)
 
@@ -363,22 +363,22 @@ VARIANTS = {
 def test_values_and_gradients_are_torchs(case, with_hx, unbatched, H, backend):
     old, new = twins(backend, 3, H, **VARIANTS[case])
     layers = VARIANTS[case].get("num_layers", 1) * (1 + VARIANTS[case].get("bidirectional", False))
-    x = torch.randn(*((7, 3) if unbatched else (7, 2, 3)), dtype=torch.float64)
+    x = torch.randn(*((7, 3) if unbatched else (7, 2, 3)), dtype=EXACT)
     batch = () if unbatched else (x.shape[0 if VARIANTS[case].get("batch_first") else 1],)
-    hx = torch.randn(layers, *batch, H, dtype=torch.float64) if with_hx else None
+    hx = torch.randn(layers, *batch, H, dtype=EXACT) if with_hx else None
     assert_same_results(results(new, x, hx), results(old, x, hx))
 
 
 def test_one_step(backend):
     old, new = twins(backend, 3, 5, 2, bidirectional=True)
-    x, hx = torch.randn(1, 2, 3).double(), torch.randn(4, 2, 5).double()
+    x, hx = torch.randn(1, 2, 3).to(EXACT), torch.randn(4, 2, 5).to(EXACT)
     assert_same_results(results(new, x, hx), results(old, x, hx))
 
 
 def test_no_hx_is_a_zero_hx(backend):
     _, new = twins(backend, 3, 5, 2, bidirectional=True)
-    x = torch.randn(6, 2, 3).double()
-    wanted = results(new, x, torch.zeros(4, 2, 5).double())
+    x = torch.randn(6, 2, 3).to(EXACT)
+    wanted = results(new, x, torch.zeros(4, 2, 5).to(EXACT))
     del wanted["d hx"]
     assert_same_results(results(new, x), wanted)
 
@@ -387,8 +387,8 @@ def test_no_hx_is_a_zero_hx(backend):
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_empty_batch_runs_forward_and_backward(batch_first, with_hx, backend):
     old, new = twins(backend, 3, 5, 2, bidirectional=True, batch_first=batch_first)
-    x = torch.randn(*((0, 6) if batch_first else (6, 0)), 3).double()
-    hx = torch.randn(4, 0, 5).double() if with_hx else None
+    x = torch.randn(*((0, 6) if batch_first else (6, 0)), 3).to(EXACT)
+    hx = torch.randn(4, 0, 5).to(EXACT) if with_hx else None
     found = results(new, x, hx)
     assert_same_results(found, results(old, x, hx))
     assert (found["d weight_hh_l0"] == 0).all()
@@ -408,11 +408,11 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_strides_of_input_and_hx(layout, backend):
     old, new = twins(backend, 3, 5, 2)
-    x, hx = torch.randn(6, 4, 3).double(), torch.randn(2, 4, 5).double()
+    x, hx = torch.randn(6, 4, 3).to(EXACT), torch.randn(2, 4, 5).to(EXACT)
     x, hx = LAYOUTS[layout](x), LAYOUTS[layout](hx)
     for got, wanted in zip(new(x, hx), old(x, hx)):
         assert_same(got, wanted)
-    upstream = torch.randn(6, 4, 5).double()
+    upstream = torch.randn(6, 4, 5).to(EXACT)
     for make in LAYOUTS.values():  # gradients come in any layout, too
         (new_grad,) = torch.autograd.grad(new(x, hx)[0], new.weight_hh_l0, make(upstream))
         (old_grad,) = torch.autograd.grad(old(x, hx)[0], old.weight_hh_l0, make(upstream))
@@ -421,7 +421,7 @@ def test_any_strides_of_input_and_hx(layout, backend):
 
 def test_outputs_share_no_memory(backend):
     _, new = twins(backend, 3, 5)
-    x, hx = torch.randn(1, 2, 3).double(), torch.randn(1, 2, 5).double()
+    x, hx = torch.randn(1, 2, 3).to(EXACT), torch.randn(1, 2, 5).to(EXACT)
     with torch.no_grad():
         for lengths in (None, [0, 1], [0, 0]):
             kept = x.clone(), hx.clone()
@@ -442,7 +442,7 @@ def test_dropout_acts_between_layers_alone(backend):
     """At p = 1 the second layer sees zeros; the first one's h_n and the last output are whole."""
     options = {"num_layers": 2, "bidirectional": True, "dropout": 1.0}
     old, new = twins(backend, 3, 5, **options)
-    x = torch.randn(6, 2, 3).double()
+    x = torch.randn(6, 2, 3).to(EXACT)
     output, h_n = new(x)
     wanted, wanted_h_n = old(x)
     assert_same(output, wanted)
@@ -457,7 +457,7 @@ def test_dropout_is_inverted_with_its_probability(backend):
     with torch.no_grad():
         new.weight_ih_l1.copy_(torch.eye(50))
         new.weight_hh_l1.zero_()
-        x = torch.randn(40, 20, 3).double()
+        x = torch.randn(40, 20, 3).to(EXACT)
         through = new(x)[0]
         whole = new.eval()(x)[0]
     kept = through != 0
@@ -469,7 +469,7 @@ def test_dropout_is_inverted_with_its_probability(backend):
 
 def test_dropout_is_reproducible_and_draws_nothing_in_eval(backend):
     _, new = twins(backend, 3, 5, 2, dropout=0.5)
-    x = torch.randn(6, 2, 3).double()
+    x = torch.randn(6, 2, 3).to(EXACT)
     torch.manual_seed(5)
     first, second = new(x)[0], new(x)[0]
     assert not torch.equal(first, second)
@@ -486,7 +486,7 @@ def test_dropout_is_reproducible_and_draws_nothing_in_eval(backend):
 def test_dropout_can_be_changed_at_run_time(backend):
     """PyTorch's test_RNN_change_dropout."""
     _, new = twins(backend, 3, 50, 2)
-    x = torch.randn(6, 2, 3).double()
+    x = torch.randn(6, 2, 3).to(EXACT)
     plain = new(x)[0]
     new.dropout = 0.5
     assert not torch.equal(new(x)[0], plain)
@@ -545,11 +545,11 @@ def test_sigmoid_and_residual_against_a_loop(
         nonlinearity,
         bidirectional=bidirectional,
         residual=residual,
-        dtype=torch.float64,
+        dtype=EXACT,
         backend=own_backend,
     )
-    x = torch.randn(5, 2, input_size).double()
-    hx = torch.randn(3 * (1 + bidirectional), 2, H).double()
+    x = torch.randn(5, 2, input_size).to(EXACT)
+    hx = torch.randn(3 * (1 + bidirectional), 2, H).to(EXACT)
 
     class Loop(nn.Module):
         def __init__(self):
@@ -563,9 +563,9 @@ def test_sigmoid_and_residual_against_a_loop(
 
 
 def test_sigmoid_on_auto_needs_no_choice():
-    rnn = rnnfast.RNN(3, 4, 3, nonlinearity="sigmoid", residual=True, dtype=torch.float64)
+    rnn = rnnfast.RNN(3, 4, 3, nonlinearity="sigmoid", residual=True, dtype=EXACT)
     assert rnn.mode == "RNN_SIGMOID"
-    x, hx = torch.randn(5, 2, 3).double(), torch.zeros(3, 2, 4).double()
+    x, hx = torch.randn(5, 2, 3).to(EXACT), torch.zeros(3, 2, 4).to(EXACT)
     assert_same(rnn(x)[0], loop(rnn, x, hx)[0])
 
 

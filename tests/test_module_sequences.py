@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import (
     pack_sequence,
     pad_packed_sequence,
 )
-from twins import assert_same, assert_same_results, results, twins
+from twins import EXACT, assert_same, assert_same_results, results, twins
 
 import rnnfast
 
@@ -35,7 +35,7 @@ def directions(options):
 
 def states(options, batch=B):
     rows = options.get("num_layers", 1) * directions(options)
-    return torch.randn(rows, batch, H, dtype=torch.float64)
+    return torch.randn(rows, batch, H, dtype=EXACT)
 
 
 # PackedSequence
@@ -46,7 +46,7 @@ def states(options, batch=B):
 @pytest.mark.parametrize("with_hx", [False, True])
 def test_packed_values_and_gradients_are_torchs(case, lengths, with_hx, backend):
     old, new = twins(backend, I, H, **VARIANTS[case])
-    x = torch.randn(T, B, I, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=EXACT)
     packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=lengths is SORTED)
     hx = states(VARIANTS[case]) if with_hx else None
     assert_same_results(results(new, packed, hx), results(old, packed, hx))
@@ -55,7 +55,7 @@ def test_packed_values_and_gradients_are_torchs(case, lengths, with_hx, backend)
 @pytest.mark.parametrize("lengths", [SORTED, UNSORTED])
 def test_packed_output_has_the_same_order_objects(lengths, backend):
     _, new = twins(backend, I, H)
-    x = torch.randn(T, B, I, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=EXACT)
     packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=lengths is SORTED)
     output, _ = new(packed)
     assert type(output) is PackedSequence
@@ -68,7 +68,7 @@ def test_packed_states_are_in_the_users_order(backend):
     """Each sequence alone, from its own row of hx, ends in its own row of h_n."""
     options = {"num_layers": 2, "bidirectional": True}
     _, new = twins(backend, I, H, **options)
-    sequences = [torch.randn(n, I, dtype=torch.float64) for n in UNSORTED]
+    sequences = [torch.randn(n, I, dtype=EXACT) for n in UNSORTED]
     hx = states(options)
     output, h_n = new(pack_sequence(sequences, enforce_sorted=False), hx)
     padded, _ = pad_packed_sequence(output)
@@ -81,14 +81,14 @@ def test_packed_states_are_in_the_users_order(backend):
 @pytest.mark.parametrize("lengths", [[3], [1, 1], [7] * 5])
 def test_packed_edge_cases(lengths, backend):
     old, new = twins(backend, I, H, bidirectional=True)
-    x = torch.randn(max(lengths), len(lengths), I, dtype=torch.float64)
+    x = torch.randn(max(lengths), len(lengths), I, dtype=EXACT)
     packed = pack_padded_sequence(x, torch.tensor(lengths))
     assert_same_results(results(new, packed), results(old, packed))
 
 
 def test_dropout_acts_on_packed_data(backend):
     _, new = twins(backend, I, H, num_layers=2, dropout=0.5)
-    packed = pack_padded_sequence(torch.randn(T, B, I).double(), torch.tensor(SORTED))
+    packed = pack_padded_sequence(torch.randn(T, B, I).to(EXACT), torch.tensor(SORTED))
     torch.manual_seed(1)
     first, second = new(packed)[0].data, new(packed)[0].data
     assert not torch.equal(first, second)
@@ -99,13 +99,13 @@ def test_dropout_acts_on_packed_data(backend):
 
 
 BAD_PACKED = {
-    "dtype": (torch.float32, I, None),
-    "dtype before features": (torch.float32, I + 1, None),
-    "features": (torch.float64, I + 1, None),
-    "hx layers": (torch.float64, I, (2, B, H)),
-    "hx batch too small": (torch.float64, I, (1, B - 1, H)),
-    "hx batch too large": (torch.float64, I, (1, B + 1, H)),
-    "hx width": (torch.float64, I, (1, B, H + 1)),
+    "dtype": (torch.float16, I, None),
+    "dtype before features": (torch.float16, I + 1, None),
+    "features": (EXACT, I + 1, None),
+    "hx layers": (EXACT, I, (2, B, H)),
+    "hx batch too small": (EXACT, I, (1, B - 1, H)),
+    "hx batch too large": (EXACT, I, (1, B + 1, H)),
+    "hx width": (EXACT, I, (1, B, H + 1)),
 }
 
 
@@ -114,7 +114,7 @@ def test_packed_input_is_refused_as_torch_does(case, backend):
     dtype, features, hx_shape = BAD_PACKED[case]
     old, new = twins(backend, I, H)
     packed = pack_padded_sequence(torch.zeros(T, B, features, dtype=dtype), torch.tensor(SORTED))
-    hx = None if hx_shape is None else torch.zeros(hx_shape, dtype=torch.float64)
+    hx = None if hx_shape is None else torch.zeros(hx_shape, dtype=EXACT)
     with pytest.raises((RuntimeError, ValueError)) as wanted:
         old(packed, hx)
     with pytest.raises(wanted.type) as got:
@@ -126,11 +126,11 @@ def test_packed_input_is_refused_as_torch_does(case, backend):
 def test_unsorted_packing_refuses_an_hx_of_another_batch(backend):
     """nn.RNN takes one that is too large, and silently leaves rows out."""
     _, new = twins(backend, I, H)
-    x = torch.zeros(T, B, I, dtype=torch.float64)
+    x = torch.zeros(T, B, I, dtype=EXACT)
     packed = pack_padded_sequence(x, torch.tensor(UNSORTED), enforce_sorted=False)
     for batch in (B - 1, B + 1):
         with pytest.raises(RuntimeError, match="Expected hidden size"):
-            new(packed, torch.zeros(1, batch, H, dtype=torch.float64))
+            new(packed, torch.zeros(1, batch, H, dtype=EXACT))
 
 
 # lengths=
@@ -146,7 +146,7 @@ def test_lengths_are_what_packing_is(case, lengths, backend):
     options = VARIANTS[case]
     first = options.get("batch_first", False)
     old, new = twins(backend, I, H, **options)
-    x, hx = torch.randn(T, B, I, dtype=torch.float64), states(options)
+    x, hx = torch.randn(T, B, I, dtype=EXACT), states(options)
 
     class Packing(nn.Module):
         """nn.RNN on packed data, from padded input to output padded to all T steps."""
@@ -170,7 +170,7 @@ def test_lengths_are_what_each_sample_alone_gives(case, lengths, backend):
     options = VARIANTS[case]
     first = options.get("batch_first", False)
     _, new = twins(backend, I, H, **options)
-    x, hx = torch.randn(T, B, I, dtype=torch.float64), states(options)
+    x, hx = torch.randn(T, B, I, dtype=EXACT), states(options)
 
     class Alone(nn.Module):
         named_parameters = new.named_parameters
@@ -197,7 +197,7 @@ def test_padding_is_never_looked_at(backend):
     """Not even a NaN in it reaches an output, a state or a gradient."""
     _, new = twins(backend, I, H, num_layers=2, bidirectional=True)
     lengths = [0, 7, 3, 1, 6]
-    x = torch.randn(T, B, I, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=EXACT)
     wanted = results(new, x, lengths=lengths)
     spoiled = x.clone()
     for b, n in enumerate(lengths):
@@ -216,14 +216,14 @@ def test_lengths_of_zero_give_hx_back(backend):
     options = {"num_layers": 2, "bidirectional": True}
     _, new = twins(backend, I, H, **options)
     hx = states(options)
-    output, h_n = new(torch.randn(T, B, I, dtype=torch.float64), hx, lengths=[0] * B)
+    output, h_n = new(torch.randn(T, B, I, dtype=EXACT), hx, lengths=[0] * B)
     assert torch.equal(h_n, hx)
     assert (output == 0).all()
 
 
 def test_lengths_as_list_tuple_and_tensor(backend):
     _, new = twins(backend, I, H, bidirectional=True)
-    x, hx = torch.randn(T, B, I, dtype=torch.float64), states({"bidirectional": True})
+    x, hx = torch.randn(T, B, I, dtype=EXACT), states({"bidirectional": True})
     wanted = results(new, x, hx, lengths=UNSORTED)
     given = torch.tensor(UNSORTED)
     for lengths in (tuple(UNSORTED), given, given.repeat_interleave(2)[::2]):
@@ -245,7 +245,7 @@ def test_lengths_that_cannot_be_looked_at_are_clamped(monkeypatch):
 def test_gradients_to_be_differentiated_again_are_the_same(lengths, backend):
     """With create_graph=True the formula of the cell takes the kernel's place."""
     _, new = twins(backend, I, H, num_layers=2, bidirectional=True)
-    x, hx = torch.randn(T, B, I, dtype=torch.float64), states({"num_layers": 2, "bidirectional": 1})
+    x, hx = torch.randn(T, B, I, dtype=EXACT), states({"num_layers": 2, "bidirectional": 1})
     leaves = [x.requires_grad_(), hx.requires_grad_(), *new.parameters()]
     output, h_n = new(x, hx, lengths=lengths)
     loss = (output**2).sum() + (h_n**3).sum()
@@ -256,13 +256,13 @@ def test_gradients_to_be_differentiated_again_are_the_same(lengths, backend):
 
 def test_full_lengths_change_nothing(backend):
     _, new = twins(backend, I, H, num_layers=2, bidirectional=True)
-    x = torch.randn(T, B, I, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=EXACT)
     assert_same_results(results(new, x, lengths=[T] * B), results(new, x))
 
 
 def test_lengths_of_an_empty_batch(backend):
     _, new = twins(backend, I, H)
-    output, h_n = new(torch.zeros(T, 0, I, dtype=torch.float64), lengths=[])
+    output, h_n = new(torch.zeros(T, 0, I, dtype=EXACT), lengths=[])
     assert output.shape == (T, 0, H)
     assert h_n.shape == (1, 0, H)
 
@@ -289,7 +289,7 @@ BAD_LENGTHS = {
 def test_bad_lengths_are_refused(case, batch_first, backend):
     _, new = twins(backend, I, H, batch_first=batch_first)
     lengths, text = BAD_LENGTHS[case]
-    x = torch.zeros(*((B, T) if batch_first else (T, B)), I, dtype=torch.float64)
+    x = torch.zeros(*((B, T) if batch_first else (T, B)), I, dtype=EXACT)
     with pytest.raises(ValueError, match=text):
         new(x, lengths=lengths)
 
@@ -297,12 +297,12 @@ def test_bad_lengths_are_refused(case, batch_first, backend):
 def test_one_number_is_no_list_of_lengths(backend):
     _, new = twins(backend, I, H)
     with pytest.raises((TypeError, ValueError), match="lengths"):
-        new(torch.zeros(T, B, I, dtype=torch.float64), lengths=3)
+        new(torch.zeros(T, B, I, dtype=EXACT), lengths=3)
 
 
 def test_lengths_do_not_go_with_unbatched_or_packed_input(backend):
     _, new = twins(backend, I, H)
-    x = torch.zeros(T, B, I, dtype=torch.float64)
+    x = torch.zeros(T, B, I, dtype=EXACT)
     with pytest.raises(ValueError, match="lengths: unbatched input has one length"):
         new(x[:, 0], lengths=[3])
     with pytest.raises(ValueError, match="lengths: a PackedSequence has its own"):
@@ -312,13 +312,13 @@ def test_lengths_do_not_go_with_unbatched_or_packed_input(backend):
 def test_lengths_are_checked_after_what_torch_checks(backend):
     _, new = twins(backend, I, H)
     with pytest.raises(RuntimeError, match="Expected hidden size"):
-        new(torch.zeros(T, B, I).double(), torch.zeros(3, B, H).double(), lengths=[99] * B)
+        new(torch.zeros(T, B, I).to(EXACT), torch.zeros(3, B, H).to(EXACT), lengths=[99] * B)
 
 
 def test_residual_connections_respect_lengths(own_backend):
-    rnn = rnnfast.RNN(H, H, 3, residual=True, dtype=torch.float64, backend=own_backend)
+    rnn = rnnfast.RNN(H, H, 3, residual=True, dtype=EXACT, backend=own_backend)
     lengths = [0, 7, 3, 1, 6]
-    x, hx = torch.randn(T, B, H, dtype=torch.float64), torch.randn(3, B, H, dtype=torch.float64)
+    x, hx = torch.randn(T, B, H, dtype=EXACT), torch.randn(3, B, H, dtype=EXACT)
     output, h_n = rnn(x, hx, lengths=lengths)
     for b, n in enumerate(lengths):
         assert (output[n:, b] == 0).all()
@@ -329,8 +329,8 @@ def test_residual_connections_respect_lengths(own_backend):
 
 
 def test_packed_residual_and_sigmoid(own_backend):
-    rnn = rnnfast.RNN(H, H, 2, "sigmoid", residual=True, dtype=torch.float64, backend=own_backend)
-    x = torch.randn(T, B, H, dtype=torch.float64)
+    rnn = rnnfast.RNN(H, H, 2, "sigmoid", residual=True, dtype=EXACT, backend=own_backend)
+    x = torch.randn(T, B, H, dtype=EXACT)
     packed = pack_padded_sequence(x, torch.tensor(UNSORTED), enforce_sorted=False)
     output, h_n = rnn(packed)
     wanted, wanted_h_n = rnn(x, lengths=UNSORTED)

@@ -9,7 +9,6 @@ import warnings
 import pytest
 import torch
 
-from rnnfast import precision
 from rnnfast.backends import BACKENDS, Problem
 
 # Without it cuDNN and cuBLAS need not give the same bits twice. CUDA reads it when it starts.
@@ -55,34 +54,18 @@ def _cuda_started() -> None:
             (x @ x).sum().backward()
 
 
-@pytest.fixture(autouse=True)
-def _no_tf32():
-    with precision.tf32(False):
-        yield
-
-
-def serves(backend: str, dtype: torch.dtype) -> bool:
-    return not BACKENDS[backend].unavailable(PLAIN._replace(dtype=dtype))
-
-
 @pytest.fixture
 def exact(request: pytest.FixtureRequest) -> torch.dtype:
     """The dtype whose rounding leaves least room for another computation."""
     used = [n for n in ("backend", "own_backend") if n in request.fixturenames]
-    all_serve = all(serves(request.getfixturevalue(n), torch.float64) for n in used)
+    wide = PLAIN._replace(dtype=torch.float64)
+    all_serve = not any(BACKENDS[request.getfixturevalue(n)].unavailable(wide) for n in used)
     return torch.float64 if all_serve else torch.float32
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``@pytest.mark.gpu(n)``: what has a meaning with n GPUs alone. No dtype that a backend has
-    not."""
-    for item in items.copy():
-        given = getattr(item, "callspec", None)
-        given = {} if given is None else given.params
-        backend = given.get("backend", given.get("own_backend"))
-        if backend and "dtype" in given and not serves(backend, given["dtype"]):
-            items.remove(item)
-            continue
+    """``@pytest.mark.gpu(n)``: what has a meaning with n GPUs alone."""
+    for item in items:
         for mark in item.iter_markers("gpu"):
             (wanted,) = mark.args
             if torch.cuda.device_count() < wanted:
