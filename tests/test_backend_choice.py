@@ -67,7 +67,7 @@ def test_the_environment_selects_a_simd_level():
 
 
 def test_order_of_auto():
-    assert list(BACKENDS) == ["cpu", "torch", "reference"]
+    assert list(BACKENDS) == ["cpu", "triton", "torch", "reference"]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +186,7 @@ def test_explain_on_auto():
     rnn = rnnfast.RNN(I, H)
     assert rnnfast.explain(rnn, torch.zeros(5, 2, I)).splitlines() == [
         "cpu (auto), for tanh in torch.float32 on cpu",
+        "  not triton: it computes on an NVIDIA GPU, and the tensors are on cpu",
         "  not torch: cpu comes first",
         "  not reference: cpu comes first",
         "  second derivatives, forward mode and torch.func transforms: the eager formula, "
@@ -236,8 +237,9 @@ def test_info_with_the_extension():
     assert f"rnnfast {rnnfast.__version__}" in said
     assert torch.__version__ in said
     assert f"extension: rnnfast._C with SIMD level {cpu._C.simd_level()}" in said
-    for name in BACKENDS:
+    for name in ("cpu", "torch", "reference"):
         assert f"  {name}: serves" in said
+    assert "  triton: it computes on an NVIDIA GPU, and the tensors are on cpu" in said
 
 
 def test_info_without_the_extension_says_what_is_missing_and_what_it_costs(no_extension):

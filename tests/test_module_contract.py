@@ -495,6 +495,8 @@ def test_dropout_can_be_changed_at_run_time(backend):
 
 
 def test_dropout_gradient_uses_the_mask_of_the_forward_pass(backend):
+    if torch.float64 != EXACT:
+        pytest.skip("differences have too few digits in float32")
     _, new = twins(backend, 2, 3, 2, dropout=0.5)
     x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
 

@@ -31,6 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rnnfast import layout
 from rnnfast.backends import cpu
 from rnnfast.cells.rnn import layer_norm
 from rnnfast.testing import error_ratio, worst_step

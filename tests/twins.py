@@ -9,7 +9,6 @@ from torch.nn.utils.rnn import PackedSequence
 import rnnfast
 from rnnfast.backends import triton
 
-
 # What is compared to rounding is so in float64, which leaves no room for another computation; in
 # Triton's interpreter in float32, which is all that those kernels have.
 EXACT = torch.float32 if triton.INTERPRETED else torch.float64

@@ -5,7 +5,7 @@
 
 t' being the step after t in the order of the direction. Shapes as in forward; grad_y like y,
 grad_h_n and dh_0 [D, B, HEADS * S], dp like y; carry [T, B, G * S] float32, dense: c_t for the
-record; dgamma, dbeta [slices, G * S] float32, one part of the sum each. ANEW: f' is taken from ahat.
+record; dgamma, dbeta [slices, G * S] float32, one part of the sum each. ANEW: f' comes from ahat.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def resident(
             b_carry += tl.load(p_grad_h_n + i_state, mask=b_empty, other=0).to(tl.float32)
         tl.store(p_dh_0 + i_state, b_carry.to(dtype), mask=b_inside)
     if p_dgamma is not None:
-        i_part = tl.program_id(0) * (G * S) + i_g * S + i_s
+        i_part = tl.program_id(0).to(tl.int64) * (G * S) + i_g * S + i_s
         tl.store(p_dgamma + i_part, tl.sum(b_dgamma, 1), mask=b_units)
         if p_dbeta is not None:
             tl.store(p_dbeta + i_part, tl.sum(b_dbeta, 1), mask=b_units)
@@ -258,7 +258,7 @@ def tiled(
                 b_carry += tl.load(p_grad_h_n + i_state, mask=b_empty, other=0).to(tl.float32)
             tl.store(p_dh_0 + i_state, b_carry.to(dtype), mask=b_inside)
         if p_dgamma is not None:
-            i_part = i_slice * (G * S) + i_g * S + i_s
+            i_part = tl.cast(i_slice, tl.int64) * (G * S) + i_g * S + i_s
             tl.store(p_dgamma + i_part, tl.sum(b_dgamma, 1), mask=b_units)
             if p_dbeta is not None:
                 tl.store(p_dbeta + i_part, tl.sum(b_dbeta, 1), mask=b_units)

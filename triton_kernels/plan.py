@@ -100,7 +100,7 @@ def _resident(size: Size, device: Device) -> list[Plan] | None:
         return None
     copies = 2 if size.precision == "tf32x3" else 1
     few, many = RESIDENT_ROWS
-    if copies * units > 128 and size.bytes == 4:
+    if units >= (64 if size.precision == "tf32x3" else 256):
         many = few  # more would not fit into the registers
     plans = []
     for rows in (few, many):

@@ -45,8 +45,8 @@ def measure(
     CLIPS: tl.constexpr, WINDOWED: tl.constexpr, PER_SAMPLE: tl.constexpr, UNIT: tl.constexpr,
     FIELDS: tl.constexpr, BS: tl.constexpr, BB: tl.constexpr,
 ):  # fmt: skip
-    """record [D, T, N, FIELDS] float64 in the order of rnnfast.record, N = B or, over all rows, 1."""
-    i_t, i_d = tl.program_id(0), tl.program_id(1)
+    """record [D, T, N, FIELDS] float64 in the order of rnnfast.record, N = B or, over rows, 1."""
+    i_t, i_d = tl.program_id(0) % T, tl.program_id(1)
     b_state = tl.zeros([BB], tl.float64)
     b_came = tl.zeros([BB], tl.float64)
     b_after = tl.zeros([BB], tl.float64)
@@ -57,7 +57,7 @@ def measure(
     b_entries = tl.zeros([BB], tl.float64)
     b_carried = tl.zeros([BB], tl.float64)
     b_most = tl.zeros([BB], tl.int32)  # magnitudes are ordered as their bits are, NaN the largest
-    i_b = tl.program_id(2) * BB + tl.arange(0, BB)
+    i_b = (tl.program_id(0) // T) * BB + tl.arange(0, BB)
     for _ in range(slices):
         b_length = lengths_of(p_lengths, i_b, T, B)
         b_valid = i_t < b_length
@@ -112,7 +112,7 @@ def measure(
         i_b += BB
     if PER_SAMPLE:
         i_b -= BB
-    i_step = i_d.to(tl.int64) * tl.num_programs(0) + i_t
+    i_step = i_d.to(tl.int64) * T + i_t
     p_step = p_record + i_step * (B if PER_SAMPLE else 1) * FIELDS
     put(p_step + 0, b_state, i_b, B, PER_SAMPLE, FIELDS)
     put(p_step + 1, b_came, i_b, B, PER_SAMPLE, FIELDS)

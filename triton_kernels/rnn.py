@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+
 @triton.jit
 def value(b_n, F: tl.constexpr):
     """f(n)."""

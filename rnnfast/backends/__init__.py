@@ -14,7 +14,8 @@ import torch
 from ..cells.rnn import NONLINEARITIES
 from . import cpu, reference, torch_native, triton
 
-BACKENDS = {"cpu": cpu, "triton": triton, "torch": torch_native, "reference": reference}  # in "auto"'s order
+# In "auto"'s order.
+BACKENDS = {"cpu": cpu, "triton": triton, "torch": torch_native, "reference": reference}
 
 
 class Problem(NamedTuple):

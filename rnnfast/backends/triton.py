@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -61,10 +62,14 @@ def _size(problem: Problem) -> tuple:
     return *device, problem.units, problem.groups, problem.rows, "norm" in problem.beyond
 
 
-# torch.compile is told the answers: it cannot look at a device.
+def _told(answer: Callable) -> Callable:
+    """torch.compile takes the answer for a constant: it cannot look at a device. (By the mark that
+    torch.compiler.assume_constant_result sets, which takes a second to import.)"""
+    answer._dynamo_marked_constant = True
+    return answer
 
 
-@torch.compiler.assume_constant_result
+@_told
 def _planned(
     kind: str,
     index: int | None,
@@ -89,7 +94,7 @@ def _planned(
     return choose(Size(units, groups, rows, _precision(dtype), norm), device)
 
 
-@torch.compiler.assume_constant_result
+@_told
 def _estimated(kind: str, index: int | None, dtype: torch.dtype, *size) -> tuple[float, float]:
     planned = _planned(kind, index, dtype, *size)
     units, groups, rows, norm = size
@@ -213,7 +218,8 @@ def _measure(
         "FIELDS": len(FIELDS), "BS": units, "BB": rows,
     }  # fmt: skip
     if N:
-        _run(measure, (T, D, slices if options.per_sample else 1), arguments, num_warps=4)
+        grid = (T * slices if options.per_sample else T, D)
+        _run(measure, grid, arguments, num_warps=4)
 
 
 def _dw_hh(
@@ -262,7 +268,7 @@ def _projected_back(
     da = _flat(dp)
     x = x.transpose(0, 1) if _batch_first(dp) else x
     db = da.sum(0)
-    return dx, da.T @ x.reshape(len(da), -1), db, db.clone()
+    return dx, da.T @ x.flatten(0, 1), db, db.clone()
 
 
 def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Plan:

@@ -19,13 +19,15 @@ from unittest import mock
 
 import torch
 import triton
+from rnnfast.triton_kernels.plan import Device, Plan
+from rnnfast.triton_kernels.plan import choose as planned
+from rnnfast.triton_kernels.record import measure
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rnnfast.backends import triton as backend
 from rnnfast.cells.rnn import Options
 from rnnfast.record import FIELDS
-from rnnfast.triton_kernels.plan import Device
 
 DEVICES = {  # by compute capability; what a block may ask for
     80: Device("A100", (8, 0), 108, 163 << 10),
@@ -47,6 +49,7 @@ class Launch(NamedTuple):
     grid: tuple[int, ...]
     arguments: dict
     options: dict
+    plan: Plan | None  # of the kernels that compute
 
     @property
     def name(self) -> str:
@@ -67,13 +70,21 @@ def recorded(device: Device, tf32: bool = False) -> Iterator[list[Launch]]:
     """The launches of what is called inside, which run nothing."""
     found: list[Launch] = []
 
+    plans: list[Plan] = []
+
     def run(kernel, grid, arguments, **options):
-        found.append(Launch(kernel, grid, arguments, options | backend.COMPILED))
+        plan = None if kernel is measure else plans[-1]
+        found.append(Launch(kernel, grid, arguments, options | backend.COMPILED, plan))
+
+    def choose(size, device):
+        plans.append(planned(size, device))
+        return plans[-1]
 
     with (
         mock.patch.object(backend, "_run", run),
-        mock.patch.object(backend, "_device", lambda *_: device),
-        mock.patch.object(backend, "rounds_to_tf32", lambda: tf32),
+        mock.patch.object(backend, "choose", choose),
+        mock.patch.object(backend, "_device", return_value=device),
+        mock.patch.object(backend, "rounds_to_tf32", return_value=tf32),
     ):
         yield found
 
@@ -158,7 +169,10 @@ def _cuobjdump(path: str, flag: str) -> str:
 
 
 # Heads of every padded size that one program has, and of every tile; rows few and many.
-UNITS = {"half": (16, 32, 64, 128, 256, 384, 4096, 9000), "single": (16, 32, 64, 128, 384, 4096, 9000)}
+UNITS = {
+    "half": (16, 32, 64, 128, 256, 384, 4096, 9000),
+    "single": (16, 32, 64, 128, 384, 4096, 9000),
+}
 ROWS = (8, 2000)
 
 

@@ -1,0 +1,16 @@
+"""What only Triton's interpreter can run: `make test` starts it with TRITON_INTERPRET=1."""
+
+from __future__ import annotations
+
+import pytest
+
+from rnnfast.backends import triton
+
+
+def pytest_ignore_collect() -> bool | None:
+    return None if triton.INTERPRETED else True
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_torch_thread):
+    pass
