@@ -29,6 +29,7 @@ demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits
 	$(BIN)/python -m rnnfast demo
 
 test: export RNNFAST_REQUIRE_EXTENSION = 1  # its tests must not be skipped
+test: export TRITON_CACHE_DIR = $(CURDIR)/build/triton
 test: lint extension sanitize  ## everything that can be shown without a GPU
 	$(PYTEST_IN_TWO) --ignore $(TIMED)
 	$(BIN)/python -m pytest $(TIMED)
