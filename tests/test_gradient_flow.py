@@ -36,7 +36,8 @@ CHOICES = {
     "hx": [False, True],
     "loss on": ["y", "h_n", "both"],
 }
-CASES = random.Random(0).sample(list(itertools.product(*CHOICES.values())), 40)
+NUMBER = 40 if EXACT == torch.float64 else 15  # a case takes two seconds in Triton's interpreter
+CASES = random.Random(0).sample(list(itertools.product(*CHOICES.values())), NUMBER)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

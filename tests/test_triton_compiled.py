@@ -30,7 +30,7 @@ ROWS = {name: variants.Figures(*row) for name, row in TABLE["variants"].items()}
 NAMES = {
     name: capability for capability in variants.DEVICES for name in variants.variants(capability)
 }
-SAMPLE = sorted(NAMES)[::16]
+SAMPLE = sorted(NAMES)[::20]
 
 
 def launch_of(name: str) -> variants.Launch:

@@ -37,7 +37,8 @@ COMPILED = {"enable_fp_fusion": True, "maxnreg": 255}
 
 
 def unavailable(problem: Problem) -> str:
-    if problem.device != "cuda" and not (INTERPRETED and problem.device == "cpu"):
+    on_gpu = problem.device == "cuda" and torch.version.hip is None
+    if not on_gpu and not (INTERPRETED and problem.device == "cpu"):
         return f"it computes on an NVIDIA GPU, and the tensors are on {problem.device}"
     if problem.dtype not in DTYPES:
         return f"it has no kernel for {problem.dtype}"

@@ -213,7 +213,7 @@ def test_programs_may_take_any_turns(side_by_side):
     torch.use_deterministic_algorithms(True)  # memory that nobody wrote is NaN
     try:
         wanted = None
-        for seed in range(5):
+        for seed in range(3):
             side_by_side[0] = seed
             case = case_of_two_teams(0, **ALL)
             found = run(case, "triton")

@@ -70,7 +70,7 @@ CASES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(CASES)
 def test_options_in_any_combination(options):
     case = make_case(H=12, **options)
@@ -82,7 +82,7 @@ def test_options_in_any_combination(options):
             assert torch.equal(value, found[name]), name
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(CASES)
 def test_options_where_a_team_shares_the_units(options):
     with pytest.MonkeyPatch.context() as patch:
