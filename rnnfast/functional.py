@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import precision
 from .autograd import layer
-from .backends import Problem, check_nonlinearity, select
+from .backends import Problem, check_nonlinearity, select, told_rows
 from .cells.rnn import Options
 
 
@@ -102,7 +102,7 @@ def rnn(
             raise RuntimeError(f"{name}: it is on {x.device}, and p on {p.device}")
     lengths = check_lengths(lengths, T, B, p.device)
     reset = check_reset(reset, (T, B), "[T, B]", p.device)
-    size = (w_hh.shape[2], D * num_heads, B, p.device.index)
+    size = (w_hh.shape[2], D * num_heads, told_rows(B), p.device.index)
     beyond = () if norm_weight is None else ("norm",)
     chosen = select(backend, Problem(p.device.type, p.dtype, nonlinearity, True, beyond, *size))
     options = Options(nonlinearity, num_heads, norm_eps, bptt_window, clip_state_grad)

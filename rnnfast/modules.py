@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import precision, record
 from .autograd import layer
-from .backends import BACKENDS, Problem, check_nonlinearity, select, torch_native
+from .backends import BACKENDS, Problem, check_nonlinearity, select, told_rows, torch_native
 from .batch_norm import batch_norm
 from .cells.rnn import Options, in_transform
 from .functional import check_lengths, check_options, check_reset
@@ -32,7 +32,6 @@ PLAIN = {  # what extra_repr leaves out
 }
 NORMS = [None, "layer", "batch"]
 TRACKING = [False, True, "sample"]
-USUAL_BATCH = 64
 ROOM = 4096  # points of a direction, [T] or [T, B], that a new record has room for
 MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU", "sigmoid": "RNN_SIGMOID"}
 
@@ -309,10 +308,8 @@ class RNN(nn.RNNBase):
         names = tuple(name for name, used in beyond.items() if used)
         if rows is None:
             rows = 1 if input.dim() == 2 else input.shape[0 if self.batch_first else 1]
-        if torch.compiler.is_compiling():  # a choice by it would make a graph for each
-            rows = USUAL_BATCH
         groups = (2 if self.bidirectional else 1) * self.num_heads
-        size = self.hidden_size // self.num_heads, groups, rows, input.device.index
+        size = self.hidden_size // self.num_heads, groups, told_rows(rows), input.device.index
         return Problem(device, dtype, self.nonlinearity, False, names, *size)
 
     def _backend(self, input: Tensor, reset: Tensor | None, rows: int | None = None) -> str:

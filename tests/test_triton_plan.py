@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,11 +143,16 @@ def test_refusals_name_the_reason(gpu, monkeypatch):
     assert f"{wanted} a block of a slice" in refusal()
     gpu(H100)
     with monkeypatch.context() as patch:
-        patch.setattr(importlib.metadata, "version", lambda _: "3.5.1")
+        patch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.5.1"))
+        triton._without_triton.cache_clear()
         assert "it needs triton 3.6, and 3.5.1 is installed" in refusal()
-    with monkeypatch.context() as patch:
-        patch.setattr(importlib.util, "find_spec", lambda _: None)
+        patch.setitem(sys.modules, "triton", SimpleNamespace())
+        triton._without_triton.cache_clear()
         assert "triton is not installed (pip install 'rnnfast[triton]')" in refusal()
+    triton._without_triton.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.version, "hip", "7.0")
+        assert "it computes on an NVIDIA GPU" in refusal()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "there is no GPU that torch can use" in refusal()
 

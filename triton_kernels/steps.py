@@ -110,9 +110,9 @@ def product_of_all(
     S: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """w x + added: w from p_w [units, 1], s_k apart, and x [S, rows] from p_x [1, rows], which all
-    programs of the team have made: out of the L2 cache (.cg), never the L1 cache of one
-    multiprocessor. x is 0 in the rows that are not live. units is S, as a number that the compiler
-    does not know: unrolled, the loop wants more registers than there are."""
+    programs of the team have made: out of the L2 cache where a load may say so (.cg), and after the
+    barrier's acquire in any case. x is 0 in the rows that are not live. units is S, as a number
+    that the compiler does not know: unrolled, the loop wants more registers than there are."""
     for i_start in range(0, units, BK):
         i_k = i_start + tl.arange(0, BK)
         b_within = i_k < S

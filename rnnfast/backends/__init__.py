@@ -33,6 +33,12 @@ class Problem(NamedTuple):
     index: int | None = None  # of the device; None: the current one
 
 
+def told_rows(rows: int) -> int:
+    """The size of a batch as a choice is told it: in torch.compile a usual one, since a choice by
+    the size would make a graph for each."""
+    return 64 if torch.compiler.is_compiling() else rows
+
+
 class BackendError(RuntimeError):
     """The backend that was asked for cannot serve this problem."""
 

@@ -6,8 +6,7 @@ The projection, and the products over all steps that follow backward, are torch'
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-import importlib.util
+import importlib
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -81,11 +80,8 @@ def _planned(
     norm: bool,
 ) -> Plan | str:
     """How it is launched, or why not at all."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed (pip install 'rnnfast[triton]')"
-    found = importlib.metadata.version("triton")
-    if tuple(map(int, found.split(".")[:2])) < OLDEST_TRITON:
-        return f"it needs triton {'.'.join(map(str, OLDEST_TRITON))}, and {found} is installed"
+    if _without_triton():
+        return _without_triton()
     if kind == "cuda" and not torch.cuda.is_available():
         return "there is no GPU that torch can use"
     device = _device(kind, index)
@@ -93,6 +89,18 @@ def _planned(
         needed, have = (".".join(map(str, pair)) for pair in (OLDEST, device.capability))
         return f"it needs compute capability {needed}, and {device.name} has {have}"
     return choose(Size(units, groups, rows, _precision(dtype), norm), device)
+
+
+@functools.cache
+def _without_triton() -> str:
+    """Why there is no Triton to compile with; "" where there is."""
+    try:
+        found = importlib.import_module("triton").__version__
+    except (ImportError, AttributeError):  # a folder of that name is no Triton, either
+        return "triton is not installed (pip install 'rnnfast[triton]')"
+    if tuple(map(int, found.split(".")[:2])) < OLDEST_TRITON:
+        return f"it needs triton {'.'.join(map(str, OLDEST_TRITON))}, and {found} is installed"
+    return ""
 
 
 @_told
@@ -182,6 +190,8 @@ def backward(
     constants = _constants(w_hh, options, unit)
     carry = None if record is None else dp.new_empty(T, B, width, dtype=torch.float32)
     d_norm = None, None
+    if gamma is not None and dw_wanted:
+        d_norm = gamma.new_zeros(2, 0, width).unbind()
     if B > 0:
         plan = _plan(y, w_hh, gamma, options)
         if gamma is not None and dw_wanted:
@@ -236,6 +246,8 @@ def _dw_hh(
     T, B, width = y.shape
     D = directions(w_hh)
     H = width // D
+    if h_0 is not None and lengths is not None:  # rows without steps count for nothing, inf or NaN
+        h_0 = h_0.masked_fill((lengths == 0).view(1, B, 1), 0)
     before = empty_rows(y, width)
     before[1:, :, :H], before[0, :, :H] = y[:-1, :, :H], 0 if h_0 is None else h_0[0]
     if D == 2:
@@ -320,11 +332,15 @@ def _precision(dtype: torch.dtype) -> str:
     return "tf32" if rounds_to_tf32() else "tf32x3"
 
 
-@functools.cache
 def _device(kind: str, index: int | None = None) -> Device:
-    if kind != "cuda":  # one program at a time
+    if INTERPRETED:  # one program at a time
         return Device("Triton's interpreter", OLDEST, 1, 1 << 30)
-    facts = torch.cuda.get_device_properties(index if index is not None else "cuda")
+    return _gpu(torch.cuda.current_device() if index is None else index)
+
+
+@functools.cache
+def _gpu(index: int) -> Device:
+    facts = torch.cuda.get_device_properties(index)
     return Device(
         facts.name,
         (facts.major, facts.minor),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rnnfast.triton_kernels import plan
 
+import rnnfast
 from rnnfast import precision
 from rnnfast.backends import triton as backend
 from rnnfast.record import FIELDS
@@ -111,6 +112,21 @@ def test_no_parameter_but_what_is_asked_for(norm):
         {"h_0": None, "grad_y": None},
     ):
         assert_good(case._replace(**changed), run(case._replace(**changed), "triton"))
+
+
+@pytest.mark.parametrize("norm", [None, "layer"])
+def test_no_rows_at_all(norm):
+    rnn = rnnfast.RNN(3, 4, bidirectional=True, norm=norm, backend="triton")
+    y, h_n = rnn(torch.zeros(5, 0, 3, requires_grad=True))
+    (y.sum() + h_n.sum()).backward()
+    assert all((p.grad == 0).all() and p.grad.shape == p.shape for p in rnn.parameters())
+
+
+def test_row_without_steps_counts_for_nothing():
+    case = make_case(4, 3, 9, 2)._replace(lengths=torch.tensor([4, 0, 2]))
+    wanted = run(case, "triton")["dw_hh"]
+    case.h_0[:, 1] = torch.inf
+    assert torch.equal(run(case, "triton")["dw_hh"], wanted)
 
 
 def test_offset_of_the_norm_costs_no_digits():
