@@ -23,7 +23,7 @@ NO_COUNTERS = (
 
 def steps(names: Sequence[str], kernels: str = "") -> tuple[Step, ...]:
     """Five of each workload, which share the time; of kernels with ``kernels`` in their name."""
-    limit_s = min(60, BUDGET_S / (len(names) * (1 + len(SANITIZERS))))
+    limit_s = min(60, BUDGET_S // (len(names) * (1 + len(SANITIZERS))))
     found = []
     for name in names:
         workload = ("python", "-m", "bench.gpu_check.workload", name)
