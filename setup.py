@@ -38,6 +38,14 @@ SIMD_X86_64 = {
         "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
     ),
 }
+# The kernels for GPUs: one source, compiled once for each mode (csrc/cuda/fragments.cuh).
+CUDA_SOURCE = "csrc/cuda/single_block.cu"
+CUDA_MODES = {
+    "bfloat16": ("Half<BFloat16>", "kBFloat16"),
+    "float16": ("Half<Float16>", "kFloat16"),
+    "tf32": ("Tf32", "kTf32"),
+    "exact": ("Exact", "kExact"),
+}
 LOAD = "import sys; sys.path.insert(0, sys.argv[1]); import _C"
 
 
@@ -99,13 +107,23 @@ def run(command: list[str], complaint: str) -> str:
 
 def compile_step(compiler: Compiler, source: str, output: str, flags: list[str]) -> Step:
     user = [*user_flags("CPPFLAGS"), *user_flags("CXXFLAGS")]
-    files = ["-MMD", "-MF", f"{output}.d", "-c", source, "-o", output]
+    language = ["-x", "c++"] if source.endswith(".cu") else []
+    files = ["-MMD", "-MF", f"{output}.d", *language, "-c", source, "-o", output]
     command = [*compiler.command, *COMMON, "-Icsrc", *user, *flags, *files]
     return Step("compile", [source], output, command)
 
 
 def level_flags(compiler: Compiler, level: str) -> list[str]:
     return [*compiler.simd()[level], f"-DRNNFAST_SIMD_{level.upper()}"]
+
+
+def mode_flags(mode: str) -> list[str]:
+    kind, value = CUDA_MODES[mode]
+    return [
+        f"-DRNNFAST_MODE={mode}",
+        f"-DRNNFAST_MODE_TYPE={kind}",
+        f"-DRNNFAST_MODE_VALUE=Mode::{value}",
+    ]
 
 
 def extension_steps(compiler: Compiler, folder: str, module: str) -> list[Step]:

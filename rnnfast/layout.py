@@ -108,3 +108,11 @@ def empty_rows(like: Tensor, width: int) -> Tensor:
 def with_dense_rows(x: Tensor) -> Tensor:
     """The kernels take any strides of time and batch, but rows without gaps."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def dense(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def as_bytes(reset: Tensor | None) -> Tensor | None:
+    return None if reset is None else reset.contiguous().view(torch.uint8)

@@ -21,6 +21,8 @@
 
 namespace rnnfast::cells {
 
+enum class Nonlinearity { kTanh, kRelu, kSigmoid };
+
 // A nonlinearity gives f(a) and dh f'(a); f' from h = f(a) alone, so that a is never kept.
 // kSignAlone: and of h from its sign.
 // Math supplies Scalar, Vector (or a scalar, on a device), tanh and sigmoid.

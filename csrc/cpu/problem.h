@@ -4,9 +4,12 @@
 
 #include <cstdint>
 
+#include "cells/rnn.h"
+#include "record.h"
+
 namespace rnnfast::cpu {
 
-enum class Nonlinearity { kTanh, kRelu, kSigmoid };
+using cells::Nonlinearity;
 enum class Dtype { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
 struct Shape {
@@ -90,21 +93,6 @@ struct BackwardProblem {
   void* dcarried0 = nullptr;
   double* record = nullptr;  // [D, T, B or 1, kFields]
   bool per_sample = false;   // B of them
-};
-
-// What is measured of each step, as rnnfast/record.py has it.
-enum Field {
-  kStateSquares,
-  kCarrySquares,
-  kClippedSquares,
-  kPreactSquares,
-  kStateMax,
-  kSlopes,
-  kNonfiniteGrad,
-  kNonfiniteState,
-  kEntries,
-  kCarried,
-  kFields
 };
 
 }  // namespace rnnfast::cpu

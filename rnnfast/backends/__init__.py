@@ -12,10 +12,16 @@ from typing import NamedTuple
 import torch
 
 from ..cells.rnn import NONLINEARITIES
-from . import cpu, reference, torch_native, triton
+from . import cpu, cuda, reference, torch_native, triton
 
 # In "auto"'s order.
-BACKENDS = {"cpu": cpu, "triton": triton, "torch": torch_native, "reference": reference}
+BACKENDS = {
+    "cpu": cpu,
+    "cuda": cuda,
+    "triton": triton,
+    "torch": torch_native,
+    "reference": reference,
+}
 
 
 class Problem(NamedTuple):
@@ -63,9 +69,9 @@ def select(name: str, problem: Problem) -> str:
 def passed_over(name: str, problem: Problem) -> str:
     """Why "auto" does not take this backend; "" where it would."""
     why = BACKENDS[name].unavailable(problem)
-    if why or name != "triton" or torch_native.unavailable(problem):
+    if why or name not in ("cuda", "triton") or torch_native.unavailable(problem):
         return why
-    ours, theirs = triton.estimates(problem)
+    ours, theirs = BACKENDS[name].estimates(problem)
     return "" if ours < theirs else f"{ours:.2f} us a step against torch's {theirs:.2f} (estimated)"
 
 

@@ -13,11 +13,11 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..cells.rnn import SIGN_ALONE, Options, directions
-from ..layout import check, empty_results, empty_rows, with_dense_rows
+from .. import products
+from ..layout import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
 from ..precision import rounds_to_tf32
 from ..record import FIELDS
 from ..triton_kernels.plan import Device, Plan, Size, blocks, choose, power_of_two, torch_step
@@ -129,19 +129,15 @@ def forward(
 
     check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
     results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
-    p = x
-    if w_ih is not None:
-        bias = None if b_ih is None else b_ih + b_hh
-        p = _in_order(F.linear(_in_order(x), w_ih, bias), x)
-    p = with_dense_rows(p)
+    p = products.projected(x, w_ih, b_ih, b_hh)
     T, B, _ = x.shape
     if B == 0:
         return results
     plan = _plan(x, w_hh, gamma, options)
     unit = _unit(w_hh.shape[-1], p, y)
     arguments = {
-        "p_p": p, "p_w": w_hh.contiguous(), "p_gamma": _dense(gamma), "p_beta": _dense(beta),
-        "p_h_0": _dense(h_0), "p_lengths": _dense(lengths), "p_reset": _bytes(reset), "p_y": y,
+        "p_p": p, "p_w": w_hh.contiguous(), "p_gamma": dense(gamma), "p_beta": dense(beta),
+        "p_h_0": dense(h_0), "p_lengths": dense(lengths), "p_reset": as_bytes(reset), "p_y": y,
         "p_h_n": h_n, "p_ahat": ahat, "p_rstd": rstd, "T": T, "B": B,
         **_strides("p", p, unit), **_strides("y", y, unit), "eps": options.norm_eps,
         **_constants(w_hh, options, unit),
@@ -174,7 +170,7 @@ def backward(
 
     y, ahat = with_dense_rows(y), None if ahat is None else with_dense_rows(ahat)
     grad_y = None if grad_y is None else with_dense_rows(grad_y)
-    grad_h_n, h_0, lengths, reset = map(_dense, (grad_h_n, h_0, lengths, reset))
+    grad_h_n, h_0, lengths, reset = map(dense, (grad_h_n, h_0, lengths, reset))
     T, B, width = y.shape
     dp = empty_rows(y, width)
     dh_0 = None if h_0 is None else torch.empty_like(h_0)
@@ -182,7 +178,7 @@ def backward(
     limit = options.clip_state_grad
     sequences = {
         "p_grad_y": grad_y, "p_grad_h_n": grad_h_n, "p_y": y, "p_lengths": lengths,
-        "p_reset": _bytes(reset), "p_dp": dp, "T": T, "B": B, **_strides("g", grad_y, unit),
+        "p_reset": as_bytes(reset), "p_dp": dp, "T": T, "B": B, **_strides("g", grad_y, unit),
         **_strides("y", y, unit), **_strides("dp", dp, unit), "limit": limit or 0.0,
         "window": options.bptt_window or 0, "CLIPS": limit is not None,
         "WINDOWED": options.bptt_window is not None,
@@ -197,8 +193,8 @@ def backward(
         if gamma is not None and dw_wanted:
             d_norm = gamma.new_empty(2, plan.slices, width).unbind()
         arguments = {
-            "p_w": w_hh.contiguous(), "p_gamma": _dense(gamma), "p_beta": _dense(beta),
-            "p_ahat": ahat, "p_rstd": _dense(rstd), "p_dh_0": dh_0, "p_dgamma": d_norm[0],
+            "p_w": w_hh.contiguous(), "p_gamma": dense(gamma), "p_beta": dense(beta),
+            "p_ahat": ahat, "p_rstd": dense(rstd), "p_dh_0": dh_0, "p_dgamma": d_norm[0],
             "p_dbeta": d_norm[1], "p_carry": carry, **_strides("a", ahat, unit),
             "ANEW": y.dtype != torch.float32 and options.nonlinearity not in SIGN_ALONE,
             **sequences, **constants,
@@ -207,8 +203,8 @@ def backward(
     if record is not None:
         _measure(record, carry, sequences, constants, options, directions(w_hh))
     return (
-        *_projected_back(dp, x, w_ih, dx_wanted, dw_wanted),
-        _dw_hh(dp, y, h_0, lengths, reset, w_hh, options.heads) if dw_wanted else None,
+        *products.projected_back(dp, x, w_ih, dx_wanted, dw_wanted),
+        products.dw_hh(dp, y, h_0, lengths, reset, w_hh, options.heads) if dw_wanted else None,
         *(v if v is None else v.sum(0) for v in d_norm),
         dh_0,
     )
@@ -231,57 +227,6 @@ def _measure(
     if N:
         grid = (T * slices if options.per_sample else T, D)
         _run(measure, grid, arguments, num_warps=4)
-
-
-def _dw_hh(
-    dp: Tensor,
-    y: Tensor,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    w_hh: Tensor,
-    heads: int,
-) -> Tensor:
-    """sum_t da_t^T h_{t-1}, with h_{t-1} as the step saw it."""
-    T, B, width = y.shape
-    D = directions(w_hh)
-    H = width // D
-    if h_0 is not None and lengths is not None:  # rows without steps count for nothing, inf or NaN
-        h_0 = h_0.masked_fill((lengths == 0).view(1, B, 1), 0)
-    before = empty_rows(y, width)
-    before[1:, :, :H], before[0, :, :H] = y[:-1, :, :H], 0 if h_0 is None else h_0[0]
-    if D == 2:
-        before[:-1, :, H:], before[-1, :, H:] = y[1:, :, H:], 0
-        if h_0 is not None:  # where a row begins; one without steps takes no gradient
-            rows = torch.arange(B, device=y.device)
-            begins = rows.new_full((B,), T - 1) if lengths is None else (lengths - 1).clamp(min=0)
-            before[begins, rows, H:] = h_0[1]
-    if reset is not None:
-        before[..., :H].masked_fill_(reset.unsqueeze(-1), 0)
-        if D == 2:
-            inside = reset[1:]
-            if lengths is not None:
-                steps = torch.arange(1, T, device=y.device).unsqueeze(1)
-                inside = inside & (steps < lengths)
-            before[:-1, :, H:].masked_fill_(inside.unsqueeze(-1), 0)
-    S = H // heads
-    da, before = (_flat(v).view(T * B, D * heads, S) for v in (dp, before))
-    return torch.bmm(da.permute(1, 2, 0), before.permute(1, 0, 2)).view_as(w_hh)
-
-
-def _projected_back(
-    dp: Tensor, x: Tensor | None, w_ih: Tensor | None, dx_wanted: bool, dw_wanted: bool
-) -> tuple[Tensor | None, ...]:
-    """dx, dw_ih, db_ih, db_hh."""
-    if w_ih is None:
-        return dp if dx_wanted else None, None, None, None
-    dx = _in_order(_in_order(dp) @ w_ih, dp) if dx_wanted else None
-    if not dw_wanted:
-        return dx, None, None, None
-    da = _flat(dp)
-    x = x.transpose(0, 1) if _batch_first(dp) else x
-    db = da.sum(0)
-    return dx, da.T @ x.flatten(0, 1), db, db.clone()
 
 
 def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Plan:
@@ -370,26 +315,3 @@ def _unit(S: int, *rows: Tensor) -> int:
 def _strides(name: str, x: Tensor | None, unit: int) -> dict[str, int]:
     t, b = (0, 0) if x is None else x.stride()[:2]
     return {f"s_{name}_t": t // unit, f"s_{name}_b": b // unit}
-
-
-def _batch_first(x: Tensor) -> bool:
-    """In memory."""
-    return x.stride(1) > x.stride(0)
-
-
-def _in_order(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """[T, B, ...] with its first two axes in the order of the memory (of ``like``), or back."""
-    return x.transpose(0, 1) if _batch_first(x if like is None else like) else x
-
-
-def _flat(x: Tensor) -> Tensor:
-    """[T * B, width] of a dense one, in the order of the memory."""
-    return _in_order(x).flatten(0, 1)
-
-
-def _dense(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
-def _bytes(reset: Tensor | None) -> Tensor | None:
-    return None if reset is None else reset.contiguous().view(torch.uint8)

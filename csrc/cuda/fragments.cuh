@@ -1,0 +1,291 @@
+// Tiles of a state, 16 units by 8 rows of the batch, as the lanes of a warp have them.
+//
+// With g = lane / 4 and q = lane % 4 a lane computes on four values of a tile: value v is of unit
+// g + 8 (v / 2) and column (row of the batch) 2 q + v % 2, as a tensor core returns its sums. In
+// memory it holds words, which are what is loaded and stored: Words has them.
+//
+// Mode says how stored values become factors of a product: Half as they are, Tf32 rounded, Exact in
+// three parts of bfloat16 each, which are the 24 bits of a float32.
+#pragma once
+
+#include "problem.h"
+#include "rt.cuh"
+
+namespace rnnfast::cuda {
+
+constexpr int kColumns = 8;  // rows of the batch of a block
+constexpr int kTileUnits = 16;
+
+// 16-bit values: two words; word j is of column g, units 8 j + 2 q (low half) and the one after. The
+// transposed tile, so that a lane has neighbours in memory.
+template <class Stored>
+struct Words {
+  static constexpr int kCount = 2;
+  static constexpr int kColumnsOfLane = 1;
+
+  RT_DEVICE static int column(int lane, int /*word*/) { return lane / 4; }
+  RT_DEVICE static int unit(int lane) { return lane % 4 * 2; }    // of word 0
+  RT_DEVICE static constexpr int units_on(int word) { return 8 * word; }  // from there
+
+  RT_DEVICE static void from_values(const float (&values)[4], std::uint32_t* words) {
+    RT_UNROLL for (int j = 0; j < 2; ++j) {
+      words[j] = rt::transpose(rt::pack(Stored{}, values[2 * j], values[2 * j + 1]));
+    }
+  }
+
+  RT_DEVICE static void to_values(const std::uint32_t* words, float (&values)[4]) {
+    RT_UNROLL for (int j = 0; j < 2; ++j) {
+      const std::uint32_t pair = rt::transpose(words[j]);
+      values[2 * j] = rt::widen(low(pair));
+      values[2 * j + 1] = rt::widen(high(pair));
+    }
+  }
+
+  // As they are once stored.
+  RT_DEVICE static void round(float (&values)[4]) {
+    RT_UNROLL for (int j = 0; j < 2; ++j) {
+      const std::uint32_t pair = rt::pack(Stored{}, values[2 * j], values[2 * j + 1]);
+      values[2 * j] = rt::widen(low(pair));
+      values[2 * j + 1] = rt::widen(high(pair));
+    }
+  }
+
+  // units: how many of the word are inside.
+  RT_DEVICE static std::uint32_t load(const Stored* address, int units, bool paired) {
+    if (units <= 0) return 0;
+    if (paired) return rt::load(reinterpret_cast<const std::uint32_t*>(address));
+    const std::uint32_t first = rt::load(address).bits;
+    return units == 1 ? first : first | static_cast<std::uint32_t>(rt::load(address + 1).bits) << 16;
+  }
+
+  RT_DEVICE static void store(Stored* address, std::uint32_t word, int units, bool paired) {
+    if (units <= 0) return;
+    if (paired) {
+      *reinterpret_cast<std::uint32_t*>(address) = word;
+    } else {
+      address[0] = low(word);
+      if (units > 1) address[1] = high(word);
+    }
+  }
+
+  RT_DEVICE static Stored low(std::uint32_t pair) { return {static_cast<std::uint16_t>(pair)}; }
+  RT_DEVICE static Stored high(std::uint32_t pair) {
+    return {static_cast<std::uint16_t>(pair >> 16)};
+  }
+};
+
+// float32: the four values themselves; eight lanes have neighbours in memory.
+template <>
+struct Words<float> {
+  static constexpr int kCount = 4;
+  static constexpr int kColumnsOfLane = 2;
+
+  RT_DEVICE static int column(int lane, int word) { return lane % 4 * 2 + word % 2; }
+  RT_DEVICE static int unit(int lane) { return lane / 4; }
+  RT_DEVICE static constexpr int units_on(int word) { return word / 2 * 8; }
+
+  RT_DEVICE static void from_values(const float (&values)[4], std::uint32_t* words) {
+    RT_UNROLL for (int v = 0; v < 4; ++v) words[v] = rt::bits_of(values[v]);
+  }
+  RT_DEVICE static void to_values(const std::uint32_t* words, float (&values)[4]) {
+    RT_UNROLL for (int v = 0; v < 4; ++v) values[v] = rt::float_of(words[v]);
+  }
+  RT_DEVICE static void round(float (&)[4]) {}
+
+  RT_DEVICE static std::uint32_t load(const float* address, int units, bool) {
+    return units <= 0 ? 0 : rt::bits_of(rt::load(address));
+  }
+  RT_DEVICE static void store(float* address, std::uint32_t word, int units, bool) {
+    if (units > 0) *address = rt::float_of(word);
+  }
+};
+
+// ------------------------------------------------------------------------------ modes
+//
+// A mode has: Stored; kDepth, units that one product goes over; kWeights and kFactors, the registers
+// of its two sides; kChains, sums that do not wait for one another; kTileWords, 32-bit words of a
+// tile of the state in shared memory, from which write() makes what read() returns.
+
+template <class Type>
+struct Half {
+  using Stored = Type;
+  static constexpr int kDepth = 16;
+  static constexpr int kWeights = 4;
+  static constexpr int kFactors = 2;
+  static constexpr int kChains = 2;
+  static constexpr int kTileWords = 64;  // [lane][2]
+
+  // Of 16 rows of W (of its transpose) from w on, of which so many rows and columns are there.
+  template <bool kTransposed>
+  RT_DEVICE static void weights(std::uint32_t* a, const Type* w, std::int64_t stride, int rows,
+                                int columns, int lane, bool paired) {
+    w += lane / 4 * stride + lane % 4 * 2;
+    rows -= lane / 4;
+    columns -= lane % 4 * 2;
+    RT_UNROLL for (int i = 0; i < 4; ++i) {
+      const int r = (kTransposed ? i / 2 : i % 2) * 8, c = (kTransposed ? i % 2 : i / 2) * 8;
+      const int units = r < rows ? columns - c : 0;
+      const std::uint32_t word = Words<Type>::load(w + r * stride + c, units, paired);
+      a[i] = kTransposed ? rt::transpose(word) : word;
+    }
+  }
+
+  // The words of a tile are factors already.
+  RT_DEVICE static void write(std::uint32_t* state, int tile, int lane, const std::uint32_t* words) {
+    std::uint32_t* to = state + tile * kTileWords + lane * 2;
+    to[0] = words[0];
+    to[1] = words[1];
+  }
+
+  RT_DEVICE static void read(const std::uint32_t* state, int step, int lane, std::uint32_t* b) {
+    const std::uint32_t* from = state + step * kTileWords + lane * 2;
+    b[0] = from[0];
+    b[1] = from[1];
+  }
+
+  RT_DEVICE static void multiply(float (&sums)[kChains][4], int step, const std::uint32_t* a,
+                                 const std::uint32_t* b) {
+    rt::multiply(Type{}, sums[step % 2], a, b);
+  }
+
+  RT_DEVICE static float total(const float (&sums)[kChains][4], int v) {
+    return sums[0][v] + sums[1][v];
+  }
+};
+
+// A matrix of float32 (transposed: in memory it is), or 0 outside of it: from row g, column 2 q on.
+template <bool kTransposed>
+struct Matrix {
+  const float* w;
+  std::int64_t down, across;
+  int rows, columns;
+
+  RT_DEVICE Matrix(const float* w, std::int64_t stride, int rows, int columns, int lane)
+      : down(kTransposed ? 1 : stride), across(kTransposed ? stride : 1) {
+    const int row = lane / 4, column = lane % 4 * 2;
+    this->w = w + row * down + column * across;
+    this->rows = (kTransposed ? columns : rows) - row;
+    this->columns = (kTransposed ? rows : columns) - column;
+  }
+
+  RT_DEVICE float operator()(int row, int column) const {
+    return row < rows && column < columns ? w[row * down + column * across] : 0.0f;
+  }
+};
+
+struct Tf32 {
+  using Stored = float;
+  static constexpr int kDepth = 8;
+  static constexpr int kWeights = 4;
+  static constexpr int kFactors = 2;
+  static constexpr int kChains = 2;
+  static constexpr int kTileWords = 128;  // two of [column, see place()][unit]
+
+  // In which order a product goes over its units is free: a lane has units 2 q and 2 q + 1, which
+  // stand side by side in shared memory.
+  template <bool kTransposed>
+  RT_DEVICE static void weights(std::uint32_t* a, const float* w, std::int64_t stride, int rows,
+                                int columns, int lane, bool) {
+    const Matrix<kTransposed> at(w, stride, rows, columns, lane);
+    RT_UNROLL for (int i = 0; i < 4; ++i) a[i] = rt::to_tf32(at(i % 2 * 8, i / 2));
+  }
+
+  // Where a column is: so that neither write() (even or odd columns at a time) nor read() (the first
+  // or the last four) meets one bank of shared memory twice.
+  RT_DEVICE static int place(int column) { return (column ^ column >> 2) * 8; }
+
+  RT_DEVICE static void write(std::uint32_t* state, int tile, int lane, const std::uint32_t* words) {
+    std::uint32_t* to = state + tile * kTileWords + lane / 4;
+    RT_UNROLL for (int v = 0; v < 4; ++v) {
+      to[v / 2 * 64 + place(lane % 4 * 2 + v % 2)] = rt::to_tf32(rt::float_of(words[v]));
+    }
+  }
+
+  RT_DEVICE static void read(const std::uint32_t* state, int step, int lane, std::uint32_t* b) {
+    const std::uint32_t* from = state + step * 64 + place(lane / 4) + lane % 4 * 2;
+    b[0] = from[0];
+    b[1] = from[1];
+  }
+
+  RT_DEVICE static void multiply(float (&sums)[kChains][4], int step, const std::uint32_t* a,
+                                 const std::uint32_t* b) {
+    rt::multiply_tf32(sums[step % 2], a, b);
+  }
+
+  RT_DEVICE static float total(const float (&sums)[kChains][4], int v) {
+    return sums[0][v] + sums[1][v];
+  }
+};
+
+// x = x0 + x1 + x2 of bfloat16, each what the ones before have left; of the nine products the three
+// smallest, 2^-24 of the largest and less, are left out.
+struct Exact {
+  using Stored = float;
+  static constexpr int kDepth = 16;
+  static constexpr int kParts = 3;
+  static constexpr int kWeights = 4 * kParts;
+  static constexpr int kFactors = 2 * kParts;
+  static constexpr int kChains = 4;  // two of the largest products, two of the rest
+  static constexpr int kTileWords = 64 * kParts;  // [part][lane][2]
+
+  RT_DEVICE static void split(float first, float second, std::uint32_t (&pairs)[kParts]) {
+    RT_UNROLL for (int part = 0; part < kParts; ++part) {
+      pairs[part] = rt::pack(BFloat16{}, first, second);
+      first = left(first, rt::widen(Words<BFloat16>::low(pairs[part])));
+      second = left(second, rt::widen(Words<BFloat16>::high(pairs[part])));
+    }
+  }
+
+  // Nothing of inf, which stays what it is; so do values that round to it.
+  RT_DEVICE static float left(float value, float part) {
+    return rt::is_finite(part) ? value - part : 0.0f;
+  }
+
+  template <bool kTransposed>
+  RT_DEVICE static void weights(std::uint32_t* a, const float* w, std::int64_t stride, int rows,
+                                int columns, int lane, bool) {
+    const Matrix<kTransposed> at(w, stride, rows, columns, lane);
+    RT_UNROLL for (int i = 0; i < 4; ++i) {
+      const int r = i % 2 * 8, c = i / 2 * 8;
+      std::uint32_t pairs[kParts];
+      split(at(r, c), at(r, c + 1), pairs);
+      RT_UNROLL for (int part = 0; part < kParts; ++part) a[part * 4 + i] = pairs[part];
+    }
+  }
+
+  RT_DEVICE static void write(std::uint32_t* state, int tile, int lane, const std::uint32_t* words) {
+    RT_UNROLL for (int j = 0; j < 2; ++j) {
+      std::uint32_t pairs[kParts];
+      split(rt::float_of(words[2 * j]), rt::float_of(words[2 * j + 1]), pairs);
+      RT_UNROLL for (int part = 0; part < kParts; ++part) {
+        state[tile * kTileWords + part * 64 + lane * 2 + j] = rt::transpose(pairs[part]);
+      }
+    }
+  }
+
+  RT_DEVICE static void read(const std::uint32_t* state, int step, int lane, std::uint32_t* b) {
+    RT_UNROLL for (int part = 0; part < kParts; ++part) {
+      const std::uint32_t* from = state + step * kTileWords + part * 64 + lane * 2;
+      b[part * 2] = from[0];
+      b[part * 2 + 1] = from[1];
+    }
+  }
+
+  RT_DEVICE static void multiply(float (&sums)[kChains][4], int step, const std::uint32_t* a,
+                                 const std::uint32_t* b) {
+    rt::multiply(BFloat16{}, sums[step % 2], a, b);
+    RT_UNROLL for (int order = 2; order > 0; --order) {  // small ones first
+      RT_UNROLL for (int part = 0; part <= order; ++part) {
+        rt::multiply(BFloat16{}, sums[2 + step % 2], a + part * 4, b + (order - part) * 2);
+      }
+    }
+  }
+
+  // Of an inf the largest product is right, and the others, with what is left of it, are not.
+  RT_DEVICE static float total(const float (&sums)[kChains][4], int v) {
+    const float rest = sums[2][v] + sums[3][v];
+    return sums[0][v] + sums[1][v] + (rt::is_finite(rest) ? rest : 0.0f);
+  }
+};
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,38 @@
+// The kernels as plain functions: on a stream of a device, without waiting for it. An error throws
+// std::runtime_error with the kernel's name and its plan.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "plan.h"
+#include "problem.h"
+
+namespace rnnfast::cuda {
+
+// Where a launch goes: the ordinal of a device and a cudaStream_t of it.
+struct Stream {
+  int device = 0;
+  std::uintptr_t handle = 0;
+};
+
+// Defined by single_block.cu, compiled once for each mode.
+#define RNNFAST_DECLARE_MODE(mode)                                        \
+  namespace mode {                                                        \
+  void single_block_forward(const Plan&, const Forward&, const Stream&);  \
+  void single_block_backward(const Plan&, const Backward&, const Stream&); \
+  }
+RNNFAST_DECLARE_MODE(bfloat16)
+RNNFAST_DECLARE_MODE(float16)
+RNNFAST_DECLARE_MODE(tf32)
+RNNFAST_DECLARE_MODE(exact)
+#undef RNNFAST_DECLARE_MODE
+
+void forward(Mode mode, const Plan& plan, const Forward& problem, const Stream& stream);
+void backward(Mode mode, const Plan& plan, const Backward& problem, const Stream& stream);
+
+// Kernels of this build, by name.
+std::vector<std::string> kernels();
+
+}  // namespace rnnfast::cuda

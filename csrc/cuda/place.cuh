@@ -1,0 +1,149 @@
+// Where a thread stands, and what of the tensors in memory is its own. K is a configuration of a
+// kernel: SingleBlock in single_block.cuh.
+#pragma once
+
+#include "fragments.cuh"
+#include "problem.h"
+#include "rt.cuh"
+
+namespace rnnfast::cuda {
+
+// Where a thread stands: which units and which rows of the batch are its own.
+template <class K>
+struct Place {
+  using W = Words<typename K::Stored>;
+  static constexpr int kColumnsOfLane = W::kColumnsOfLane;
+
+  int lane, warp, group, direction, head;
+  int size;            // S
+  bool paired;
+  int first_unit;      // of the warp
+  int unit;            // of value 0 of tile 0; value v of tile m is units_on(v) further
+  int word_unit;       // of word 0 of tile 0
+  int row;             // of the batch, of column 0
+  int rows;            // how many columns are rows of the batch
+
+  RT_DEVICE explicit Place(const Shape& shape) {
+    lane = rt::thread() % 32;
+    warp = rt::thread() / 32;
+    group = rt::block_y();
+    direction = group / shape.heads;
+    head = group % shape.heads;
+    size = shape.size;
+    paired = shape.paired;
+    first_unit = warp * kTileUnits * K::kTiles;
+    unit = first_unit + lane / 4;
+    word_unit = first_unit + W::unit(lane);
+    row = rt::block_x() * kColumns;
+    rows = shape.batch - row < kColumns ? shape.batch - row : kColumns;
+  }
+
+  RT_DEVICE bool inside(int tile, int v) const { return padded_unit(tile, v) < size; }
+
+  // Of the values: column e of the lane, 0 or 1.
+  RT_DEVICE int column(int e) const { return lane % 4 * 2 + e; }
+
+  // In the padded group.
+  RT_DEVICE int padded_unit(int tile, int v) const { return unit + tile * kTileUnits + v / 2 * 8; }
+
+  // How many units of a word are inside, in a row of the batch that is.
+  RT_DEVICE int units_of(int tile, int word) const {
+    return size - word_unit - tile * kTileUnits - W::units_on(word);
+  }
+};
+
+// A time-by-batch sequence as one thread reads or writes it, one step after another.
+template <class K, class Pointer>
+struct Track {
+  using W = typename Place<K>::W;
+  Pointer* own;  // at a step, in the lane's first column, at its first unit; null: absent
+  std::int64_t stride_t, stride_b;
+
+  RT_DEVICE Track(Pointer* base, const Strides& strides, const Place<K>& place, int t)
+      : own(base), stride_t(strides.t), stride_b(strides.b) {
+    if (base != nullptr) {
+      own += t * strides.t + (place.row + W::column(place.lane, 0)) * strides.b +
+             std::int64_t{place.group} * place.size + place.word_unit;
+    }
+  }
+
+  RT_DEVICE void go(int steps) {
+    if (own != nullptr) own += steps * stride_t;
+  }
+
+  RT_DEVICE Pointer* at(int tile, int word) const {
+    return own + W::column(0, word) * stride_b + tile * kTileUnits + W::units_on(word);
+  }
+};
+
+template <class K>
+using TileWords = std::uint32_t[K::kTiles][Words<typename K::Stored>::kCount];
+
+// The words of a step, or zeros where there is none; zeros outside of the group and of the batch.
+template <class K>
+RT_DEVICE void fetch(const Track<K, const typename K::Stored>& track, bool there,
+                     const Place<K>& place, TileWords<K>& words) {
+  using W = Words<typename K::Stored>;
+  there = there && track.own != nullptr;
+  RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
+    RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
+      const bool inside = there && W::column(place.lane, j) < place.rows;
+      const int units = inside ? place.units_of(m, j) : 0;
+      words[m][j] = units <= 0 ? 0 : W::load(track.at(m, j), units, place.paired);
+    }
+  }
+}
+
+template <class K>
+RT_DEVICE void put(const Track<K, typename K::Stored>& track, const Place<K>& place,
+                   const TileWords<K>& words) {
+  using W = Words<typename K::Stored>;
+  RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
+    RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
+      if (W::column(place.lane, j) >= place.rows) continue;
+      W::store(track.at(m, j), words[m][j], place.units_of(m, j), place.paired);
+    }
+  }
+}
+
+// A state [D, B, heads * S]: one step of its direction.
+template <class K, class Pointer>
+RT_DEVICE Track<K, Pointer> state_track(Pointer* base, const Shape& shape, const Place<K>& place) {
+  const std::int64_t width = std::int64_t{shape.heads} * shape.size;
+  // Its columns are those of a head: a group's, less those of the directions before.
+  return {base, {(shape.batch - 1) * width, width}, place, place.direction};
+}
+
+// A parameter [G * S] of the group into shared memory [K::kUnits], with zeros behind it: to be read
+// behind a barrier, at the units of the values. In registers it would take what W needs.
+template <class K>
+RT_DEVICE void stage(const float* base, const Place<K>& place, float* shared) {
+  for (int unit = rt::thread(); unit < K::kUnits; unit += K::kThreads) {
+    const bool there = base != nullptr && unit < place.size;
+    shared[unit] = there ? base[std::int64_t{place.group} * place.size + unit] : 0.0f;
+  }
+}
+
+// How many steps a row of the batch has: 0 for one outside.
+template <class K>
+RT_DEVICE int length_of(const std::int64_t* lengths, const Shape& shape, const Place<K>& place,
+                        int column) {
+  if (column >= place.rows) return 0;
+  if (lengths == nullptr) return shape.steps;
+  return static_cast<int>(rt::load(lengths + place.row + column));
+}
+
+// Whether a reset lies at edge e of a row, between its steps e - 1 and e.
+template <class K>
+RT_DEVICE bool cut_at(const std::uint8_t* reset, const Shape& shape, const Place<K>& place, int e,
+                      int column, int length) {
+  if (reset == nullptr || e < 0 || e >= length) return false;
+  return rt::load(reset + std::int64_t{e} * shape.batch + place.row + column) != 0;
+}
+
+// Whether an edge of the window for gradients is at e.
+RT_DEVICE bool at_window(int window, int e, int length) {
+  return window > 0 && e > 0 && e < length && e % window == 0;
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,160 @@
+// One block for a group and eight rows of the batch: it has all of W_hh in its registers, and goes
+// through the whole of time without a word to another block.
+//
+// One time step of forward, and of backward with c, W_hh^T and da in the place of p, W_hh and h:
+//   1. All warps read h_{t-1} from shared memory, as factors, and multiply; each warp has the sums of
+//      its own units in its registers (add_product).
+//   2. It adds p_t, which came from memory during the step before. Layer norm and clipping need sums
+//      over all units: column_sums has the one barrier of each.
+//   3. f; h_t goes to memory from the registers, and into the other half of the shared memory, as
+//      factors again.
+//   4. sync_block. Behind it all of h_t is there. What is read in step t is written again in step
+//      t + 2, behind the barrier of step t + 1, which nobody passes before having read: two halves
+//      are enough, and one barrier a step.
+#pragma once
+
+#include "cells/rnn.h"
+#include "fragments.cuh"
+#include "norms.cuh"
+#include "place.cuh"
+#include "problem.h"
+#include "rt.cuh"
+
+namespace rnnfast::cuda {
+
+// Sizes of a kernel: kUnits are a multiple of 16; a group has as many or fewer, of which the rest is
+// padding, zeros throughout.
+template <class Mode_, int kUnits_, int kTiles_>
+struct SingleBlock {
+  using Mode = Mode_;
+  using Stored = typename Mode::Stored;
+  static constexpr int kUnits = kUnits_;
+  static constexpr int kTiles = kTiles_;  // of a warp, which has 16 kTiles units
+  static constexpr int kWarps = kUnits / (kTileUnits * kTiles);
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kSteps = kUnits / Mode::kDepth;  // of a product
+  static constexpr int kStateWords = kUnits / kTileUnits * Mode::kTileWords;
+  static_assert(kWarps * kTileUnits * kTiles == kUnits);
+
+  // What is where in shared memory.
+  static constexpr int kState = 0;  // two halves
+  static constexpr int kGamma = kState + 2 * kStateWords * 4;
+  static constexpr int kBeta = kGamma + kUnits * 4;
+  static constexpr int kNormSums = kBeta + kUnits * 4;
+  static constexpr int kForwardBytes = kNormSums + Sums<kWarps, 2>::kBytes;
+  static constexpr int kClipSums = kForwardBytes;
+  static constexpr int kMeasures = kClipSums + Sums<kWarps, 3>::kBytes;  // of two steps
+  static constexpr int kKept = kMeasures + 2 * kWarps * kColumns * static_cast<int>(sizeof(Measure));
+  static constexpr int kBackwardBytes = kKept + kTiles * 4 * kThreads * 4;  // the values of each
+
+  template <class T>
+  RT_DEVICE static T* at(int place) {
+    return reinterpret_cast<T*>(rt::shared() + place);
+  }
+};
+
+// Math of the cells on a device.
+struct Math {
+  using Scalar = float;
+  using Vector = float;
+
+  // Two ways and a choice, as on the CPU (cpu/math.h): near zero the fraction cancels.
+  RT_DEVICE static float tanh(float x) {
+    const float z = x * x;
+    float near = 0.021007313887361264955f + z * -0.0061796007726469633011f;
+    near = 0.1333245195930986894f + z * (-0.05383736598596564407f + z * near);
+    near = x + x * z * (-0.33333313879465202036f + z * near);
+    const float size = rt::magnitude(x);
+    const float far = 1.0f - rt::quick_divide(2.0f, 1.0f + rt::exp(2.0f * size));
+    return size <= 0.5625f ? near : x < 0.0f ? -far : far;
+  }
+
+  RT_DEVICE static float sigmoid(float x) { return rt::quick_divide(1.0f, 1.0f + rt::exp(-x)); }
+};
+
+template <class K>
+using Weights = std::uint32_t[K::kTiles][K::kSteps][K::Mode::kWeights];
+
+// The rows of W_hh (or of its transpose) that the warp has, with zeros around them.
+template <class K, bool kTransposed>
+RT_DEVICE void load_weights(const void* w_hh, const Place<K>& place, Weights<K>& weights) {
+  using Stored = typename K::Stored;
+  const std::int64_t size = place.size;
+  const Stored* w = static_cast<const Stored*>(w_hh) + place.group * size * size;
+  RT_UNROLL for (int s = 0; s < K::kSteps; ++s) {
+    RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
+      int row = place.first_unit + m * kTileUnits, column = s * K::Mode::kDepth;
+      if (kTransposed) row = column, column = place.first_unit + m * kTileUnits;
+      K::Mode::template weights<kTransposed>(weights[m][s], w + row * size + column, size,
+                                             place.size - row, place.size - column, place.lane,
+                                             place.paired);
+    }
+    // Else the compiler has all loads under way at once, and no registers for them. (Nor would it
+    // keep loads of what it takes for constant behind a barrier.)
+    if (s % 2 == 1) rt::sync_block();
+  }
+}
+
+// What W times the state in shared memory is, of the units of the warp, added to the values.
+template <class K>
+RT_DEVICE void add_product(const Weights<K>& weights, const std::uint32_t* state, int lane,
+                           float (&values)[K::kTiles][4]) {
+  using Mode = typename K::Mode;
+  float sums[K::kTiles][Mode::kChains][4] = {};
+  RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
+    RT_UNROLL for (int v = 0; v < 4; ++v) sums[m][0][v] = values[m][v];
+  }
+  RT_UNROLL for (int s = 0; s < K::kSteps; ++s) {
+    std::uint32_t factors[Mode::kFactors];
+    Mode::read(state, s, lane, factors);
+    RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
+      Mode::multiply(sums[m], s, weights[m][s], factors);
+    }
+  }
+  RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
+    RT_UNROLL for (int v = 0; v < 4; ++v) values[m][v] = Mode::total(sums[m], v);
+  }
+}
+
+template <class K>
+RT_DEVICE void write_state(std::uint32_t* state, const Place<K>& place, const TileWords<K>& words) {
+  RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
+    K::Mode::write(state, place.warp * K::kTiles + m, place.lane, words[m]);
+  }
+}
+
+// h = f(n), in place.
+template <int kTiles>
+RT_DEVICE void activate(Nonlinearity f, float (&n)[kTiles][4]) {
+  const auto apply = [&n](auto cell) {
+    RT_UNROLL for (int m = 0; m < kTiles; ++m) {
+      RT_UNROLL for (int v = 0; v < 4; ++v) {
+        n[m][v] = decltype(cell)::template value<Math>(n[m][v]);
+      }
+    }
+  };
+  switch (f) {  // the same for all threads
+    case Nonlinearity::kTanh: return apply(cells::Tanh{});
+    case Nonlinearity::kRelu: return apply(cells::Relu{});
+    case Nonlinearity::kSigmoid: return apply(cells::Sigmoid{});
+  }
+}
+
+// dh f'(n) from h, in place of dh.
+template <int kTiles>
+RT_DEVICE void differentiate(Nonlinearity f, float (&dh)[kTiles][4], const float (&h)[kTiles][4]) {
+  const auto apply = [&](auto cell) {
+    RT_UNROLL for (int m = 0; m < kTiles; ++m) {
+      RT_UNROLL for (int v = 0; v < 4; ++v) {
+        dh[m][v] = decltype(cell)::template backward<Math>(dh[m][v], h[m][v]);
+      }
+    }
+  };
+  switch (f) {
+    case Nonlinearity::kTanh: return apply(cells::Tanh{});
+    case Nonlinearity::kRelu: return apply(cells::Relu{});
+    case Nonlinearity::kSigmoid: return apply(cells::Sigmoid{});
+  }
+}
+
+}  // namespace rnnfast::cuda

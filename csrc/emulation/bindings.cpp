@@ -1,0 +1,11 @@
+// rnnfast._emulated: the kernels for GPUs on the host, for tests alone.
+#include "cuda/bindings.h"
+
+#include "machine.h"
+
+PYBIND11_MODULE(_emulated, module) {
+  module.doc() = "The CUDA kernels of rnnfast on the host, thread by thread: for tests.";
+  rnnfast::cuda::bind(module);
+  module.def("set_seed", &rnnfast::emulation::set_seed, pybind11::arg("seed"),
+             "Of the order in which threads take their turns.");
+}

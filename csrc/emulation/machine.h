@@ -1,0 +1,141 @@
+// A stand-in for a GPU, on the host: blocks of threads that wait for one another, clusters of blocks
+// that write into each other's shared memory. For tests: it finds what order, memory and
+// convergence would break, says nothing of time.
+//
+// Threads are fibers whose turns are drawn from a seed, so that a failure can be had again; or, with
+// RNNFAST_EMULATION_THREADS, threads of the host with random delays, for the sanitizers.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace rnnfast::emulation {
+
+constexpr int kLanes = 32;
+
+// What a lane brings to an operation of its warp, and takes from it.
+struct Slot {
+  int operation;
+  std::uint32_t in[10];
+  std::uint32_t out[4];
+};
+
+// Threads that wait until a number of them is there.
+struct Barrier {
+  std::atomic<int> arrived{0};
+  std::atomic<int> turn{0};
+};
+
+struct Warp {
+  std::atomic<int> arrived{0};
+  std::atomic<int> turn{0};
+  Slot slots[2][kLanes];  // of this operation and of the one before, which some may still read
+};
+
+struct Block {
+  std::vector<unsigned char> memory;  // shared, and a border that nobody may touch
+  unsigned char* shared = nullptr;
+  std::size_t bytes = 0;
+  int x = 0, y = 0;
+  int rank = 0;  // in the cluster
+  int threads = 0;
+  std::atomic<int> alive{0};
+  Barrier barriers[16];
+  std::vector<std::unique_ptr<Warp>> warps;
+};
+
+// A store into the shared memory of a block of the cluster, which has not come there yet.
+struct Flight {
+  std::uint32_t address, value, barrier;
+};
+
+struct Cluster {
+  std::vector<std::unique_ptr<Block>> blocks;
+  Barrier barrier;
+  std::mutex mutex;
+  std::deque<Flight> flights;
+};
+
+struct Thread {
+  Cluster* cluster = nullptr;
+  Block* block = nullptr;
+  Warp* warp = nullptr;
+  int index = 0;  // in the block
+};
+
+// The thread of the device that runs now.
+Thread& self();
+
+// Lets others run. They wait in a loop around it, `waiting` naming what for.
+void yield(const char* waiting);
+
+// Tells that what somebody waits for may have come.
+void progress();
+
+// Between any two accesses to memory: a place where others may be ahead.
+void perturb();
+
+// Ends the launch, which throws std::runtime_error with these words.
+[[noreturn]] void fail(const std::string& words);
+
+struct Launch {
+  int grid_x = 1, grid_y = 1;
+  int threads = kLanes;
+  int cluster = 1;  // blocks, along x
+  std::size_t shared = 0;
+};
+
+// Runs the kernel for every thread of the grid, one cluster after another in an order of the seed.
+void launch(const Launch& launch, const std::function<void()>& kernel);
+
+void set_seed(std::uint64_t seed);
+
+// ------------------------------------------------------------------------------ waiting
+
+void wait_at(Barrier& barrier, int threads, const char* name);
+
+// An operation of the warp: every lane brings its words; the last to come calls compute(slots) for
+// all of them.
+template <class Compute>
+const Slot& together(int operation, const std::uint32_t* words, int count, Compute compute) {
+  Warp& warp = *self().warp;
+  perturb();
+  const int turn = warp.turn.load(std::memory_order_acquire);
+  Slot* slots = warp.slots[turn & 1];
+  Slot& mine = slots[self().index % kLanes];
+  mine.operation = operation;
+  for (int i = 0; i < count; ++i) mine.in[i] = words[i];
+  if (warp.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (slots[lane].operation != operation) fail("the lanes of a warp have parted");
+    }
+    compute(slots);
+    warp.arrived.store(0, std::memory_order_relaxed);
+    warp.turn.store(turn + 1, std::memory_order_release);
+    progress();
+  } else {
+    while (warp.turn.load(std::memory_order_acquire) == turn) yield("the other lanes of its warp");
+  }
+  return mine;
+}
+
+// ------------------------------------------------------------------------------ mbarriers
+// In their own 64 bits, so that a kernel that writes over one is found out.
+
+void mbarrier_init(std::uint64_t* barrier, std::uint32_t arrivals);
+void mbarrier_update(std::uint64_t* barrier, int arrivals, std::int64_t bytes);
+bool mbarrier_phase(const std::uint64_t* barrier);
+
+// Addresses of the shared memory of a cluster: the rank of the block in the upper 8 bits.
+std::uint32_t address_of(const void* shared);
+unsigned char* memory_at(std::uint32_t address, std::size_t bytes);
+void send(const Flight& flight);
+
+}  // namespace rnnfast::emulation

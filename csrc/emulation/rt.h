@@ -1,0 +1,190 @@
+// csrc/cuda/rt.cuh on the host, one function for each of that file, by what PTX says of it.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "machine.h"
+
+#define RT_KERNEL(threads) static void
+#define RT_DEVICE [[gnu::always_inline]] inline
+#define RT_UNROLL
+
+namespace rnnfast::cuda::rt {
+
+using emulation::kLanes;
+using emulation::Slot;
+
+inline int thread() { return emulation::self().index; }
+inline int block_x() { return emulation::self().block->x; }
+inline int block_y() { return emulation::self().block->y; }
+inline unsigned char* shared() { return emulation::self().block->shared; }
+
+inline void sync_block() {
+  emulation::Block& block = *emulation::self().block;
+  emulation::wait_at(block.barriers[0], block.threads, "the threads of its block");
+}
+
+// What the lanes of a warp do together; any two of them must not meet.
+enum Operation { kShuffle, kAny, kTranspose, kMultiply, kMultiplyTf32 };
+
+template <class T>
+inline T shuffle_xor(T value, int lanes) {
+  static_assert(sizeof(T) == 4);
+  const std::uint32_t word = std::bit_cast<std::uint32_t>(value);
+  const Slot& mine = emulation::together(kShuffle, &word, 1, [lanes](Slot* slots) {
+    for (int lane = 0; lane < kLanes; ++lane) slots[lane].out[0] = slots[lane ^ lanes].in[0];
+  });
+  return std::bit_cast<T>(mine.out[0]);
+}
+
+inline bool any(bool condition) {
+  const std::uint32_t word = condition;
+  const Slot& mine = emulation::together(kAny, &word, 1, [](Slot* slots) {
+    std::uint32_t found = 0;
+    for (int lane = 0; lane < kLanes; ++lane) found |= slots[lane].in[0];
+    for (int lane = 0; lane < kLanes; ++lane) slots[lane].out[0] = found;
+  });
+  return mine.out[0] != 0;
+}
+
+inline std::uint32_t transpose(std::uint32_t word) {
+  const Slot& mine = emulation::together(kTranspose, &word, 1, [](Slot* slots) {
+    const auto element = [slots](int row, int column) {
+      return slots[row * 4 + column / 2].in[0] >> (column % 2 * 16) & 0xffff;
+    };
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int row = lane / 4, column = lane % 4 * 2;
+      slots[lane].out[0] = element(column, row) | element(column + 1, row) << 16;
+    }
+  });
+  return mine.out[0];
+}
+
+// ------------------------------------------------------------------------------ arithmetic
+
+inline std::uint32_t bits_of(float value) { return std::bit_cast<std::uint32_t>(value); }
+inline float float_of(std::uint32_t bits) { return std::bit_cast<float>(bits); }
+
+inline float widen(BFloat16 value) {
+  return float_of(static_cast<std::uint32_t>(value.bits) << 16);
+}
+
+inline std::uint16_t narrow(BFloat16, float value) {
+  const std::uint32_t bits = bits_of(value);
+  if (std::isnan(value)) return 0x7fff;
+  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// By steps of the format, so that no compiler need have it.
+inline float widen(Float16 value) {
+  const int exponent = value.bits >> 10 & 31, fraction = value.bits & 1023;
+  float magnitude = std::ldexp(static_cast<float>(fraction), -24);
+  if (exponent == 31) magnitude = fraction ? std::nanf("") : HUGE_VALF;
+  if (exponent > 0 && exponent < 31) {
+    magnitude = std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
+  }
+  return value.bits >> 15 ? -magnitude : magnitude;
+}
+
+inline std::uint16_t narrow(Float16, float value) {
+  if (std::isnan(value)) return 0x7fff;
+  const std::uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+  const float magnitude = std::fabs(value);
+  if (magnitude >= 65520.0f) return sign | 0x7c00;
+  // A unit of the last place; of subnormal numbers, which continue the others, always the same.
+  const int exponent = std::max(magnitude > 0 ? std::ilogb(magnitude) : -14, -14);
+  const auto units = static_cast<std::uint32_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
+  return static_cast<std::uint16_t>(sign | ((static_cast<std::uint32_t>(exponent + 14) << 10) + units));
+}
+
+template <class Type>
+inline std::uint32_t pack(Type type, float low, float high) {
+  return narrow(type, low) | static_cast<std::uint32_t>(narrow(type, high)) << 16;
+}
+
+inline std::uint32_t to_tf32(float value) {
+  const std::uint32_t bits = bits_of(value);
+  return std::isnan(value) ? 0x7fffffff : (bits + 0x1000) & ~0x1fffu;
+}
+
+inline float exp(float x) { return std::exp(x); }
+inline float divide(float a, float b) { return a / b; }
+inline float quick_divide(float a, float b) { return a / b; }
+inline float square_root(float x) { return std::sqrt(x); }
+inline bool is_finite(float x) { return std::isfinite(x); }
+inline float magnitude(float x) { return std::fabs(x); }
+inline float larger(float a, float b) { return std::fmax(a, b); }
+
+// ------------------------------------------------------------------------------ tensor cores
+
+template <class Type>
+inline float half_of(std::uint32_t word, int high) {
+  return widen(Type{static_cast<std::uint16_t>(high ? word >> 16 : word)});
+}
+
+// d += a b of a warp; a_at(slot of g, q and register) and so on turn words into values. Products are
+// exact and added in float32, one after another.
+template <int kDepth, class Factor>
+inline void product(Slot* slots, Factor factor) {
+  float a[16][kDepth], b[kDepth][8];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int g = lane / 4, q = lane % 4;
+    const std::uint32_t* words = slots[lane].in + 4;
+    if constexpr (kDepth == 16) {
+      for (int i = 0; i < 4; ++i) {
+        for (int high = 0; high < 2; ++high) {
+          const int k = 2 * q + high + i / 2 * 8;
+          a[g + i % 2 * 8][k] = factor(words[i], high);
+          if (i < 2) b[2 * q + high + i * 8][g] = factor(words[4 + i], high);
+        }
+      }
+    } else {
+      for (int i = 0; i < 4; ++i) {
+        a[g + i % 2 * 8][q + i / 2 * 4] = factor(words[i], 0);
+        if (i < 2) b[q + i * 4][g] = factor(words[4 + i], 0);
+      }
+    }
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+      float sum = float_of(slots[lane].in[i]);
+      for (int k = 0; k < kDepth; ++k) sum += a[row][k] * b[k][column];
+      slots[lane].out[i] = bits_of(sum);
+    }
+  }
+}
+
+template <int kDepth, class Factor>
+inline void multiply(int operation, float (&d)[4], const std::uint32_t* a, const std::uint32_t* b,
+                     Factor factor) {
+  std::uint32_t words[10];
+  std::memcpy(words, d, sizeof d);
+  std::copy(a, a + 4, words + 4);
+  std::copy(b, b + 2, words + 8);
+  const Slot& mine = emulation::together(
+      operation, words, 10, [factor](Slot* slots) { product<kDepth>(slots, factor); });
+  std::memcpy(d, mine.out, sizeof d);
+}
+
+template <class Type>
+inline void multiply(Type, float (&d)[4], const std::uint32_t* a, const std::uint32_t* b) {
+  multiply<16>(kMultiply, d, a, b, [](std::uint32_t word, int i) { return half_of<Type>(word, i); });
+}
+
+// The tensor core cuts off what a TF32 number has no room for.
+inline void multiply_tf32(float (&d)[4], const std::uint32_t* a, const std::uint32_t* b) {
+  multiply<8>(kMultiplyTf32, d, a, b,
+              [](std::uint32_t word, int) { return float_of(word & ~0x1fffu); });
+}
+
+template <class T>
+inline T load(const T* address) {
+  return *address;
+}
+
+}  // namespace rnnfast::cuda::rt

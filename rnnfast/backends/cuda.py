@@ -1,0 +1,286 @@
+"""The CUDA kernels of :mod:`rnnfast._C`, compiled where it was installed: addresses and sizes, on the
+current stream.
+
+The projection, and the products over all steps that follow backward, are torch's (cuBLAS).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.machinery
+import importlib.util
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import products
+from ..cells.rnn import SIGN_ALONE, Options, directions
+from ..layout import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
+from ..precision import rounds_to_tf32
+from ..record import FIELDS
+from ..triton_kernels.plan import Device as Facts
+from ..triton_kernels.plan import Size, torch_step
+from .cpu import _C as EXTENSION
+
+if TYPE_CHECKING:
+    from . import Problem
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The file of tests/emulation.py: the kernels compute on CPU tensors then, slowly. For tests.
+EMULATION = os.environ.get("RNNFAST_EMULATION", "")
+
+
+class Device(NamedTuple):
+    """Facts of a GPU."""
+
+    name: str
+    capability: int  # 10 major + minor
+    multiprocessors: int
+    shared_memory: int  # bytes a block may have
+
+
+def _load() -> ModuleType | None:
+    """What has the kernels; None where they were not compiled."""
+    if not EMULATION:
+        return EXTENSION if hasattr(EXTENSION, "cuda_plan") else None
+    loader = importlib.machinery.ExtensionFileLoader("_emulated", EMULATION)
+    module = importlib.util.module_from_spec(
+        importlib.util.spec_from_loader(loader.name, loader)
+    )
+    loader.exec_module(module)
+    return module
+
+
+KERNELS = _load()
+
+
+def unavailable(problem: Problem) -> str:
+    on_gpu = problem.device == "cuda" and torch.version.hip is None
+    if not on_gpu and not (EMULATION and problem.device == "cpu"):
+        return f"it computes on an NVIDIA GPU, and the tensors are on {problem.device}"
+    if problem.dtype not in DTYPES:
+        return f"it has no kernel for {problem.dtype}"
+    if KERNELS is None:
+        return "the extension was built without it; see rnnfast.info()"
+    return _refused(*_size(problem))
+
+
+def plan(problem: Problem) -> str:
+    """The launch plan of a problem that it serves, for reading."""
+    return str(_planned(*_size(problem)))
+
+
+def estimates(problem: Problem) -> tuple[float, float]:
+    """Microseconds of a time step of forward: ours, and of torch's kernels."""
+    return _estimated(*_size(problem))
+
+
+def _size(problem: Problem) -> tuple:
+    device = problem.device, problem.index, problem.dtype
+    return *device, problem.units, problem.groups, problem.rows, "norm" in problem.beyond
+
+
+def _told(answer: Callable) -> Callable:
+    """torch.compile takes the answer for a constant: it cannot look at a device. (By the mark that
+    torch.compiler.assume_constant_result sets, which takes a second to import.)"""
+    answer._dynamo_marked_constant = True
+    return answer
+
+
+@_told
+def _refused(kind: str, index: int | None, *size) -> str:
+    if kind == "cuda" and not torch.cuda.is_available():
+        return "there is no GPU that torch can use"
+    return _planned(kind, index, *size).refused
+
+
+@_told
+def _estimated(kind: str, index: int | None, dtype: torch.dtype, *size) -> tuple[float, float]:
+    units, groups, rows, norm = size
+    precision = {"tf32": "tf32", "exact": "tf32x3"}.get(_mode(dtype), "half")
+    name, capability, *facts = _device(kind, index)
+    theirs = torch_step(
+        Size(units, groups, rows, precision, norm), Facts(name, divmod(capability, 10), *facts)
+    )
+    return _planned(kind, index, dtype, *size).step, theirs
+
+
+def _planned(
+    kind: str,
+    index: int | None,
+    dtype: torch.dtype,
+    units: int,
+    groups: int,
+    rows: int,
+    norm: bool,
+):
+    """How it is launched, or why not at all."""
+    return _plan(_mode(dtype), units, groups, rows, norm, _device(kind, index))
+
+
+@functools.lru_cache
+def _plan(mode: str, units: int, groups: int, rows: int, norm: bool, device: Device):
+    return KERNELS.cuda_plan(mode, units, groups, rows, norm, *device)
+
+
+def _mode(dtype: torch.dtype) -> str:
+    if dtype == torch.float32:
+        return "tf32" if rounds_to_tf32() else "exact"
+    return str(dtype).removeprefix("torch.")
+
+
+def _device(kind: str, index: int | None) -> Device:
+    if EMULATION:
+        return Device("the emulation", 90, 1, 227 << 10)
+    return _gpu(torch.cuda.current_device() if index is None else index)
+
+
+@functools.cache
+def _gpu(index: int) -> Device:
+    facts = torch.cuda.get_device_properties(index)
+    return Device(
+        facts.name,
+        10 * facts.major + facts.minor,
+        facts.multi_processor_count,
+        facts.shared_memory_per_block,
+    )
+
+
+def forward(
+    x: Tensor,
+    w_ih: Tensor | None,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_hh: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    h_0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """As :func:`rnnfast.backends.cpu.forward`."""
+    check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
+    results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
+    p = products.projected(x, w_ih, b_ih, b_hh)
+    w_hh, h_0 = dense(w_hh), dense(h_0)
+    if x.shape[1] == 0:
+        return results
+    kept = [dense(v) for v in (w_hh, gamma, beta, h_0, lengths, as_bytes(reset))]
+    KERNELS.cuda_forward(
+        _mode(x.dtype), _plan_of(x, w_hh, gamma, options), options.nonlinearity, p.data_ptr(),
+        *map(_address, (*kept, y, h_n, ahat, rstd)), *_shape(y, w_hh, options), 
+        _paired(w_hh, (p, y), h_0, h_n),
+        *p.stride()[:2], *y.stride()[:2], options.norm_eps, *_stream(x.device),
+    )  # fmt: skip
+    return results
+
+
+def backward(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    y: Tensor,
+    x: Tensor | None,
+    w_ih: Tensor | None,
+    w_hh: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    ahat: Tensor | None,
+    rstd: Tensor | None,
+    h_0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    record: Tensor | None,
+    dx_wanted: bool,
+    dw_wanted: bool,
+    options: Options,
+) -> tuple[Tensor | None, ...]:
+    """As :func:`rnnfast.backends.cpu.backward`."""
+    y, ahat = with_dense_rows(y), None if ahat is None else with_dense_rows(ahat)
+    grad_y = None if grad_y is None else with_dense_rows(grad_y)
+    w_hh, grad_h_n, h_0, lengths, reset = map(dense, (w_hh, grad_h_n, h_0, lengths, reset))
+    T, B, width = y.shape
+    G = directions(w_hh) * options.heads
+    dp = empty_rows(y, width)
+    dh_0 = None if h_0 is None else torch.empty_like(h_0)
+    measured = None
+    if record is not None:
+        measured = torch.empty(T, B, G, len(FIELDS), dtype=torch.float64, device=y.device)
+    planned = _plan_of(y, w_hh, gamma, options)
+    d_norm = None, None
+    if gamma is not None and dw_wanted:
+        d_norm = gamma.new_empty(2, planned.slices, width).unbind()
+    if B > 0:
+        kept = [dense(v) for v in (w_hh, gamma, beta, ahat, rstd, lengths)]
+        KERNELS.cuda_backward(
+            _mode(y.dtype), planned, options.nonlinearity, _address(grad_y),
+            _address(grad_h_n), y.data_ptr(), *map(_address, kept),
+            _address(as_bytes(reset)), dp.data_ptr(), *map(_address, (dh_0, *d_norm, measured)),
+            *_shape(y, w_hh, options), _paired(w_hh, (y, dp, grad_y, ahat), grad_h_n, dh_0),
+            *_strides(grad_y), *y.stride()[:2], *_strides(ahat), *dp.stride()[:2], options.bptt_window or 0,
+            options.clip_state_grad or 0.0,
+            y.dtype != torch.float32 and options.nonlinearity not in SIGN_ALONE,
+            *_stream(y.device),
+        )  # fmt: skip
+    if record is not None:
+        _add_up(measured, record, options)
+    return (
+        *products.projected_back(dp, x, w_ih, dx_wanted, dw_wanted),
+        products.dw_hh(dp, y, h_0, lengths, reset, w_hh, options.heads) if dw_wanted else None,
+        *(v if v is None else v.sum(0) for v in d_norm),
+        dh_0,
+    )
+
+
+def _add_up(measured: Tensor, record: Tensor, options: Options) -> None:
+    """[T, B, G, fields] into record [D, T, N, fields]: over heads and, for N = 1, over the batch."""
+    D, T = record.shape[:2]
+    of_heads = measured.view(T, -1, D, options.heads, len(FIELDS))
+    over = (3,) if options.per_sample else (1, 3)
+    largest = FIELDS.index("state_max")
+    sums = of_heads.sum(over)
+    if of_heads.numel():
+        sums[..., largest] = of_heads[..., largest].amax(over)
+    sums = sums if options.per_sample else sums.unsqueeze(1)  # [T, N, D, fields]
+    record.copy_(sums.permute(2, 0, 1, 3))
+
+
+def _plan_of(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options):
+    G = directions(w_hh) * options.heads
+    device = _device(x.device.type, x.device.index)
+    found = _plan(_mode(x.dtype), w_hh.shape[-1], G, x.shape[1], gamma is not None, device)
+    if found.refused:
+        raise RuntimeError(f"backend 'cuda' cannot serve: {found.refused}")
+    return found
+
+
+def _shape(y: Tensor, w_hh: Tensor, options: Options) -> tuple[int, ...]:
+    T, B, _ = y.shape
+    return T, B, w_hh.shape[-1], options.heads, directions(w_hh) * options.heads
+
+
+def _paired(w_hh: Tensor, rows: tuple[Tensor | None, ...], *states: Tensor | None) -> bool:
+    """Whether two 16-bit values side by side are one load of 32 bits wherever a thread has them."""
+    return (
+        w_hh.shape[-1] % 2 == 0
+        and all(v.data_ptr() % 4 == 0 for v in (w_hh, *rows, *states) if v is not None)
+        and all(v.stride(i) % 2 == 0 for v in rows if v is not None for i in (0, 1))
+    )
+
+
+def _strides(x: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if x is None else x.stride()[:2]
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _stream(device: torch.device) -> tuple[int, int]:
+    if device.type != "cuda":
+        return 0, 0
+    return device.index, torch.cuda.current_stream(device).cuda_stream

@@ -1,0 +1,87 @@
+"""The products over all steps of a sequence, which are torch's (cuBLAS on a GPU): before and after a
+kernel that has the recurrence alone."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cells.rnn import directions
+from .layout import empty_rows, with_dense_rows
+
+
+def projected(
+    x: Tensor, w_ih: Tensor | None, b_ih: Tensor | None, b_hh: Tensor | None
+) -> Tensor:
+    """p [T, B, D * H], in the memory order of x; x itself where there is no w_ih."""
+    if w_ih is not None:
+        bias = None if b_ih is None else b_ih + b_hh
+        x = _in_order(F.linear(_in_order(x), w_ih, bias), x)
+    return with_dense_rows(x)
+
+
+def dw_hh(
+    dp: Tensor,
+    y: Tensor,
+    h_0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    w_hh: Tensor,
+    heads: int,
+) -> Tensor:
+    """sum_t da_t^T h_{t-1}, with h_{t-1} as the step saw it."""
+    T, B, width = y.shape
+    D = directions(w_hh)
+    H = width // D
+    if h_0 is not None and lengths is not None:  # rows without steps count for nothing, inf or NaN
+        h_0 = h_0.masked_fill((lengths == 0).view(1, B, 1), 0)
+    before = empty_rows(y, width)
+    before[1:, :, :H], before[0, :, :H] = y[:-1, :, :H], 0 if h_0 is None else h_0[0]
+    if D == 2:
+        before[:-1, :, H:], before[-1, :, H:] = y[1:, :, H:], 0
+        if h_0 is not None:  # where a row begins; one without steps takes no gradient
+            rows = torch.arange(B, device=y.device)
+            begins = rows.new_full((B,), T - 1) if lengths is None else (lengths - 1).clamp(min=0)
+            before[begins, rows, H:] = h_0[1]
+    if reset is not None:
+        before[..., :H].masked_fill_(reset.unsqueeze(-1), 0)
+        if D == 2:
+            inside = reset[1:]
+            if lengths is not None:
+                steps = torch.arange(1, T, device=y.device).unsqueeze(1)
+                inside = inside & (steps < lengths)
+            before[:-1, :, H:].masked_fill_(inside.unsqueeze(-1), 0)
+    S = H // heads
+    da, before = (_flat(v).view(T * B, D * heads, S) for v in (dp, before))
+    return torch.bmm(da.permute(1, 2, 0), before.permute(1, 0, 2)).view_as(w_hh)
+
+
+def projected_back(
+    dp: Tensor, x: Tensor | None, w_ih: Tensor | None, dx_wanted: bool, dw_wanted: bool
+) -> tuple[Tensor | None, ...]:
+    """dx, dw_ih, db_ih, db_hh."""
+    if w_ih is None:
+        return dp if dx_wanted else None, None, None, None
+    dx = _in_order(_in_order(dp) @ w_ih, dp) if dx_wanted else None
+    if not dw_wanted:
+        return dx, None, None, None
+    da = _flat(dp)
+    x = x.transpose(0, 1) if _batch_first(dp) else x
+    db = da.sum(0)
+    return dx, da.T @ x.flatten(0, 1), db, db.clone()
+
+
+def _batch_first(x: Tensor) -> bool:
+    """In memory."""
+    return x.stride(1) > x.stride(0)
+
+
+def _in_order(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """[T, B, ...] with its first two axes in the order of the memory (of ``like``), or back."""
+    return x.transpose(0, 1) if _batch_first(x if like is None else like) else x
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[T * B, width] of a dense one, in the order of the memory."""
+    return _in_order(x).flatten(0, 1)
