@@ -1,16 +1,21 @@
 """Package map and the compiled extension `rnnfast._C`; everything else is in pyproject.toml.
 
-The extension is C++ and pybind11, without torch. Its objects are kept in build/native and rebuilt
+The extension is C++ and pybind11, without torch; where nvcc is found, with kernels for GPUs. Objects are kept in build/native and rebuilt
 by ninja when a source, a header or a flag changes (without ninja: all of them, one by one).
 No working compiler is no reason to refuse the installation, but it is never silent: the reason is
 printed and kept in rnnfast/_build.json, which `rnnfast.info()` reads. RNNFAST_REQUIRE_EXTENSION=1
 makes it an error. CXX, CPPFLAGS, CXXFLAGS and LDFLAGS are heeded.
+
+RNNFAST_CUDA=1 makes a missing nvcc, or one that does not compile, an error; 0 leaves it alone.
+NVCC names it. RNNFAST_CUDA_ARCHS is what it compiles for: sm_80,sm_90,compute_90 unless it is set,
+the last being PTX, which drivers compile for newer GPUs.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -46,6 +51,10 @@ CUDA_MODES = {
     "tf32": ("Tf32", "kTf32"),
     "exact": ("Exact", "kExact"),
 }
+CUDA_ARCHS = "sm_80,sm_90,compute_90"
+CUDA_COMMON = shlex.split(
+    "-O3 -std=c++20 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra -Werror all-warnings"
+)
 LOAD = "import sys; sys.path.insert(0, sys.argv[1]); import _C"
 
 
@@ -88,6 +97,39 @@ class Compiler:
         return SIMD | SIMD_X86_64 if x86_64 else SIMD
 
 
+@dataclass(frozen=True)
+class Nvcc:
+    command: list[str]
+    version: str  # its last line but one of --version
+    archs: list[str]
+    libraries: list[str]  # folders
+
+    @classmethod
+    def find(cls) -> Nvcc:
+        command = shlex.split(os.environ.get("NVCC", "")) or ["nvcc"]
+        if not shutil.which(command[0]):
+            raise Unavailable(f"no CUDA compiler: {command[0]} is not on the PATH")
+        version = run([*command, "--version"], "nvcc does not run").strip().splitlines()
+        archs = os.environ.get("RNNFAST_CUDA_ARCHS", CUDA_ARCHS).split(",")
+        for arch in archs:
+            if not re.fullmatch(r"(sm|compute)_\d+[af]?", arch):
+                raise Unavailable(
+                    f"RNNFAST_CUDA_ARCHS: given {arch!r}, wanted sm_90, compute_90 and the like"
+                )
+        said = run([*command, "-dryrun", CUDA_SOURCE], "nvcc does not run")
+        libraries = re.findall(r'-L([^" ]+)', said)
+        if not any(Path(folder, "libcudart_static.a").exists() for folder in libraries):
+            raise Unavailable("nvcc has no libcudart_static.a")
+        return cls(command, version[-2].strip(), archs, libraries)
+
+    def gencode(self) -> list[str]:
+        flags = []
+        for arch in self.archs:
+            virtual = arch.replace("sm_", "compute_")
+            flags += ["-gencode", f"arch={virtual},code={arch}"]
+        return flags
+
+
 def run(command: list[str], complaint: str) -> str:
     """The output of `command`, or Unavailable with the errors it printed."""
     try:
@@ -126,8 +168,25 @@ def mode_flags(mode: str) -> list[str]:
     ]
 
 
-def extension_steps(compiler: Compiler, folder: str, module: str) -> list[Step]:
+def cuda_steps(nvcc: Nvcc, compiler: Compiler, folder: str) -> list[Step]:
     steps = []
+    for mode in CUDA_MODES:
+        output = f"{folder}/single_block.{mode}.o"
+        files = ["-MMD", "-MF", f"{output}.d", "-c", CUDA_SOURCE, "-o", output]
+        flags = [*CUDA_COMMON, "-ccbin", compiler.command[0], *nvcc.gencode(), *mode_flags(mode)]
+        steps.append(
+            Step("compile", [CUDA_SOURCE], output, [*nvcc.command, *flags, "-Icsrc", *files])
+        )
+    for source in sorted(map(str, Path("csrc/cuda").glob("*.cpp"))):
+        output = f"{folder}/cuda_{Path(source).stem}.o"
+        steps.append(compile_step(compiler, source, output, []))
+    return steps
+
+
+def extension_steps(
+    compiler: Compiler, folder: str, module: str, nvcc: Nvcc | None = None
+) -> list[Step]:
+    steps = [] if nvcc is None else cuda_steps(nvcc, compiler, folder)
     for source in ["csrc/bindings.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]:
         output = f"{folder}/{Path(source).stem}"
         if source == SIMD_SOURCE:
@@ -136,9 +195,14 @@ def extension_steps(compiler: Compiler, folder: str, module: str) -> list[Step]:
                 steps.append(compile_step(compiler, source, f"{output}.{level}.o", flags))
         else:  # only the bindings see Python and pybind11
             flags = python_includes() if source == "csrc/bindings.cpp" else []
+            if nvcc is not None and flags:
+                flags.append(f'-DRNNFAST_CUDA="{",".join(nvcc.archs)}"')
             steps.append(compile_step(compiler, source, f"{output}.o", flags))
     objects = [step.output for step in steps]
-    link = [*compiler.command, *objects, *link_flags(compiler), "-o", module]
+    libraries = [] if nvcc is None else [f"-L{folder}" for folder in nvcc.libraries]
+    if nvcc is not None:
+        libraries += shlex.split("-lcudart_static -lrt -lpthread -ldl")
+    link = [*compiler.command, *objects, *link_flags(compiler), *libraries, "-o", module]
     return [*steps, Step("link", objects, module, link)]
 
 
@@ -227,17 +291,36 @@ class BuildExtension(build_ext):
     def build(self, file_name: str) -> tuple[Path, dict]:
         compiler = Compiler.find()
         folder = f"build/native/{sys.implementation.cache_tag}-{compiler.target}"  # under ROOT
-        make(extension_steps(compiler, folder, f"{folder}/{file_name}"), folder)
+        cuda = self.build_cuda(compiler, folder, file_name)
         run([sys.executable, "-c", LOAD, folder], "the extension was built and does not load")
         report = {
             "extension": True,
             "reason": None,
+            "cuda": cuda,
             "compiler": compiler.version,
             "target": compiler.target,
             "flags": shlex.join([*COMMON, *user_flags("CPPFLAGS"), *user_flags("CXXFLAGS")]),
             "simd": list(compiler.simd()),
         }
         return ROOT / folder / file_name, report
+
+    def build_cuda(self, compiler: Compiler, folder: str, file_name: str) -> dict:
+        """Builds the extension with the kernels for GPUs or, where they cannot be had, without:
+        what was compiled, or why not."""
+        wanted, module = os.environ.get("RNNFAST_CUDA", ""), f"{folder}/{file_name}"
+        try:
+            if wanted == "0":
+                raise Unavailable("RNNFAST_CUDA=0 was set when it was built")
+            nvcc = Nvcc.find()
+            make(extension_steps(compiler, folder, module, nvcc), folder)
+            return {"compiler": nvcc.version, "archs": nvcc.archs, "reason": None}
+        except Unavailable as error:
+            if wanted == "1":
+                raise Unavailable(f"RNNFAST_CUDA is set, and {error}") from error
+            reason = str(error)
+        make(extension_steps(compiler, folder, module), folder)
+        print(f"rnnfast is being built without its CUDA kernels: {reason}", flush=True)
+        return {"compiler": None, "archs": [], "reason": reason}
 
     def get_source_files(self) -> list[str]:
         return []  # MANIFEST.in grafts csrc, headers included

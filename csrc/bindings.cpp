@@ -8,6 +8,9 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
+#ifdef RNNFAST_CUDA  // what nvcc has compiled for
+#include "cuda/bindings.h"
+#endif
 
 namespace py = pybind11;
 namespace cpu = rnnfast::cpu;
@@ -146,4 +149,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("simd_level", [] { return std::string(cpu::kernels().level); });
   module.def("simd_levels", &cpu::simd_levels);
   module.def("set_simd_level", &cpu::set_simd_level, py::arg("level"));
+#ifdef RNNFAST_CUDA
+  rnnfast::cuda::bind(module);
+  module.attr("cuda_archs") = RNNFAST_CUDA;
+#endif
 }

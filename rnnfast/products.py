@@ -11,9 +11,7 @@ from .cells.rnn import directions
 from .layout import empty_rows, with_dense_rows
 
 
-def projected(
-    x: Tensor, w_ih: Tensor | None, b_ih: Tensor | None, b_hh: Tensor | None
-) -> Tensor:
+def projected(x: Tensor, w_ih: Tensor | None, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
     """p [T, B, D * H], in the memory order of x; x itself where there is no w_ih."""
     if w_ih is not None:
         bias = None if b_ih is None else b_ih + b_hh

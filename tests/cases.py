@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor
 
 import rnnfast
-from rnnfast.backends import cpu
+from rnnfast.backends import BACKENDS, Problem, cpu
 from rnnfast.validate.cases import FLOATS, NONLINEARITIES, Case, make_case
 from rnnfast.validate.runs import (
     NORM_RESULTS,
@@ -26,6 +27,7 @@ __all__ = [
     "RESULTS",
     "Case",
     "assert_good",
+    "has_room",
     "judge",
     "make_case",
     "needs_cpu",
@@ -48,6 +50,12 @@ def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]
         bptt_window=window, clip_state_grad=limit, backend=backend,
     )  # fmt: skip
     return gradients_of(case, names, leaves, {"y": y, "h_n": h_n})
+
+
+def has_room(backend: str, units: int, dtype: torch.dtype, device: str = "cpu") -> bool:
+    """Not all of a backend's kernels take a group of any size."""
+    problem = Problem(device, dtype, "tanh", projected=True, units=units)
+    return not BACKENDS[backend].unavailable(problem)
 
 
 def assert_good(case: Case, found: dict[str, Tensor | None], **options) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rnnfast import precision
-from rnnfast.backends import BACKENDS, Problem, cpu, triton
+from rnnfast.backends import BACKENDS, Problem, cpu, cuda, triton
 
 # Without a compiler the package works, and its tests say what they left out. Where the extension
 # is required, as in CI, its absence fails.
@@ -17,11 +17,12 @@ _required = os.environ.get("RNNFAST_REQUIRE_EXTENSION", "0") not in ("", "0")
 _cpu_missing = pytest.mark.skipif(
     cpu._C is None and not _required, reason="the extension rnnfast._C is not built"
 )
-# Triton's kernels run on a CPU in its interpreter alone, which `make test` starts apart.
+# Kernels for GPUs run on a CPU in Triton's interpreter and in the emulation alone, which `make test`
+# starts apart.
 MODULE_BACKENDS = [
     pytest.param(name, marks=[_cpu_missing] if name == "cpu" else [])
     for name in BACKENDS
-    if name != "triton" or triton.INTERPRETED
+    if (name != "triton" or triton.INTERPRETED) and (name != "cuda" or cuda.EMULATION)
 ]
 
 
@@ -56,8 +57,8 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_tf32():
-    """Where a backend follows torch's switch: on a GPU, and Triton's on a CPU, too."""
-    follows = triton.INTERPRETED or torch.cuda.is_available()
+    """Where a backend follows torch's switch: on a GPU, and what stands in for one."""
+    follows = triton.INTERPRETED or cuda.EMULATION or torch.cuda.is_available()
     with precision.tf32(False) if follows else contextlib.nullcontext():
         yield
 

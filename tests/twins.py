@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnnfast
-from rnnfast.backends import triton
+from rnnfast.backends import cuda, triton
 
-# What is compared to rounding is so in float64, which leaves no room for another computation; in
-# Triton's interpreter in float32, which is all that those kernels have.
-EXACT = torch.float32 if triton.INTERPRETED else torch.float64
+# What is compared to rounding is so in float64, which leaves no room for another computation; where
+# kernels for GPUs run on a CPU in float32, which is all that they have.
+EXACT = torch.float32 if triton.INTERPRETED or cuda.EMULATION else torch.float64
 
 
 def twins(backend: str, *args, dtype=EXACT, **options) -> tuple[nn.RNN, rnnfast.RNN]:

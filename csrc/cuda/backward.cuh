@@ -115,7 +115,8 @@ RT_DEVICE void put_measures(const Measure* shared, const Backward& a, const Plac
 
 // kExtra: clipping or the record, or both.
 template <class K, bool kNorm, bool kExtra>
-RT_KERNEL(K::kThreads) backward_in_block(Backward a) {
+RT_KERNEL(K::kThreads)
+backward_in_block(Backward a) {
   using Stored = typename K::Stored;
   using W = Words<Stored>;
   const Place<K> place(a.shape);
@@ -300,7 +301,8 @@ RT_KERNEL(K::kThreads) backward_in_block(Backward a) {
     }
     // To what a row without this step has kept its da_t of 0 adds nothing.
     RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
-      RT_UNROLL for (int v = 0; v < 4; ++v) carry[m][v] = valid[v % 2] || a.lengths == nullptr ? 0.0f : kept[(m * 4 + v) * K::kThreads];
+      RT_UNROLL for (int v = 0; v < 4; ++v) carry[m][v] =
+          valid[v % 2] || a.lengths == nullptr ? 0.0f : kept[(m * 4 + v) * K::kThreads];
     }
     add_product<K>(weights, state + i % 2 * K::kStateWords, place.lane, carry);
     RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {

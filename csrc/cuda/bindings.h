@@ -40,7 +40,7 @@ inline void bind(pybind11::module_& module) {
   using std::int64_t;
   const py::call_guard<py::gil_scoped_release> no_gil;
 
-  py::class_<Plan>(module, "CudaPlan")
+  py::class_<Plan>(module, "CudaPlan", py::module_local())  // in either module
       .def_readonly("refused", &Plan::refused)
       .def_readonly("columns", &Plan::columns)
       .def_readonly("slices", &Plan::slices)

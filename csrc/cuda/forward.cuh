@@ -6,7 +6,8 @@
 namespace rnnfast::cuda {
 
 template <class K, bool kNorm>
-RT_KERNEL(K::kThreads) forward_in_block(Forward a) {
+RT_KERNEL(K::kThreads)
+forward_in_block(Forward a) {
   using Stored = typename K::Stored;
   using W = Words<Stored>;
   const Place<K> place(a.shape);

@@ -16,15 +16,15 @@ namespace rnnfast::cuda {
 constexpr int kColumns = 8;  // rows of the batch of a block
 constexpr int kTileUnits = 16;
 
-// 16-bit values: two words; word j is of column g, units 8 j + 2 q (low half) and the one after. The
-// transposed tile, so that a lane has neighbours in memory.
+// 16-bit values: two words; word j is of column g, units 8 j + 2 q (low half) and the one after.
+// The transposed tile, so that a lane has neighbours in memory.
 template <class Stored>
 struct Words {
   static constexpr int kCount = 2;
   static constexpr int kColumnsOfLane = 1;
 
   RT_DEVICE static int column(int lane, int /*word*/) { return lane / 4; }
-  RT_DEVICE static int unit(int lane) { return lane % 4 * 2; }    // of word 0
+  RT_DEVICE static int unit(int lane) { return lane % 4 * 2; }            // of word 0
   RT_DEVICE static constexpr int units_on(int word) { return 8 * word; }  // from there
 
   RT_DEVICE static void from_values(const float (&values)[4], std::uint32_t* words) {
@@ -55,7 +55,8 @@ struct Words {
     if (units <= 0) return 0;
     if (paired) return rt::load(reinterpret_cast<const std::uint32_t*>(address));
     const std::uint32_t first = rt::load(address).bits;
-    return units == 1 ? first : first | static_cast<std::uint32_t>(rt::load(address + 1).bits) << 16;
+    return units == 1 ? first
+                      : first | static_cast<std::uint32_t>(rt::load(address + 1).bits) << 16;
   }
 
   RT_DEVICE static void store(Stored* address, std::uint32_t word, int units, bool paired) {
@@ -102,9 +103,9 @@ struct Words<float> {
 
 // ------------------------------------------------------------------------------ modes
 //
-// A mode has: Stored; kDepth, units that one product goes over; kWeights and kFactors, the registers
-// of its two sides; kChains, sums that do not wait for one another; kTileWords, 32-bit words of a
-// tile of the state in shared memory, from which write() makes what read() returns.
+// A mode has: Stored; kDepth, units that one product goes over; kWeights and kFactors, the
+// registers of its two sides; kChains, sums that do not wait for one another; kTileWords, 32-bit
+// words of a tile of the state in shared memory, from which write() makes what read() returns.
 
 template <class Type>
 struct Half {
@@ -131,7 +132,8 @@ struct Half {
   }
 
   // The words of a tile are factors already.
-  RT_DEVICE static void write(std::uint32_t* state, int tile, int lane, const std::uint32_t* words) {
+  RT_DEVICE static void write(std::uint32_t* state, int tile, int lane,
+                              const std::uint32_t* words) {
     std::uint32_t* to = state + tile * kTileWords + lane * 2;
     to[0] = words[0];
     to[1] = words[1];
@@ -190,11 +192,12 @@ struct Tf32 {
     RT_UNROLL for (int i = 0; i < 4; ++i) a[i] = rt::to_tf32(at(i % 2 * 8, i / 2));
   }
 
-  // Where a column is: so that neither write() (even or odd columns at a time) nor read() (the first
-  // or the last four) meets one bank of shared memory twice.
+  // Where a column is: so that neither write() (even or odd columns at a time) nor read() (the
+  // first or the last four) meets one bank of shared memory twice.
   RT_DEVICE static int place(int column) { return (column ^ column >> 2) * 8; }
 
-  RT_DEVICE static void write(std::uint32_t* state, int tile, int lane, const std::uint32_t* words) {
+  RT_DEVICE static void write(std::uint32_t* state, int tile, int lane,
+                              const std::uint32_t* words) {
     std::uint32_t* to = state + tile * kTileWords + lane / 4;
     RT_UNROLL for (int v = 0; v < 4; ++v) {
       to[v / 2 * 64 + place(lane % 4 * 2 + v % 2)] = rt::to_tf32(rt::float_of(words[v]));
@@ -225,7 +228,7 @@ struct Exact {
   static constexpr int kParts = 3;
   static constexpr int kWeights = 4 * kParts;
   static constexpr int kFactors = 2 * kParts;
-  static constexpr int kChains = 4;  // two of the largest products, two of the rest
+  static constexpr int kChains = 4;               // two of the largest products, two of the rest
   static constexpr int kTileWords = 64 * kParts;  // [part][lane][2]
 
   RT_DEVICE static void split(float first, float second, std::uint32_t (&pairs)[kParts]) {
@@ -253,7 +256,8 @@ struct Exact {
     }
   }
 
-  RT_DEVICE static void write(std::uint32_t* state, int tile, int lane, const std::uint32_t* words) {
+  RT_DEVICE static void write(std::uint32_t* state, int tile, int lane,
+                              const std::uint32_t* words) {
     RT_UNROLL for (int j = 0; j < 2; ++j) {
       std::uint32_t pairs[kParts];
       split(rt::float_of(words[2 * j]), rt::float_of(words[2 * j + 1]), pairs);

@@ -4,19 +4,27 @@ namespace rnnfast::cuda {
 
 void forward(Mode mode, const Plan& plan, const Forward& problem, const Stream& stream) {
   switch (mode) {
-    case Mode::kBFloat16: return bfloat16::single_block_forward(plan, problem, stream);
-    case Mode::kFloat16: return float16::single_block_forward(plan, problem, stream);
-    case Mode::kTf32: return tf32::single_block_forward(plan, problem, stream);
-    case Mode::kExact: return exact::single_block_forward(plan, problem, stream);
+    case Mode::kBFloat16:
+      return bfloat16::single_block_forward(plan, problem, stream);
+    case Mode::kFloat16:
+      return float16::single_block_forward(plan, problem, stream);
+    case Mode::kTf32:
+      return tf32::single_block_forward(plan, problem, stream);
+    case Mode::kExact:
+      return exact::single_block_forward(plan, problem, stream);
   }
 }
 
 void backward(Mode mode, const Plan& plan, const Backward& problem, const Stream& stream) {
   switch (mode) {
-    case Mode::kBFloat16: return bfloat16::single_block_backward(plan, problem, stream);
-    case Mode::kFloat16: return float16::single_block_backward(plan, problem, stream);
-    case Mode::kTf32: return tf32::single_block_backward(plan, problem, stream);
-    case Mode::kExact: return exact::single_block_backward(plan, problem, stream);
+    case Mode::kBFloat16:
+      return bfloat16::single_block_backward(plan, problem, stream);
+    case Mode::kFloat16:
+      return float16::single_block_backward(plan, problem, stream);
+    case Mode::kTf32:
+      return tf32::single_block_backward(plan, problem, stream);
+    case Mode::kExact:
+      return exact::single_block_backward(plan, problem, stream);
   }
 }
 

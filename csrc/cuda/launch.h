@@ -18,9 +18,9 @@ struct Stream {
 };
 
 // Defined by single_block.cu, compiled once for each mode.
-#define RNNFAST_DECLARE_MODE(mode)                                        \
-  namespace mode {                                                        \
-  void single_block_forward(const Plan&, const Forward&, const Stream&);  \
+#define RNNFAST_DECLARE_MODE(mode)                                         \
+  namespace mode {                                                         \
+  void single_block_forward(const Plan&, const Forward&, const Stream&);   \
   void single_block_backward(const Plan&, const Backward&, const Stream&); \
   }
 RNNFAST_DECLARE_MODE(bfloat16)

@@ -9,8 +9,8 @@
 
 namespace rnnfast::cuda {
 
-// Blue's three scaled sums of squares (ACM TOMS 4, 1978), each right where the one before is not: of
-// values below 2^-40, of the usual ones, of values from 2^50 on. Subnormal values included.
+// Blue's three scaled sums of squares (ACM TOMS 4, 1978), each right where the one before is not:
+// of values below 2^-40, of the usual ones, of values from 2^50 on. Subnormal values included.
 constexpr float kSmallScale = 0x1p100f;
 constexpr float kLargeScale = 0x1p-80f;
 constexpr float kLeastSum = 0x1p-80f;  // that is right as it is
@@ -30,8 +30,8 @@ template <int kWarps, int kNumber>
 struct Sums {
   static constexpr int kBytes = kWarps * kNumber * kColumns * 4;
 
-  // Adds over all warps. The block's one barrier is between writing and reading; another one, of the
-  // step, has to lie between this call and the next.
+  // Adds over all warps. The block's one barrier is between writing and reading; another one, of
+  // the step, has to lie between this call and the next.
   RT_DEVICE static void add(float (&sums)[kNumber][2], float* shared, int warp, int lane) {
     write(sums, shared, warp, lane);
     rt::sync_block();
@@ -60,7 +60,8 @@ struct Sums {
 // ------------------------------------------------------------------------------ layer norm
 
 // mean and 1 / sqrt(var + eps) of each column. Moments of the warps come together as Chan et al.
-// (1979) have it: no sum of squares but around a mean. `rest` is what the mean has lost to rounding.
+// (1979) have it: no sum of squares but around a mean. `rest` is what the mean has lost to
+// rounding.
 template <class K>
 RT_DEVICE void moments(const float (&a)[K::kTiles][4], const Place<K>& place, float eps,
                        float* shared, float (&mean)[2], float (&rest)[2], float (&rstd)[2]) {
@@ -133,11 +134,11 @@ RT_DEVICE void blue_sums(const float (&x)[kTiles][4], float (&sums)[3][2]) {
   }
 }
 
-// The sum that is right, and what its values were multiplied by. inf takes the last one, a NaN stays
-// what it is.
+// The sum that is right, and what its values were multiplied by. inf takes the last one, a NaN
+// stays what it is.
 RT_DEVICE float chosen(const float (&sums)[3][2], int e, float& scale) {
   const float usual = sums[1][e];
-  const bool small = usual < kLeastSum, large = usual > kMostSum;
+  const bool small = usual<kLeastSum, large = usual> kMostSum;
   scale = small ? kSmallScale : large ? kLargeScale : 1.0f;
   return small ? sums[0][e] : large ? sums[2][e] : usual;
 }

@@ -15,13 +15,13 @@ struct Place {
   static constexpr int kColumnsOfLane = W::kColumnsOfLane;
 
   int lane, warp, group, direction, head;
-  int size;            // S
+  int size;  // S
   bool paired;
-  int first_unit;      // of the warp
-  int unit;            // of value 0 of tile 0; value v of tile m is units_on(v) further
-  int word_unit;       // of word 0 of tile 0
-  int row;             // of the batch, of column 0
-  int rows;            // how many columns are rows of the batch
+  int first_unit;  // of the warp
+  int unit;        // of value 0 of tile 0; value v of tile m is units_on(v) further
+  int word_unit;   // of word 0 of tile 0
+  int row;         // of the batch, of column 0
+  int rows;        // how many columns are rows of the batch
 
   RT_DEVICE explicit Place(const Shape& shape) {
     lane = rt::thread() % 32;

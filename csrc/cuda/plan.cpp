@@ -46,8 +46,9 @@ Plan plan(const Size& size, const Device& device) {
   found.configuration = *chosen;
   found.shared = backward_bytes(size.mode, *chosen);
   if (found.shared > device.shared_memory) {
-    found.refused = "a block needs " + std::to_string(found.shared) + " bytes of shared memory, and " +
-                    device.name + " has " + std::to_string(device.shared_memory);
+    found.refused = "a block needs " + std::to_string(found.shared) +
+                    " bytes of shared memory, and " + device.name + " has " +
+                    std::to_string(device.shared_memory);
     return found;
   }
   found.slices = (size.rows + found.columns - 1) / found.columns;
@@ -63,11 +64,12 @@ Plan plan(const Size& size, const Device& device) {
 std::string text(const Plan& plan) {
   if (!plan.refused.empty()) return plan.refused;
   char words[256];
-  std::snprintf(words, sizeof words,
-                "single block: %d units by %d rows a block, %d blocks of %d threads, weights in %d "
-                "registers of each, %.1f KiB of shared memory, %.2f us a step of forward (estimated)",
-                plan.configuration.units, plan.columns, plan.blocks, plan.threads,
-                plan.weight_registers, plan.shared / 1024.0, plan.step);
+  std::snprintf(
+      words, sizeof words,
+      "single block: %d units by %d rows a block, %d blocks of %d threads, weights in %d "
+      "registers of each, %.1f KiB of shared memory, %.2f us a step of forward (estimated)",
+      plan.configuration.units, plan.columns, plan.blocks, plan.threads, plan.weight_registers,
+      plan.shared / 1024.0, plan.step);
   return words;
 }
 

@@ -31,8 +31,8 @@ struct Configuration {
   constexpr int warps() const { return units / (16 * tiles); }
 };
 
-// The first that has room for a group serves it. More tiles a warp: fewer warps that read the state,
-// and weights that are no longer in the registers of so many threads.
+// The first that has room for a group serves it. More tiles a warp: fewer warps that read the
+// state, and weights that are no longer in the registers of so many threads.
 constexpr Configuration kHalfConfigurations[] = {{32, 1}, {64, 1}, {128, 1}, {256, 2}};
 constexpr Configuration kSingleConfigurations[] = {{32, 1}, {64, 1}, {128, 1}};
 

@@ -18,16 +18,16 @@ struct Strides {
 };
 
 struct Shape {
-  int steps = 0;       // T
-  int batch = 0;       // B
-  int size = 0;        // S: units of a group
-  int heads = 1;       // group = direction * heads + head
-  int groups = 1;      // G
+  int steps = 0;        // T
+  int batch = 0;        // B
+  int size = 0;         // S: units of a group
+  int heads = 1;        // group = direction * heads + head
+  int groups = 1;       // G
   bool paired = false;  // rows of 16-bit values begin at addresses that are multiples of 4 bytes
 };
 
-// w_hh [G * S, S], h_0 and h_n [D, B, heads * S] in the stored type; gamma and beta [G * S] and rstd
-// [T, B, G] float32; contiguous. ahat has the strides of y.
+// w_hh [G * S, S], h_0 and h_n [D, B, heads * S] in the stored type; gamma and beta [G * S] and
+// rstd [T, B, G] float32; contiguous. ahat has the strides of y.
 struct Forward {
   Shape shape;
   Nonlinearity nonlinearity = Nonlinearity::kTanh;
@@ -49,8 +49,8 @@ struct Forward {
 struct Backward {
   Shape shape;
   Nonlinearity nonlinearity = Nonlinearity::kTanh;
-  int window = 0;   // no gradient crosses from t to t - 1 at its multiples; 0 for none
-  float limit = 0;  // most that the norm of a row of dh may be; 0 for any
+  int window = 0;     // no gradient crosses from t to t - 1 at its multiples; 0 for none
+  float limit = 0;    // most that the norm of a row of dh may be; 0 for any
   bool anew = false;  // f' from ahat: of a stored h too few digits are left
   const void* grad_y = nullptr;
   const void* grad_h_n = nullptr;

@@ -122,7 +122,9 @@ RT_DEVICE float quick_divide(float a, float b) { return __fdividef(a, b); }
 RT_DEVICE float square_root(float x) { return __fsqrt_rn(x); }
 RT_DEVICE bool is_finite(float x) { return fabsf(x) < __builtin_inff(); }
 RT_DEVICE float magnitude(float x) { return fabsf(x); }
-RT_DEVICE float larger(float a, float b) { return fmaxf(a, b); }  // of a number and a NaN the number
+RT_DEVICE float larger(float a, float b) {
+  return fmaxf(a, b);
+}  // of a number and a NaN the number
 
 // What no thread of this launch writes.
 template <class T>

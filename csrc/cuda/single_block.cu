@@ -73,11 +73,10 @@ void backward_of(const Plan& plan, const Backward& problem, const Stream& stream
 // Calls with(Kernel<i>) of the plan's configuration.
 template <class With, std::size_t... kIndices>
 void choose(const Plan& plan, With with, std::index_sequence<kIndices...>) {
-  const bool found =
-      ((kConfigurations[kIndices].units == plan.configuration.units
-            ? (with(std::integral_constant<int, kIndices>{}), true)
-            : false) ||
-       ...);
+  const bool found = ((kConfigurations[kIndices].units == plan.configuration.units
+                           ? (with(std::integral_constant<int, kIndices>{}), true)
+                           : false) ||
+                      ...);
   if (!found) throw std::runtime_error(what("", plan) + ": there is no kernel for it");
 }
 

@@ -2,9 +2,11 @@
 // through the whole of time without a word to another block.
 //
 // One time step of forward, and of backward with c, W_hh^T and da in the place of p, W_hh and h:
-//   1. All warps read h_{t-1} from shared memory, as factors, and multiply; each warp has the sums of
+//   1. All warps read h_{t-1} from shared memory, as factors, and multiply; each warp has the sums
+//   of
 //      its own units in its registers (add_product).
-//   2. It adds p_t, which came from memory during the step before. Layer norm and clipping need sums
+//   2. It adds p_t, which came from memory during the step before. Layer norm and clipping need
+//   sums
 //      over all units: column_sums has the one barrier of each.
 //   3. f; h_t goes to memory from the registers, and into the other half of the shared memory, as
 //      factors again.
@@ -22,8 +24,8 @@
 
 namespace rnnfast::cuda {
 
-// Sizes of a kernel: kUnits are a multiple of 16; a group has as many or fewer, of which the rest is
-// padding, zeros throughout.
+// Sizes of a kernel: kUnits are a multiple of 16; a group has as many or fewer, of which the rest
+// is padding, zeros throughout.
 template <class Mode_, int kUnits_, int kTiles_>
 struct SingleBlock {
   using Mode = Mode_;
@@ -44,7 +46,8 @@ struct SingleBlock {
   static constexpr int kForwardBytes = kNormSums + Sums<kWarps, 2>::kBytes;
   static constexpr int kClipSums = kForwardBytes;
   static constexpr int kMeasures = kClipSums + Sums<kWarps, 3>::kBytes;  // of two steps
-  static constexpr int kKept = kMeasures + 2 * kWarps * kColumns * static_cast<int>(sizeof(Measure));
+  static constexpr int kKept =
+      kMeasures + 2 * kWarps * kColumns * static_cast<int>(sizeof(Measure));
   static constexpr int kBackwardBytes = kKept + kTiles * 4 * kThreads * 4;  // the values of each
 
   template <class T>
@@ -134,9 +137,12 @@ RT_DEVICE void activate(Nonlinearity f, float (&n)[kTiles][4]) {
     }
   };
   switch (f) {  // the same for all threads
-    case Nonlinearity::kTanh: return apply(cells::Tanh{});
-    case Nonlinearity::kRelu: return apply(cells::Relu{});
-    case Nonlinearity::kSigmoid: return apply(cells::Sigmoid{});
+    case Nonlinearity::kTanh:
+      return apply(cells::Tanh{});
+    case Nonlinearity::kRelu:
+      return apply(cells::Relu{});
+    case Nonlinearity::kSigmoid:
+      return apply(cells::Sigmoid{});
   }
 }
 
@@ -151,9 +157,12 @@ RT_DEVICE void differentiate(Nonlinearity f, float (&dh)[kTiles][4], const float
     }
   };
   switch (f) {
-    case Nonlinearity::kTanh: return apply(cells::Tanh{});
-    case Nonlinearity::kRelu: return apply(cells::Relu{});
-    case Nonlinearity::kSigmoid: return apply(cells::Sigmoid{});
+    case Nonlinearity::kTanh:
+      return apply(cells::Tanh{});
+    case Nonlinearity::kRelu:
+      return apply(cells::Relu{});
+    case Nonlinearity::kSigmoid:
+      return apply(cells::Sigmoid{});
   }
 }
 

@@ -57,8 +57,8 @@ class OnDevice {
   bool moved_ = false;
 };
 
-// Loads the kernel's code, once for each device: at its first launch it could be in the capture of a
-// graph, which forbids that unless it is told otherwise.
+// Loads the kernel's code, once for each device: at its first launch it could be in the capture of
+// a graph, which forbids that unless it is told otherwise.
 inline void load(const void* kernel, std::atomic<std::uint64_t>& loaded, int device,
                  const std::string& what) {
   const std::uint64_t bit = std::uint64_t{1} << (device % 64);
@@ -78,7 +78,7 @@ void start(void (*kernel)(Arguments), const Arguments& arguments, const Grid& gr
   const OnDevice on_device(stream.device, what);
   load(reinterpret_cast<const void*>(kernel), loaded, stream.device, what);
   kernel<<<dim3(grid.x, grid.y), grid.threads, grid.shared,
-           reinterpret_cast<cudaStream_t>(stream.handle)>>>(arguments);
+           reinterpret_cast<cudaStream_t>(stream.handle)> > >(arguments);
   check(cudaGetLastError(), what);
 }
 

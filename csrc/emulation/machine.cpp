@@ -10,8 +10,9 @@
 #include <thread>
 
 #ifndef RNNFAST_EMULATION_THREADS
-#include <csetjmp>
 #include <ucontext.h>
+
+#include <csetjmp>
 #endif
 
 namespace rnnfast::emulation {
@@ -74,7 +75,7 @@ struct Fiber {
   std::vector<char> stack;
   Thread thread;
   bool begun = false, done = false;
-  std::uint64_t seen = 0;        // progress when it began to wait
+  std::uint64_t seen = 0;         // progress when it began to wait
   const char* waiting = nullptr;  // null: it may go on
 };
 
@@ -131,7 +132,7 @@ void run_cluster(Cluster& cluster) {
     bool ran = false;
     for (Fiber* fiber : order) {
       if (fiber->waiting && fiber->seen == moved) continue;  // nothing has come since
-      if (draw() % 8 == 0) {  // some lag behind
+      if (draw() % 8 == 0) {                                 // some lag behind
         ran = true;
         continue;
       }
@@ -158,7 +159,6 @@ void run_cluster(Cluster& cluster) {
 }
 
 #else
-
 
 void run_cluster(Cluster& cluster) {
   std::vector<Thread> threads;
@@ -295,8 +295,8 @@ void mbarrier_update(std::uint64_t* barrier, int arrivals, std::int64_t bytes) {
     next = ((old & 1) ^ (complete ? 1 : 0)) | each << 1 |
            (complete ? each : static_cast<std::uint64_t>(due)) << 11 |
            static_cast<std::uint64_t>(expected + bytes + (std::int64_t{1} << 41)) << 21;
-  } while (!word.compare_exchange_weak(old, next, std::memory_order_acq_rel,
-                                       std::memory_order_relaxed));
+  } while (
+      !word.compare_exchange_weak(old, next, std::memory_order_acq_rel, std::memory_order_relaxed));
   progress();
 }
 

@@ -1,9 +1,9 @@
-// A stand-in for a GPU, on the host: blocks of threads that wait for one another, clusters of blocks
-// that write into each other's shared memory. For tests: it finds what order, memory and
+// A stand-in for a GPU, on the host: blocks of threads that wait for one another, clusters of
+// blocks that write into each other's shared memory. For tests: it finds what order, memory and
 // convergence would break, says nothing of time.
 //
-// Threads are fibers whose turns are drawn from a seed, so that a failure can be had again; or, with
-// RNNFAST_EMULATION_THREADS, threads of the host with random delays, for the sanitizers.
+// Threads are fibers whose turns are drawn from a seed, so that a failure can be had again; or,
+// with RNNFAST_EMULATION_THREADS, threads of the host with random delays, for the sanitizers.
 #pragma once
 
 #include <atomic>

@@ -97,8 +97,10 @@ inline std::uint16_t narrow(Float16, float value) {
   if (magnitude >= 65520.0f) return sign | 0x7c00;
   // A unit of the last place; of subnormal numbers, which continue the others, always the same.
   const int exponent = std::max(magnitude > 0 ? std::ilogb(magnitude) : -14, -14);
-  const auto units = static_cast<std::uint32_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
-  return static_cast<std::uint16_t>(sign | ((static_cast<std::uint32_t>(exponent + 14) << 10) + units));
+  const auto units =
+      static_cast<std::uint32_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
+  return static_cast<std::uint16_t>(sign |
+                                    ((static_cast<std::uint32_t>(exponent + 14) << 10) + units));
 }
 
 template <class Type>
@@ -126,8 +128,8 @@ inline float half_of(std::uint32_t word, int high) {
   return widen(Type{static_cast<std::uint16_t>(high ? word >> 16 : word)});
 }
 
-// d += a b of a warp; a_at(slot of g, q and register) and so on turn words into values. Products are
-// exact and added in float32, one after another.
+// d += a b of a warp; a_at(slot of g, q and register) and so on turn words into values. Products
+// are exact and added in float32, one after another.
 template <int kDepth, class Factor>
 inline void product(Slot* slots, Factor factor) {
   float a[16][kDepth], b[kDepth][8];
@@ -166,14 +168,15 @@ inline void multiply(int operation, float (&d)[4], const std::uint32_t* a, const
   std::memcpy(words, d, sizeof d);
   std::copy(a, a + 4, words + 4);
   std::copy(b, b + 2, words + 8);
-  const Slot& mine = emulation::together(
-      operation, words, 10, [factor](Slot* slots) { product<kDepth>(slots, factor); });
+  const Slot& mine = emulation::together(operation, words, 10,
+                                         [factor](Slot* slots) { product<kDepth>(slots, factor); });
   std::memcpy(d, mine.out, sizeof d);
 }
 
 template <class Type>
 inline void multiply(Type, float (&d)[4], const std::uint32_t* a, const std::uint32_t* b) {
-  multiply<16>(kMultiply, d, a, b, [](std::uint32_t word, int i) { return half_of<Type>(word, i); });
+  multiply<16>(kMultiply, d, a, b,
+               [](std::uint32_t word, int i) { return half_of<Type>(word, i); });
 }
 
 // The tensor core cuts off what a TF32 number has no room for.

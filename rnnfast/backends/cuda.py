@@ -48,9 +48,7 @@ def _load() -> ModuleType | None:
     if not EMULATION:
         return EXTENSION if hasattr(EXTENSION, "cuda_plan") else None
     loader = importlib.machinery.ExtensionFileLoader("_emulated", EMULATION)
-    module = importlib.util.module_from_spec(
-        importlib.util.spec_from_loader(loader.name, loader)
-    )
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)
     return module
 
@@ -170,10 +168,10 @@ def forward(
     w_hh, h_0 = dense(w_hh), dense(h_0)
     if x.shape[1] == 0:
         return results
-    kept = [dense(v) for v in (w_hh, gamma, beta, h_0, lengths, as_bytes(reset))]
+    kept = w_hh, dense(gamma), dense(beta), h_0, dense(lengths), as_bytes(reset)
     KERNELS.cuda_forward(
         _mode(x.dtype), _plan_of(x, w_hh, gamma, options), options.nonlinearity, p.data_ptr(),
-        *map(_address, (*kept, y, h_n, ahat, rstd)), *_shape(y, w_hh, options), 
+        *map(_address, (*kept, y, h_n, ahat, rstd)), *_shape(y, w_hh, options),
         _paired(w_hh, (p, y), h_0, h_n),
         *p.stride()[:2], *y.stride()[:2], options.norm_eps, *_stream(x.device),
     )  # fmt: skip
@@ -215,7 +213,7 @@ def backward(
     if gamma is not None and dw_wanted:
         d_norm = gamma.new_empty(2, planned.slices, width).unbind()
     if B > 0:
-        kept = [dense(v) for v in (w_hh, gamma, beta, ahat, rstd, lengths)]
+        kept = w_hh, dense(gamma), dense(beta), ahat, dense(rstd), lengths
         KERNELS.cuda_backward(
             _mode(y.dtype), planned, options.nonlinearity, _address(grad_y),
             _address(grad_h_n), y.data_ptr(), *map(_address, kept),

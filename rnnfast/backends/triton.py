@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cells.rnn import SIGN_ALONE, Options, directions
 from .. import products
+from ..cells.rnn import SIGN_ALONE, Options, directions
 from ..layout import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
 from ..precision import rounds_to_tf32
 from ..record import FIELDS

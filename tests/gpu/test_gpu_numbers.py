@@ -9,6 +9,7 @@ from cases import (
     NONLINEARITIES,
     Case,
     assert_good,
+    has_room,
     make_case,
     own_rounding,
     run,
@@ -64,6 +65,8 @@ def rounding(backend: str, dtype: torch.dtype) -> dict[str, float]:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_is_within_its_budget(size, dtype, own_backend, device):
+    if not has_room(own_backend, SIZES[size][2], dtype, device):
+        pytest.skip("more units than its kernels have room for")
     case = on(make_case(*SIZES[size], dtype=dtype), device)
     assert_good(case, run_functional(case, own_backend), **own_rounding(own_backend, dtype))
 
@@ -115,7 +118,8 @@ def test_torch_backend_is_nn_rnn_to_the_bit(device):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_two_runs_give_the_same_bits(dtype, backend, device):
-    rnn = rnnfast.RNN(65, 129, 2, bidirectional=True, dtype=dtype, device=device, backend=backend)
+    H = 129 if has_room(backend, 129, dtype, device) else 127
+    rnn = rnnfast.RNN(65, H, 2, bidirectional=True, dtype=dtype, device=device, backend=backend)
     x = torch.randn(5, 33, 65, device=device, dtype=dtype)
     first, second = results(rnn, x), results(rnn, x)
     assert all(torch.equal(first[name], second[name]) for name in first)

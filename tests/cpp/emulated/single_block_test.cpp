@@ -1,0 +1,284 @@
+// The CUDA kernels of one block on the host, against naive recurrences in double: every mix of
+// options, odd sizes, parts of a slice, outputs that start as NaN, memory between the rows that
+// must stay as it was. With fibers in many orders of the threads; with threads under the
+// sanitizers.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <type_traits>
+#include <vector>
+
+#include "../../../csrc/cuda/backward.cuh"
+#include "../../../csrc/cuda/forward.cuh"
+#include "../buffer.h"
+#include "../reference.h"
+
+namespace cuda = rnnfast::cuda;
+namespace emulation = rnnfast::emulation;
+using rnnfast::Field;
+
+namespace {
+
+int failures = 0;
+
+struct Sizes {
+  int T, B, S, D, heads;
+  bool norm, lengths, reset, h_0, grad_h_n, measured;
+  int window;
+  float limit;
+  cuda::Nonlinearity f;
+};
+
+reference::Kind kind_of(cuda::Nonlinearity f) {
+  if (f == cuda::Nonlinearity::kTanh) return reference::Kind::kTanh;
+  return f == cuda::Nonlinearity::kRelu ? reference::Kind::kRelu : reference::Kind::kSigmoid;
+}
+
+template <class K>
+struct Test {
+  using S = typename K::Stored;
+  using Data = Buffer<S>;
+  Sizes n;
+  int G = n.D * n.heads, width = G * n.S;
+  int64_t step = (n.B + 1) * width;  // one row more than there is, which nobody may touch
+  int64_t states = static_cast<int64_t>(n.D) * n.B * n.heads * n.S;
+  int slices = (n.B + cuda::kColumns - 1) / cuda::kColumns;
+  Data p = Data::random(n.T * step, 1), w_hh = Data::random(int64_t{width} * n.S, 0.3);
+  Data h_0 = Data::random(states, 1), grad_y = Data::random(n.T * step, 1);
+  Data grad_h_n = Data::random(states, 1);
+  Buffer<float> gamma = Buffer<float>::random(width, 1), beta = Buffer<float>::random(width, 1);
+  std::vector<int64_t> lengths = {};
+  std::vector<std::uint8_t> reset = {};
+  Data y{n.T * step}, ahat{n.T * step}, dp{n.T * step}, h_n{states}, dh_0{states};
+  Buffer<float> rstd{int64_t{n.T} * n.B * G}, dgamma{int64_t{slices} * width},
+      dbeta{int64_t{slices} * width};
+  Buffer<double> measured{int64_t{n.T} * n.B * G * rnnfast::kFields};
+  const char* name;
+
+  void check(const char* what, double found, double wanted, double size = 1) {
+    const bool exact = std::is_same_v<typename K::Mode, cuda::Exact>;
+    const double rounding = sizeof(S) == 2 ? 0.06 : exact ? 1e-4 : 0.02;
+    if (std::fabs(found - wanted) <= rounding * (size + std::fabs(wanted))) return;
+    if (++failures > 10) return;
+    std::printf(
+        "%s T%d B%d S%d D%d heads%d norm%d lengths%d reset%d window%d limit%g f%d: "
+        "%s is %g, wanted %g\n",
+        name, n.T, n.B, n.S, n.D, n.heads, n.norm, n.lengths, n.reset, n.window, n.limit,
+        static_cast<int>(n.f), what, found, wanted);
+  }
+
+  template <class Kernel>
+  void launch(std::size_t shared, Kernel kernel) {
+    emulation::launch({slices, G, K::kThreads, 1, shared}, kernel);
+  }
+
+  void run() {
+    for (int b = 0; b < n.B; ++b) lengths.push_back(n.lengths ? pick(n.T + 1) : n.T);
+    for (int i = 0; i < n.T * n.B; ++i) reset.push_back(n.reset && pick(3) == 0);
+    cuda::Forward f;
+    f.shape = {n.T, n.B, n.S, n.heads, G, n.S % 2 == 0};
+    f.nonlinearity = n.f;
+    f.norm_eps = 1e-3f;
+    f.p = p.get();
+    f.w_hh = w_hh.get();
+    f.gamma = n.norm ? gamma.get() : nullptr;
+    f.beta = n.norm ? beta.get() : nullptr;
+    f.h_0 = n.h_0 ? h_0.get() : nullptr;
+    f.lengths = n.lengths ? lengths.data() : nullptr;
+    f.reset = n.reset ? reset.data() : nullptr;
+    f.y = y.get();
+    f.h_n = h_n.get();
+    f.ahat = ahat.get();
+    f.rstd = rstd.get();
+    f.p_strides = f.y_strides = {step, width};
+    if (n.norm) {
+      launch(K::kForwardBytes, [f] { cuda::forward_in_block<K, true>(f); });
+    } else {
+      launch(K::kForwardBytes, [f] { cuda::forward_in_block<K, false>(f); });
+    }
+    cuda::Backward g;
+    g.shape = f.shape;
+    g.nonlinearity = n.f;
+    g.window = n.window;
+    g.limit = n.limit;
+    g.anew = sizeof(S) == 2;
+    g.grad_y = grad_y.get();
+    g.grad_h_n = n.grad_h_n ? grad_h_n.get() : nullptr;
+    g.y = y.get();
+    g.w_hh = w_hh.get();
+    g.gamma = f.gamma;
+    g.beta = f.beta;
+    g.ahat = ahat.get();
+    g.rstd = rstd.get();
+    g.lengths = f.lengths;
+    g.reset = f.reset;
+    g.dp = dp.get();
+    g.dh_0 = dh_0.get();
+    g.dgamma = dgamma.get();
+    g.dbeta = dbeta.get();
+    g.measured = n.measured ? measured.get() : nullptr;
+    g.grad_y_strides = g.y_strides = g.ahat_strides = g.dp_strides = {step, width};
+    const bool extra = n.measured || n.limit > 0;
+    launch(K::kBackwardBytes, [this, g, extra] {
+      if (n.norm && extra) return cuda::backward_in_block<K, true, true>(g);
+      if (n.norm) return cuda::backward_in_block<K, true, false>(g);
+      if (extra) return cuda::backward_in_block<K, false, true>(g);
+      cuda::backward_in_block<K, false, false>(g);
+    });
+    judge();
+  }
+
+  void judge() {
+    for (int64_t t = 0; t < n.T; ++t) {  // the row between
+      for (int i = 0; i < width; ++i) {
+        const int64_t at = t * step + static_cast<int64_t>(n.B) * width + i;
+        if (!std::isnan(y.at(at)) || !std::isnan(dp.at(at))) check("a row beyond the batch", 1, 0);
+      }
+    }
+    std::vector<double> gains(width), offsets(width);
+    for (int group = 0; group < G; ++group) {
+      for (int b = 0; b < n.B; ++b) judge_row(group, b, gains, offsets);
+    }
+    if (!n.norm) return;
+    for (int i = 0; i < width; ++i) {
+      double gain = 0, offset = 0;
+      for (int s = 0; s < slices; ++s) {
+        gain += dgamma.at(s * width + i);
+        offset += dbeta.at(s * width + i);
+      }
+      check("dgamma", gain, gains[i], 3);
+      check("dbeta", offset, offsets[i], 3);
+    }
+  }
+
+  void judge_row(int group, int b, std::vector<double>& gains, std::vector<double>& offsets) {
+    const int d = group / n.heads, first = group * n.S, length = static_cast<int>(lengths[b]);
+    const int64_t state =
+        (static_cast<int64_t>(d) * n.B + b) * n.heads * n.S + group % n.heads * n.S;
+    reference::Row w(static_cast<size_t>(n.S) * n.S), gain(n.S), offset(n.S);
+    for (int i = 0; i < n.S * n.S; ++i) w[i] = w_hh.at(int64_t{group} * n.S * n.S + i);
+    for (int i = 0; i < n.S; ++i) gain[i] = gamma.at(first + i), offset[i] = beta.at(first + i);
+    const reference::Layer layer = {kind_of(n.f),
+                                    n.S,
+                                    w.data(),
+                                    nullptr,
+                                    n.norm ? gain.data() : nullptr,
+                                    n.norm ? offset.data() : nullptr,
+                                    static_cast<double>(1e-3f),
+                                    n.limit > 0 ? n.limit : HUGE_VAL};
+    const auto cut = [&](int e) { return e >= 0 && e < length && reset[e * n.B + b] != 0; };
+    const auto edge = [&](int e) {
+      return cut(e) || (n.window > 0 && e > 0 && e < length && e % n.window == 0);
+    };
+    reference::Row h(n.S), none;
+    for (int i = 0; i < n.S; ++i) h[i] = n.h_0 ? h_0.at(state + i) : 0;
+    std::vector<reference::Step> steps(n.T);
+    for (int k = 0; k < length; ++k) {
+      const int t = d ? length - 1 - k : k;
+      reference::Step& s = steps[t];
+      for (int i = 0; i < n.S; ++i) s.p.push_back(p.at(t * step + int64_t{b} * width + first + i));
+      layer.forward(s, cut(t + d) ? reference::Row(n.S, 0) : h, none);
+      h = s.h;
+    }
+    for (int i = 0; i < n.S; ++i) check("h_n", h_n.at(state + i), h[i]);
+    reference::Row dh(n.S, 0);
+    for (int k = length - 1; k >= 0; --k) {
+      const int t = d ? length - 1 - k : k;
+      reference::Step& s = steps[t];
+      for (int i = 0; i < n.S; ++i) {
+        s.grad_y.push_back(grad_y.at(t * step + int64_t{b} * width + first + i));
+        if (k == length - 1 && n.grad_h_n) s.grad_y[i] += grad_h_n.at(state + i);
+      }
+      layer.backward(s, dh, none);
+      if (edge(t + d)) dh.assign(n.S, 0);
+      for (int i = 0; i < n.S && n.norm; ++i) {
+        gains[first + i] += s.dn[i] * s.ahat[i];
+        offsets[first + i] += s.dn[i];
+      }
+      judge_record(group, t, b, s, k == length - 1 || edge(t + 1 - d));
+    }
+    for (int i = 0; i < n.S; ++i) {
+      if (length == 0 && n.grad_h_n) dh[i] = grad_h_n.at(state + i);
+      check("dh_0", dh_0.at(state + i), dh[i]);
+    }
+    for (int t = 0; t < n.T; ++t) {
+      for (int i = 0; i < n.S; ++i) {
+        const int64_t at = t * step + int64_t{b} * width + first + i;
+        check("y", y.at(at), t < length ? steps[t].h[i] : 0);
+        check("dp", dp.at(at), t < length ? steps[t].dp[i] : 0);
+        if (n.norm) check("ahat", ahat.at(at), t < length ? steps[t].ahat[i] : 0);
+      }
+      if (t >= length && n.measured) {
+        for (int i = 0; i < rnnfast::kFields; ++i) {
+          const int64_t at = ((int64_t{t} * n.B + b) * G + group) * rnnfast::kFields + i;
+          check("the record of no step", measured.at(at), 0);
+        }
+      }
+    }
+  }
+
+  void judge_record(int group, int t, int b, const reference::Step& s, bool stops) {
+    if (!n.measured) return;
+    const int64_t at = ((int64_t{t} * n.B + b) * G + group) * rnnfast::kFields;
+    const auto squares = [](const reference::Row& x) {
+      double sum = 0;
+      for (double v : x) sum += v * v;
+      return sum;
+    };
+    check("state squares", measured.at(at + rnnfast::kStateSquares), squares(s.dh));
+    check("carry squares", measured.at(at + rnnfast::kCarrySquares), squares(s.carry));
+    check("clipped squares", measured.at(at + rnnfast::kClippedSquares), squares(s.clipped));
+    check("preact squares", measured.at(at + rnnfast::kPreactSquares), squares(s.dp));
+    double most = 0, slopes = 0;
+    for (double x : s.dh) most = std::fmax(most, std::fabs(x));
+    for (double x : s.h) slopes += reference_slope(x);
+    check("state max", measured.at(at + rnnfast::kStateMax), most);
+    check("slopes", measured.at(at + rnnfast::kSlopes), slopes, 3);
+    check("not finite", measured.at(at + rnnfast::kNonfiniteGrad), 0);
+    check("not finite", measured.at(at + rnnfast::kNonfiniteState), 0);
+    check("entries", measured.at(at + rnnfast::kEntries), n.S);
+    check("carried", measured.at(at + rnnfast::kCarried), stops ? 0 : n.S);
+  }
+
+  double reference_slope(double h) const {
+    if (n.f == cuda::Nonlinearity::kRelu) return h > 0;
+    return n.f == cuda::Nonlinearity::kTanh ? 1 - h * h : h * (1 - h);
+  }
+};
+
+template <class K>
+void try_sizes(const char* name, int number) {
+  constexpr bool kRounds = !std::is_same_v<typename K::Mode, cuda::Exact>;
+  const bool flags[] = {false, true};
+  for (int i = 0; i < number; ++i) {
+    const auto maybe = [&] { return flags[pick(2)]; };
+    const int heads = 1 + static_cast<int>(pick(2));
+    const int S = pick(3) == 0 ? K::kUnits : 1 + static_cast<int>(pick(K::kUnits));
+    const Sizes sizes = {static_cast<int>(pick(3) == 0 ? 1 : 2 + pick(6)),
+                         1 + static_cast<int>(pick(11)), S, 1 + static_cast<int>(pick(2)), heads,
+                         maybe(), maybe(), maybe(), maybe(), maybe(), maybe(),
+                         static_cast<int>(pick(4)), maybe() ? 0.7f : 0.0f,
+                         // Where operands are rounded, some state crosses ReLU's corner.
+                         static_cast<cuda::Nonlinearity>(kRounds ? 2 * pick(2) : pick(3))};
+    emulation::set_seed(engine());
+    Test<K> test{.n = sizes, .name = name};
+    test.run();
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int number = argc > 1 ? std::atoi(argv[1]) : 12;
+  try {
+    try_sizes<cuda::SingleBlock<cuda::Exact, 32, 1>>("exact", number);
+    try_sizes<cuda::SingleBlock<cuda::Half<cuda::BFloat16>, 64, 2>>("bfloat16", number);
+    try_sizes<cuda::SingleBlock<cuda::Tf32, 48, 1>>("tf32", number);
+  } catch (const std::exception& error) {
+    std::printf("%s\n", error.what());
+    return 1;
+  }
+  if (failures) std::printf("%d failures\n", failures);
+  return failures != 0;
+}
