@@ -10,9 +10,9 @@ CXX_FILES := $(filter-out %/rnn_fwd_cluster.cuh %/rnn_bwd_cluster.cuh, \
 
 OF_EVERY_LEVEL := $(addprefix tests/test_,numerics.py module_contract.py module_sequences.py)
 
-# What runs over Triton's kernels where there is no GPU: in its interpreter.
-OF_TRITON := tests/gpu tests/interpreted \
-	$(addprefix tests/test_,gradient_flow.py module_contract.py module_sequences.py)
+# What runs over the kernels for GPUs where there is none: Triton's in its interpreter, those in CUDA
+# in the emulation.
+OF_GPU := tests/gpu $(addprefix tests/test_,gradient_flow.py module_contract.py module_sequences.py)
 
 # Two processes, whose idle threads let go of the cores; a file's fixtures are made once. What is
 # timed runs alone.
@@ -33,7 +33,9 @@ test: export TRITON_CACHE_DIR = $(CURDIR)/build/triton
 test: lint extension sanitize  ## everything that can be shown without a GPU
 	$(PYTEST_IN_TWO) --ignore $(TIMED)
 	$(BIN)/python -m pytest $(TIMED)
-	TRITON_INTERPRET=1 $(PYTEST_IN_TWO) -k "triton or interpreted" $(OF_TRITON)
+	TRITON_INTERPRET=1 $(PYTEST_IN_TWO) -k "triton or interpreted" tests/interpreted $(OF_GPU)
+	RNNFAST_EMULATION="$$($(BIN)/python tests/emulation.py | tail -1)" \
+		$(PYTEST_IN_TWO) -k "cuda or emulated" tests/emulated $(OF_GPU)
 	levels=$$($(BIN)/python -c 'from rnnfast import _C; print(*_C.simd_levels()[:-1])') && \
 		for level in $$levels; do echo "SIMD level $$level:" && \
 		RNNFAST_SIMD=$$level $(PEER_BELOW) $(PYTEST_IN_TWO) $(OF_EVERY_LEVEL) || exit 1; done

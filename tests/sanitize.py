@@ -1,5 +1,5 @@
-"""`make sanitize`: builds each program of tests/cpp for each SIMD level, once with each set of
-sanitizers, and runs it. Compiler, levels and flags are those of setup.py.
+"""`make sanitize`: builds each program of tests/cpp for each SIMD level, and those of its emulated,
+once with each set of sanitizers, and runs it. Compiler, levels and flags are those of setup.py.
 
 Which thread reads and writes what is the same at every level: one is enough for that sanitizer.
 """
@@ -51,6 +51,27 @@ def build(sanitizer: str, levels: list[str]) -> list[str]:
     return programs
 
 
+def build_emulated(sanitizer: str) -> list[str]:
+    """The programs whose kernels are those of GPUs, their threads threads of the host."""
+    flags = ["-O0", "-g", "-DRNNFAST_EMULATION", "-DRNNFAST_EMULATION_THREADS"]
+    flags += SANITIZERS[sanitizer]
+    folder = f"build/sanitize/{sanitizer}/emulated"
+    compiler = package.Compiler.find()
+    machine = package.compile_step(
+        compiler, "csrc/emulation/machine.cpp", f"{folder}/machine.o", flags
+    )
+    steps, programs = [machine], []
+    for source in sorted(Path("tests/cpp/emulated").glob("*.cpp")):
+        program = f"{folder}/{source.stem}"
+        main = package.compile_step(compiler, source.as_posix(), f"{program}.o", flags)
+        objects = [main.output, machine.output]
+        link = [*compiler.command, *flags, *objects, "-pthread", "-o", program]
+        steps += [main, package.Step("link", objects, program, link)]
+        programs.append(program)
+    package.make(steps, folder)
+    return programs
+
+
 def levels_of_this_machine() -> list[str]:
     (file,) = Path("rnnfast").glob(f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}")
     spec = importlib.util.spec_from_file_location("_C", file)
@@ -78,6 +99,7 @@ def main() -> int:
     print(f"SIMD levels of this machine: {', '.join(levels)}", flush=True)
     try:
         programs = [*build("address", levels), *build("thread", levels[-1:])]
+        programs += [p for sanitizer in SANITIZERS for p in build_emulated(sanitizer)]
     except package.Unavailable as error:
         print(error, file=sys.stderr)
         return 1

@@ -44,6 +44,79 @@ RT_DEVICE unsigned char* shared() {
 // All threads of the block: what any has written before, all may read after.
 RT_DEVICE void sync_block() { __syncthreads(); }
 
+// Those of one named barrier, 1 to 15, of which there are so many.
+RT_DEVICE void sync_threads(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// ------------------------------------------------------------------------------ in a cluster
+// From sm_90 on. Addresses of shared memory are 32 bits wide, and in_block turns one of this block
+// into the same place of another.
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define RT_SM90(...)
+#else
+#define RT_SM90(...) __VA_ARGS__
+#endif
+
+RT_DEVICE int cluster_rank() {
+  std::uint32_t rank = 0;
+  RT_SM90(asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));)
+  return static_cast<int>(rank);
+}
+
+RT_DEVICE std::uint32_t address_of(const void* shared) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+RT_DEVICE std::uint32_t in_block(std::uint32_t address, int rank) {
+  std::uint32_t there = 0;
+  RT_SM90(asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));)
+  return there;
+}
+
+// All threads of the cluster: what any has written before, all may read after. With fences of the
+// whole device: for before a loop, and behind it.
+RT_DEVICE void sync_cluster() {
+  RT_SM90(asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                       "barrier.cluster.wait.acquire.aligned;" :: : "memory");)
+}
+
+// An mbarrier completes a phase when so many threads have arrived at it and all bytes that were
+// expected have come. Before another block may use it: fence, then sync_cluster.
+RT_DEVICE void mbarrier_init(std::uint64_t* barrier, int arrivals) {
+  RT_SM90(asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address_of(barrier)),
+                       "r"(arrivals) : "memory");)
+}
+RT_DEVICE void mbarrier_fence() {
+  RT_SM90(asm volatile("fence.mbarrier_init.release.cluster;" :: : "memory");)
+}
+
+// Arrives, and expects so many bytes more in this phase.
+RT_DEVICE void mbarrier_expect(std::uint64_t* barrier, int bytes) {
+  RT_SM90(asm volatile(
+              "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address_of(barrier)),
+              "r"(bytes) : "memory");)
+}
+
+// Until the phase of this parity is complete: what was sent for it is there.
+RT_DEVICE void mbarrier_wait(std::uint64_t* barrier, int parity) {
+  RT_SM90(asm volatile("{\n.reg .pred done;\n"
+                       "again%=:\n"
+                       "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                       "@!done bra again%=;\n}" ::"r"(address_of(barrier)),
+                       "r"(parity) : "memory");)
+}
+
+// 4 bytes into a block of the cluster, some time; the mbarrier there counts them when they have
+// come.
+RT_DEVICE void send(std::uint32_t address, std::uint32_t value, std::uint32_t barrier) {
+  RT_SM90(asm volatile(
+              "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+                  address),
+              "r"(value), "r"(barrier) : "memory");)
+}
+
 // ------------------------------------------------------------------------------ in a warp
 // All 32 lanes call these together.
 

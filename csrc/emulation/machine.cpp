@@ -113,6 +113,7 @@ void enter() {
     fiber.begun = true;
     setcontext(&fiber.start);
   }
+  running = nullptr;
 }
 
 void run_cluster(Cluster& cluster) {
@@ -129,17 +130,23 @@ void run_cluster(Cluster& cluster) {
   }
   while (!order.empty()) {
     std::shuffle(order.begin(), order.end(), draw);
-    bool ran = false;
+    bool ran = false;  // a thread, or a store that came where it went
     for (Fiber* fiber : order) {
       if (fiber->waiting && fiber->seen == moved) continue;  // nothing has come since
-      if (draw() % 8 == 0) {                                 // some lag behind
-        ran = true;
-        continue;
-      }
       ran = true;
+      if (fiber->thread.warp->asleep > 0 || draw() % 8 == 0) continue;  // some lag behind
       fiber->waiting = nullptr;
       resume(*fiber);
       if (!failure.empty()) throw std::runtime_error(failure);
+    }
+    for (auto& block : cluster.blocks) {  // and a warp now and then for long
+      for (auto& warp : block->warps) {
+        if (warp->asleep > 0) {
+          --warp->asleep;
+        } else if (draw() % 64 == 0) {
+          warp->asleep = static_cast<int>(draw() % 128);
+        }
+      }
     }
     std::erase_if(order, [](Fiber* fiber) { return fiber->done; });
     auto& flights = cluster.flights;
@@ -149,7 +156,7 @@ void run_cluster(Cluster& cluster) {
       flights.pop_back();
       current = &fibers.front()->thread;
       deliver(flight);
-      ++moved;
+      ran = true;
     }
     if (!ran && flights.empty() && !order.empty()) {
       throw std::runtime_error(std::string("deadlock: a thread waits for ") +
@@ -214,6 +221,7 @@ void progress() { ++moved; }
 void perturb() {}
 
 void fail(const std::string& words) {
+  if (running == nullptr) throw std::runtime_error(words);  // a store on its way, in no thread
   failure = words;
   _longjmp(scheduler, 1);
 }

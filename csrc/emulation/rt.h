@@ -28,6 +28,35 @@ inline void sync_block() {
   emulation::wait_at(block.barriers[0], block.threads, "the threads of its block");
 }
 
+inline void sync_threads(int barrier, int threads) {
+  emulation::wait_at(emulation::self().block->barriers[barrier], threads, "a named barrier");
+}
+
+inline int cluster_rank() { return emulation::self().block->rank; }
+inline std::uint32_t address_of(const void* shared) { return emulation::address_of(shared); }
+inline std::uint32_t in_block(std::uint32_t address, int rank) {
+  return (address & 0xffffff) | static_cast<std::uint32_t>(rank) << 24;
+}
+inline void sync_cluster() {
+  emulation::Cluster& cluster = *emulation::self().cluster;
+  const int threads = emulation::self().block->threads * static_cast<int>(cluster.blocks.size());
+  emulation::wait_at(cluster.barrier, threads, "the threads of its cluster");
+}
+inline void mbarrier_init(std::uint64_t* barrier, int arrivals) {
+  emulation::mbarrier_init(barrier, static_cast<std::uint32_t>(arrivals));
+}
+inline void mbarrier_fence() {}
+inline void mbarrier_expect(std::uint64_t* barrier, int bytes) {
+  emulation::mbarrier_update(barrier, 0, bytes);
+  emulation::mbarrier_update(barrier, 1, 0);
+}
+inline void mbarrier_wait(std::uint64_t* barrier, int parity) {
+  while (emulation::mbarrier_phase(barrier) == (parity != 0)) emulation::yield("an mbarrier");
+}
+inline void send(std::uint32_t address, std::uint32_t value, std::uint32_t barrier) {
+  emulation::send({address, value, barrier});
+}
+
 // What the lanes of a warp do together; any two of them must not meet.
 enum Operation { kShuffle, kAny, kTranspose, kMultiply, kMultiplyTf32 };
 

@@ -273,8 +273,10 @@ int main(int argc, char** argv) {
   const int number = argc > 1 ? std::atoi(argv[1]) : 12;
   try {
     try_sizes<cuda::SingleBlock<cuda::Exact, 32, 1>>("exact", number);
+#ifndef ONLY_ONE_MODE
     try_sizes<cuda::SingleBlock<cuda::Half<cuda::BFloat16>, 64, 2>>("bfloat16", number);
     try_sizes<cuda::SingleBlock<cuda::Tf32, 48, 1>>("tf32", number);
+#endif
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());
     return 1;

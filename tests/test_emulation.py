@@ -1,0 +1,125 @@
+"""The stand-in for a GPU: it computes as PTX says, and it finds the faults that it is there for.
+
+Programs of tests/cpp/emulated, whose threads are fibers in many orders; `make sanitize` runs them
+with threads. That the kernels are right step by step is shown by tests/emulated.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import setup as package  # noqa: E402
+
+FLAGS = ["-DRNNFAST_EMULATION", "-U_FORTIFY_SOURCE", "-O0", "-Icsrc", "-std=c++20"]
+
+pytestmark = pytest.mark.skipif(
+    not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")),
+    reason="no C++ compiler",
+)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> Path:
+    """A copy in which faults can be planted, with the emulation compiled."""
+    folder = tmp_path_factory.mktemp("sources")
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    shutil.copytree(ROOT / "tests/cpp", folder / "tests/cpp")
+    compiled(folder, "csrc/emulation/machine.cpp", "-c", "-o", "machine.o")
+    return folder
+
+
+def compiled(folder: Path, *arguments: str) -> None:
+    command = [*package.Compiler.find().command, *FLAGS, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def program(folder: Path, name: str, *flags: str) -> subprocess.CompletedProcess:
+    """What tests/cpp/emulated/<name>.cpp says of 40 problems a mode."""
+    binary = folder / f"{name}.{abs(hash(flags))}"
+    source = f"tests/cpp/emulated/{name}.cpp"
+    compiled(folder, *flags, source, "machine.o", "-o", str(binary), "-pthread")
+    return subprocess.run([binary, "40"], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", ["machine_test", "single_block_test"])
+def test_programs_find_nothing_wrong(name, sources):
+    done = program(sources, name)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("RING_NO_START", "wait"),  # an mbarrier made after stores have counted in it
+        ("RING_NO_WAIT", "more arrivals at an mbarrier than it was made for"),
+        ("RING_PARITY", "more arrivals at an mbarrier than it was made for"),
+        ("RING_EARLY_EXIT", "a store to a block that has ended"),
+    ],
+)
+def test_fault_of_a_cluster_is_found(fault, words, sources):
+    done = program(sources, "machine_test", "-DRING_FAULT", f"-D{fault}")
+    assert done.returncode == 1
+    assert words in done.stdout
+
+
+FAULTS = {
+    "no barrier before the state is read": (
+        "forward.cuh",
+        [("rt::sync_block();  // all of h_{t-1} is in its half", "")],
+    ),
+    "no barrier before da is read": (
+        "backward.cuh",
+        [("rt::sync_block();  // all of da_t is in its half", "//")],
+    ),
+    "no barrier between the moments": (
+        "norms.cuh",
+        [("Two::write(mine, shared, place.warp, place.lane);\n  rt::sync_block();", "Two::write(mine, shared, place.warp, place.lane);")],
+    ),
+    "one half of the state, read late": (
+        "forward.cuh",
+        [("state + i % 2 * K::kStateWords", "state"), ("write_seen((i + 1) % 2, cut)", "write_seen(0, cut)")],
+    ),
+    "what was measured, over what is being read": (
+        "backward.cuh",
+        [("measures + (i % 2 * K::kWarps + place.warp)", "measures + (0 * K::kWarps + place.warp)"),
+         ("measures + i % 2 * K::kWarps * kColumns", "measures")],
+    ),
+    "one column too many": (
+        "place.cuh",
+        [("if (W::column(place.lane, j) >= place.rows) continue;", "if (W::column(place.lane, j) > place.rows) continue;")],
+    ),
+    "one unit too many": (
+        "place.cuh",
+        [("return size - word_unit", "return 1 + size - word_unit")],
+    ),
+    "one step too few": ("forward.cuh", [("for (int i = 0; i < steps; ++i", "for (int i = 1; i < steps; ++i")]),
+    "p of the step before": ("forward.cuh", [("    p.go(toward);\n", "")]),
+    "a reset one step late": ("forward.cuh", [("cuts_before(t + toward, cut);", "cuts_before(t, cut);")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_found(fault, sources, tmp_path):
+    file, changes = FAULTS[fault]
+    for name in ("csrc", "tests", "machine.o"):
+        (tmp_path / name).symlink_to(sources / name)
+    (tmp_path / "csrc").unlink()
+    shutil.copytree(sources / "csrc", tmp_path / "csrc")
+    text = (tmp_path / "csrc/cuda" / file).read_text()
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (tmp_path / "csrc/cuda" / file).write_text(text)
+    # The program includes the sources beside itself.
+    (tmp_path / "tests").unlink()
+    shutil.copytree(sources / "tests", tmp_path / "tests")
+    assert program(tmp_path, "single_block_test", "-DONLY_ONE_MODE").returncode != 0
