@@ -1,7 +1,8 @@
 """Package map and the compiled extension `rnnfast._C`; everything else is in pyproject.toml.
 
-The extension is C++ and pybind11, without torch; where nvcc is found, with kernels for GPUs. Objects are kept in build/native and rebuilt
-by ninja when a source, a header or a flag changes (without ninja: all of them, one by one).
+The extension is C++ and pybind11, without torch; where nvcc is found, with kernels for GPUs.
+Objects are kept in build/native and rebuilt by ninja when a source, a header or a flag changes
+(without ninja: all of them, one by one).
 No working compiler is no reason to refuse the installation, but it is never silent: the reason is
 printed and kept in rnnfast/_build.json, which `rnnfast.info()` reads. RNNFAST_REQUIRE_EXTENSION=1
 makes it an error. CXX, CPPFLAGS, CXXFLAGS and LDFLAGS are heeded.
@@ -177,9 +178,7 @@ def cuda_steps(nvcc: Nvcc, compiler: Compiler, folder: str) -> list[Step]:
         steps.append(
             Step("compile", [CUDA_SOURCE], output, [*nvcc.command, *flags, "-Icsrc", *files])
         )
-    for source in sorted(map(str, Path("csrc/cuda").glob("*.cpp"))):
-        output = f"{folder}/cuda_{Path(source).stem}.o"
-        steps.append(compile_step(compiler, source, output, []))
+    steps.append(compile_step(compiler, "csrc/cuda/launch.cpp", f"{folder}/cuda_launch.o", []))
     return steps
 
 
@@ -187,6 +186,7 @@ def extension_steps(
     compiler: Compiler, folder: str, module: str, nvcc: Nvcc | None = None
 ) -> list[Step]:
     steps = [] if nvcc is None else cuda_steps(nvcc, compiler, folder)
+    steps.append(compile_step(compiler, "csrc/cuda/plan.cpp", f"{folder}/cuda_plan.o", []))
     for source in ["csrc/bindings.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]:
         output = f"{folder}/{Path(source).stem}"
         if source == SIMD_SOURCE:

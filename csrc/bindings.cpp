@@ -8,9 +8,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
-#ifdef RNNFAST_CUDA  // what nvcc has compiled for
 #include "cuda/bindings.h"
-#endif
 
 namespace py = pybind11;
 namespace cpu = rnnfast::cpu;
@@ -149,8 +147,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("simd_level", [] { return std::string(cpu::kernels().level); });
   module.def("simd_levels", &cpu::simd_levels);
   module.def("set_simd_level", &cpu::set_simd_level, py::arg("level"));
-#ifdef RNNFAST_CUDA
-  rnnfast::cuda::bind(module);
+  rnnfast::cuda::bind_plan(module);
+#ifdef RNNFAST_CUDA  // what nvcc has compiled for
+  rnnfast::cuda::bind_kernels(module);
   module.attr("cuda_archs") = RNNFAST_CUDA;
 #endif
 }

@@ -1,5 +1,5 @@
-"""The products over all steps of a sequence, which are torch's (cuBLAS on a GPU): before and after a
-kernel that has the recurrence alone."""
+"""The products over all steps of a sequence, which are torch's (cuBLAS on a GPU): before and after
+a kernel that has the recurrence alone."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import backends
-from .backends import cpu
+from .backends import cpu, cuda
 from .modules import RNN
 
 BUILD_REPORT = Path(__file__).with_name("_build.json")  # written by setup.py
@@ -27,6 +27,7 @@ def info() -> str:
         f"rnnfast {rnnfast.__version__}",
         f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}",
         f"extension: {_extension()}",
+        f"CUDA kernels{_cuda()}",
         f"threads: {torch.get_num_threads()}",
     ]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -53,8 +54,8 @@ def explain(rnn: RNN, input: Tensor | PackedSequence) -> str:
     lines = [
         f"{chosen} ({asked}), for {problem.nonlinearity} in {problem.dtype} on {problem.device}"
     ]
-    if chosen == "triton":
-        lines.append(f"  {backends.triton.plan(problem)}")
+    if chosen in ("cuda", "triton"):
+        lines.append(f"  {backends.BACKENDS[chosen].plan(problem)}")
     for name in backends.BACKENDS:
         if name != chosen:
             why = backends.passed_over(name, problem)
@@ -128,7 +129,19 @@ def _extension() -> str:
     return f"rnnfast._C with SIMD level {cpu._C.simd_level()} of {', '.join(cpu._C.simd_levels())}"
 
 
+def _cuda() -> str:
+    kernels = cuda.KERNELS
+    if kernels is None:
+        return f": none ({_build().get('cuda', {}).get('reason') or 'the extension is missing'})"
+    archs = getattr(kernels, "cuda_archs", "the emulation").replace(",", ", ")
+    return f" for {archs}: {', '.join(kernels.cuda_kernels())}"
+
+
 def _why_missing() -> str:
     """Why it was not built, where the build says so; else why it does not load."""
-    built = json.loads(BUILD_REPORT.read_text()) if BUILD_REPORT.exists() else {}
-    return built.get("reason") or cpu.WHY_MISSING
+    return _build().get("reason") or cpu.WHY_MISSING
+
+
+def _build() -> dict:
+    """What setup.py has said of it."""
+    return json.loads(BUILD_REPORT.read_text()) if BUILD_REPORT.exists() else {}

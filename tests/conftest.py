@@ -17,8 +17,8 @@ _required = os.environ.get("RNNFAST_REQUIRE_EXTENSION", "0") not in ("", "0")
 _cpu_missing = pytest.mark.skipif(
     cpu._C is None and not _required, reason="the extension rnnfast._C is not built"
 )
-# Kernels for GPUs run on a CPU in Triton's interpreter and in the emulation alone, which `make test`
-# starts apart.
+# Kernels for GPUs run on a CPU in Triton's interpreter and in the emulation alone, which
+# `make test` starts apart.
 MODULE_BACKENDS = [
     pytest.param(name, marks=[_cpu_missing] if name == "cpu" else [])
     for name in BACKENDS

@@ -5,116 +5,7 @@
 
 namespace rnnfast::cuda {
 
-// What is known of a step once it has dh: into `shared` [column], of the units of the warp. Returns
-// which entries of dh are not finite, a bit each.
-template <class K>
-RT_DEVICE std::uint32_t measure_state(const Place<K>& place, Nonlinearity f,
-                                      const float (&carry)[K::kTiles][4],
-                                      const float (&dh)[K::kTiles][4],
-                                      const float (&h)[K::kTiles][4], const bool (&valid)[2],
-                                      Measure* shared) {
-  std::uint32_t infinite = 0, bad[2] = {}, most[2] = {};
-  float x[K::kTiles][4];
-  double state[2], came[2];
-  RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
-    RT_UNROLL for (int v = 0; v < 4; ++v) {
-      const bool inside = valid[v % 2] && place.inside(m, v);
-      x[m][v] = inside ? dh[m][v] : 0.0f;
-      const std::uint32_t bits = rt::bits_of(x[m][v]) & 0x7fffffff;
-      most[v % 2] = bits > most[v % 2] ? bits : most[v % 2];
-      infinite |= rt::is_finite(x[m][v]) ? 0 : 1u << (m * 4 + v);
-      bad[v % 2] += inside && !rt::is_finite(h[m][v]) ? 1 : 0;
-    }
-  }
-  square_sums(x, state);
-  RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
-    RT_UNROLL for (int v = 0; v < 4; ++v) x[m][v] = valid[v % 2] ? carry[m][v] : 0.0f;
-  }
-  square_sums(x, came);
-  RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
-    RT_UNROLL for (int v = 0; v < 4; ++v) {
-      x[m][v] = valid[v % 2] && place.inside(m, v) ? 1.0f : 0.0f;
-    }
-  }
-  differentiate(f, x, h);
-  RT_UNROLL for (int e = 0; e < 2; ++e) {
-    float slopes = 0.0f;
-    RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
-      slopes += rt::magnitude(x[m][e]) + rt::magnitude(x[m][2 + e]);
-    }
-    slopes = over_lanes(slopes);
-    const std::uint32_t bad_states = over_lanes(bad[e]);
-    RT_UNROLL for (int lanes = 4; lanes < 32; lanes *= 2) {
-      const std::uint32_t other = rt::shuffle_xor(most[e], lanes);
-      most[e] = other > most[e] ? other : most[e];
-    }
-    if (place.lane < 4) {
-      Measure& to = shared[place.column(e)];
-      to.state = state[e];
-      to.carry = came[e];
-      to.slopes = slopes;
-      to.most = most[e];
-      to.bad_states = bad_states;
-    }
-  }
-  return infinite;
-}
-
-// And once it has da, which is 0 where there is no step.
-template <class K>
-RT_DEVICE void measure_preact(const Place<K>& place, const float (&da)[K::kTiles][4],
-                              const float (&scale)[2], std::uint32_t infinite, Measure* shared) {
-  double preact[2];
-  square_sums(da, preact);
-  RT_UNROLL for (int e = 0; e < 2; ++e) {
-    std::uint32_t bad = 0;
-    RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
-      RT_UNROLL for (int v = e; v < 4; v += 2) {
-        bad += (infinite >> (m * 4 + v) & 1) != 0 || !rt::is_finite(da[m][v]) ? 1 : 0;
-      }
-    }
-    bad = over_lanes(bad);
-    if (place.lane < 4) {
-      Measure& to = shared[place.column(e)];
-      to.preact = preact[e];
-      to.scale = scale[e];
-      to.bad_gradients = bad;
-    }
-  }
-}
-
-// Adds what the warps have measured and puts it where the record is made from: one lane a column.
-template <class K>
-RT_DEVICE void put_measures(const Measure* shared, const Backward& a, const Place<K>& place, int t,
-                            bool valid, bool carried) {
-  if (place.lane >= place.rows) return;
-  Measure sum = shared[place.lane];
-  RT_UNROLL for (int w = 1; w < K::kWarps; ++w) {
-    const Measure& other = shared[w * kColumns + place.lane];
-    sum.state += other.state;
-    sum.carry += other.carry;
-    sum.preact += other.preact;
-    sum.slopes += other.slopes;
-    sum.most = other.most > sum.most ? other.most : sum.most;
-    sum.bad_gradients += other.bad_gradients;
-    sum.bad_states += other.bad_states;
-  }
-  const std::int64_t point = std::int64_t{t} * a.shape.batch + place.row + place.lane;
-  double* fields = a.measured + (point * a.shape.groups + place.group) * kFields;
-  fields[kStateSquares] = sum.state;
-  fields[kCarrySquares] = sum.carry;
-  fields[kClippedSquares] = sum.state * (static_cast<double>(sum.scale) * sum.scale);
-  fields[kPreactSquares] = sum.preact;
-  fields[kStateMax] = rt::float_of(sum.most);
-  fields[kSlopes] = sum.slopes;
-  fields[kNonfiniteGrad] = sum.bad_gradients;
-  fields[kNonfiniteState] = sum.bad_states;
-  fields[kEntries] = valid ? place.size : 0;
-  fields[kCarried] = carried ? place.size : 0;
-}
-
-// kExtra: clipping or the record, or both.
-template <class K, bool kNorm, bool kExtra>
+template <class K, bool kNorm, bool kClip>
 RT_KERNEL(K::kThreads)
 backward_in_block(Backward a) {
   using Stored = typename K::Stored;
@@ -125,7 +16,6 @@ backward_in_block(Backward a) {
   [[maybe_unused]] auto* gamma = K::template at<float>(K::kGamma);
   [[maybe_unused]] auto* beta = K::template at<float>(K::kBeta);
   auto* kept = K::template at<float>(K::kKept) + rt::thread();  // this thread's own
-  [[maybe_unused]] auto* measures = K::template at<Measure>(K::kMeasures);
 
   Weights<K> weights;
   load_weights<K, true>(a.w_hh, place, weights);
@@ -210,6 +100,18 @@ backward_in_block(Backward a) {
       RT_UNROLL for (int v = 0; v < 4; ++v) dh[m][v] += carry[m][v];
     }
 
+    if (a.carry != nullptr) {  // for the record
+      RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
+        RT_UNROLL for (int v = 0; v < 4; ++v) {
+          if (place.column(v % 2) >= place.rows || !place.inside(m, v)) continue;
+          const std::int64_t row =
+              std::int64_t{t} * a.shape.batch + place.row + place.column(v % 2);
+          const std::int64_t unit =
+              std::int64_t{place.group} * place.size + place.padded_unit(m, v);
+          a.carry[row * a.shape.groups * place.size + unit] = carry[m][v];
+        }
+      }
+    }
     // A row without this step keeps c: not in registers, which are scarce.
     if (a.lengths != nullptr) {
       RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
@@ -218,18 +120,11 @@ backward_in_block(Backward a) {
     }
 
     float scale[2] = {1.0f, 1.0f};
-    [[maybe_unused]] std::uint32_t infinite = 0;
-    [[maybe_unused]] Measure* of_warp = measures + (i % 2 * K::kWarps + place.warp) * kColumns;
-    if constexpr (kExtra) {
-      if (a.measured != nullptr) {
-        infinite = measure_state<K>(place, a.nonlinearity, carry, dh, h, valid, of_warp);
-      }
-      if (a.limit > 0.0f) {
-        float sums[3][2];
-        blue_sums(dh, sums);
-        Sums<K::kWarps, 3>::add(sums, K::template at<float>(K::kClipSums), place.warp, place.lane);
-        RT_UNROLL for (int e = 0; e < 2; ++e) scale[e] = clip_scale(sums, e, a.limit);
-      }
+    if constexpr (kClip) {
+      float sums[3][2];
+      blue_sums(dh, sums);
+      Sums<K::kWarps, 3>::add(sums, K::template at<float>(K::kClipSums), place.warp, place.lane);
+      RT_UNROLL for (int e = 0; e < 2; ++e) scale[e] = clip_scale(sums, e, a.limit);
     }
 
     float da[K::kTiles][4];
@@ -282,23 +177,7 @@ backward_in_block(Backward a) {
     write_state<K>(state + i % 2 * K::kStateWords, place, out);
     put<K>(dp, place, out);
     dp.go(toward);
-    if constexpr (kExtra) {
-      if (a.measured != nullptr) {
-        RT_UNROLL for (int m = 0; m < K::kTiles; ++m) W::round(da[m]);
-        measure_preact<K>(place, da, scale, infinite, of_warp);
-      }
-    }
-    rt::sync_block();  // all of da_t is in its half, and what the warps have measured of the step
-    if constexpr (kExtra) {
-      if (a.measured != nullptr && place.warp == i % K::kWarps) {
-        const int edge = t + 1 - d, steps_of_row = length(place.lane);
-        const bool stops = cut_at<K>(a.reset, a.shape, place, edge, place.lane, steps_of_row) ||
-                           at_window(a.window, edge, steps_of_row);
-        const bool there = t < steps_of_row, last = t == (d ? 0 : steps_of_row - 1);
-        put_measures<K>(measures + i % 2 * K::kWarps * kColumns, a, place, t, there,
-                        there && !stops && !last);
-      }
-    }
+    rt::sync_block();  // all of da_t is in its half
     // To what a row without this step has kept its da_t of 0 adds nothing.
     RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
       RT_UNROLL for (int v = 0; v < 4; ++v) carry[m][v] =

@@ -1,5 +1,5 @@
-// What Python sees of the kernels for GPUs: of rnnfast._C, where nvcc has compiled them, and of
-// rnnfast._emulated, where they run on the host. Addresses and sizes, checked by the caller
+// What Python sees of the kernels for GPUs: their plan in rnnfast._C always, themselves where nvcc has
+// compiled them, and both in _emulated, where they run on the host. Addresses and sizes, checked by the caller
 // (rnnfast/backends/cuda.py).
 #pragma once
 
@@ -35,11 +35,8 @@ inline Nonlinearity function_named(const std::string& name) {
   throw std::invalid_argument("unknown nonlinearity '" + name + "'");
 }
 
-inline void bind(pybind11::module_& module) {
+inline void bind_plan(pybind11::module_& module) {
   namespace py = pybind11;
-  using std::int64_t;
-  const py::call_guard<py::gil_scoped_release> no_gil;
-
   py::class_<Plan>(module, "CudaPlan", py::module_local())  // in either module
       .def_readonly("refused", &Plan::refused)
       .def_readonly("columns", &Plan::columns)
@@ -63,6 +60,12 @@ inline void bind(pybind11::module_& module) {
       py::arg("mode"), py::arg("units"), py::arg("groups"), py::arg("rows"), py::arg("norm"),
       py::arg("device"), py::arg("capability"), py::arg("multiprocessors"),
       py::arg("shared_memory"));
+}
+
+inline void bind_kernels(pybind11::module_& module) {
+  namespace py = pybind11;
+  using std::int64_t;
+  const py::call_guard<py::gil_scoped_release> no_gil;
   module.def("cuda_kernels", &kernels);
 
   module.def(
@@ -103,7 +106,7 @@ inline void bind(pybind11::module_& module) {
       [](const std::string& mode, const Plan& plan, const std::string& nonlinearity, Address grad_y,
          Address grad_h_n, Address y, Address w_hh, Address gamma, Address beta, Address ahat,
          Address rstd, Address lengths, Address reset, Address dp, Address dh_0, Address dgamma,
-         Address dbeta, Address measured, int steps, int batch, int size, int heads, int groups,
+         Address dbeta, Address carry, int steps, int batch, int size, int heads, int groups,
          bool paired, int64_t g_t, int64_t g_b, int64_t y_t, int64_t y_b, int64_t a_t, int64_t a_b,
          int64_t dp_t, int64_t dp_b, int window, float limit, bool anew, int device,
          Address stream) {
@@ -127,7 +130,7 @@ inline void bind(pybind11::module_& module) {
         problem.dh_0 = at(dh_0);
         problem.dgamma = at<float>(dgamma);
         problem.dbeta = at<float>(dbeta);
-        problem.measured = at<double>(measured);
+        problem.carry = at<float>(carry);
         problem.grad_y_strides = {g_t, g_b};
         problem.y_strides = {y_t, y_b};
         problem.ahat_strides = {a_t, a_b};
@@ -137,11 +140,44 @@ inline void bind(pybind11::module_& module) {
       no_gil, py::arg("mode"), py::arg("plan"), py::arg("nonlinearity"), py::arg("grad_y"),
       py::arg("grad_h_n"), py::arg("y"), py::arg("w_hh"), py::arg("gamma"), py::arg("beta"),
       py::arg("ahat"), py::arg("rstd"), py::arg("lengths"), py::arg("reset"), py::arg("dp"),
-      py::arg("dh_0"), py::arg("dgamma"), py::arg("dbeta"), py::arg("measured"), py::arg("T"),
+      py::arg("dh_0"), py::arg("dgamma"), py::arg("dbeta"), py::arg("carry"), py::arg("T"),
       py::arg("B"), py::arg("S"), py::arg("heads"), py::arg("groups"), py::arg("paired"),
       py::arg("g_t"), py::arg("g_b"), py::arg("y_t"), py::arg("y_b"), py::arg("a_t"),
       py::arg("a_b"), py::arg("dp_t"), py::arg("dp_b"), py::arg("window"), py::arg("limit"),
       py::arg("anew"), py::arg("device"), py::arg("stream"));
+
+  module.def(
+      "cuda_measure",
+      [](const std::string& mode, const std::string& nonlinearity, Address carry, Address grad_y,
+         Address grad_h_n, Address y, Address dp, Address lengths, Address reset, Address record,
+         bool per_sample, int steps, int batch, int size, int heads, int groups, int64_t g_t,
+         int64_t g_b, int64_t y_t, int64_t y_b, int64_t dp_t, int64_t dp_b, int window, float limit,
+         int device, Address stream) {
+        Measured problem;
+        problem.shape = {steps, batch, size, heads, groups, false};
+        problem.nonlinearity = function_named(nonlinearity);
+        problem.window = window;
+        problem.limit = limit;
+        problem.per_sample = per_sample;
+        problem.carry = at<float>(carry);
+        problem.grad_y = at(grad_y);
+        problem.grad_h_n = at(grad_h_n);
+        problem.y = at(y);
+        problem.dp = at(dp);
+        problem.lengths = at<const int64_t>(lengths);
+        problem.reset = at<const std::uint8_t>(reset);
+        problem.record = at<double>(record);
+        problem.grad_y_strides = {g_t, g_b};
+        problem.y_strides = {y_t, y_b};
+        problem.dp_strides = {dp_t, dp_b};
+        measure(mode_named(mode), problem, {device, stream});
+      },
+      no_gil, py::arg("mode"), py::arg("nonlinearity"), py::arg("carry"), py::arg("grad_y"),
+      py::arg("grad_h_n"), py::arg("y"), py::arg("dp"), py::arg("lengths"), py::arg("reset"),
+      py::arg("record"), py::arg("per_sample"), py::arg("T"), py::arg("B"), py::arg("S"),
+      py::arg("heads"), py::arg("groups"), py::arg("g_t"), py::arg("g_b"), py::arg("y_t"),
+      py::arg("y_b"), py::arg("dp_t"), py::arg("dp_b"), py::arg("window"), py::arg("limit"),
+      py::arg("device"), py::arg("stream"));
 }
 
 }  // namespace rnnfast::cuda

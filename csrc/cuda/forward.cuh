@@ -66,12 +66,12 @@ forward_in_block(Forward a) {
     cuts_before(t + toward, cut);
     add_product<K>(weights, state + i % 2 * K::kStateWords, place.lane, n);
     if constexpr (kNorm) {
-      float mean[2], rest[2], rstd[2];
-      moments<K>(n, place, a.norm_eps, K::template at<float>(K::kNormSums), mean, rest, rstd);
+      float mean[2], rstd[2];
+      moments<K>(n, place, a.norm_eps, K::template at<float>(K::kNormSums), mean, rstd);
       TileWords<K> stored;
       RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
         RT_UNROLL for (int v = 0; v < 4; ++v) {
-          const float centred = n[m][v] - mean[v % 2] - rest[v % 2];
+          const float centred = n[m][v] - mean[v % 2];
           n[m][v] = place.inside(m, v) ? centred * rstd[v % 2] : 0.0f;
         }
         W::from_values(n[m], stored[m]);

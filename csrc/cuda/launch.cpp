@@ -28,6 +28,19 @@ void backward(Mode mode, const Plan& plan, const Backward& problem, const Stream
   }
 }
 
+void measure(Mode mode, const Measured& problem, const Stream& stream) {
+  switch (mode) {
+    case Mode::kBFloat16:
+      return bfloat16::measure(problem, stream);
+    case Mode::kFloat16:
+      return float16::measure(problem, stream);
+    case Mode::kTf32:
+      return tf32::measure(problem, stream);
+    case Mode::kExact:
+      return exact::measure(problem, stream);
+  }
+}
+
 std::vector<std::string> kernels() {
   std::vector<std::string> names;
   const auto add = [&names](const char* mode, const Configuration& c) {

@@ -22,6 +22,7 @@ struct Stream {
   namespace mode {                                                         \
   void single_block_forward(const Plan&, const Forward&, const Stream&);   \
   void single_block_backward(const Plan&, const Backward&, const Stream&); \
+  void measure(const Measured&, const Stream&);                            \
   }
 RNNFAST_DECLARE_MODE(bfloat16)
 RNNFAST_DECLARE_MODE(float16)
@@ -31,6 +32,9 @@ RNNFAST_DECLARE_MODE(exact)
 
 void forward(Mode mode, const Plan& plan, const Forward& problem, const Stream& stream);
 void backward(Mode mode, const Plan& plan, const Backward& problem, const Stream& stream);
+
+// The record of a backward pass that has left c.
+void measure(Mode mode, const Measured& problem, const Stream& stream);
 
 // Kernels of this build, by name.
 std::vector<std::string> kernels();

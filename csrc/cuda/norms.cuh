@@ -15,8 +15,6 @@ constexpr float kSmallScale = 0x1p100f;
 constexpr float kLargeScale = 0x1p-80f;
 constexpr float kLeastSum = 0x1p-80f;  // that is right as it is
 constexpr float kMostSum = 0x1p100f;
-constexpr float kLeastValue = 0x1p-40f;
-constexpr float kMostValue = 0x1p40f;
 
 // The sum of one of the lane's two columns over the units of the warp.
 template <class T>
@@ -36,7 +34,7 @@ struct Sums {
     write(sums, shared, warp, lane);
     rt::sync_block();
     RT_UNROLL for (int i = 0; i < kNumber; ++i) sums[i][0] = sums[i][1] = 0.0f;
-    RT_UNROLL for (int w = 0; w < kWarps; ++w) {
+    RT_UNROLL_2 for (int w = 0; w < kWarps; ++w) {
       RT_UNROLL for (int i = 0; i < kNumber; ++i) {
         RT_UNROLL for (int e = 0; e < 2; ++e) sums[i][e] += read(shared, w, i, lane, e);
       }
@@ -60,11 +58,10 @@ struct Sums {
 // ------------------------------------------------------------------------------ layer norm
 
 // mean and 1 / sqrt(var + eps) of each column. Moments of the warps come together as Chan et al.
-// (1979) have it: no sum of squares but around a mean. `rest` is what the mean has lost to
-// rounding.
+// (1979) have it: no sum of squares but around a mean.
 template <class K>
 RT_DEVICE void moments(const float (&a)[K::kTiles][4], const Place<K>& place, float eps,
-                       float* shared, float (&mean)[2], float (&rest)[2], float (&rstd)[2]) {
+                       float* shared, float (&mean)[2], float (&rstd)[2]) {
   constexpr int kEach = kTileUnits * K::kTiles;
   using Two = Sums<K::kWarps, 2>;
   const auto units_of_warp = [&](int warp) {
@@ -72,45 +69,33 @@ RT_DEVICE void moments(const float (&a)[K::kTiles][4], const Place<K>& place, fl
     return static_cast<float>(units < 0 ? 0 : units > kEach ? kEach : units);
   };
   const float units = units_of_warp(place.warp), each = units > 0.0f ? 1.0f / units : 0.0f;
-  float centred[K::kTiles][4], mine[2][2];
+  float mine[2][2];
   RT_UNROLL for (int e = 0; e < 2; ++e) {
-    float sum = 0.0f, left = 0.0f, squares = 0.0f;
+    float sum = 0.0f, squares = 0.0f;
     RT_UNROLL for (int m = 0; m < K::kTiles; ++m) sum += a[m][e] + a[m][2 + e];  // padding is 0
-    const float average = over_lanes(sum) * each;
+    mine[0][e] = over_lanes(sum) * each;
     RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
       RT_UNROLL for (int v = e; v < 4; v += 2) {
-        centred[m][v] = place.inside(m, v) ? a[m][v] - average : 0.0f;
-        left += centred[m][v];
-      }
-    }
-    left = over_lanes(left) * each;
-    RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
-      RT_UNROLL for (int v = e; v < 4; v += 2) {
-        const float apart = place.inside(m, v) ? centred[m][v] - left : 0.0f;
+        const float apart = place.inside(m, v) ? a[m][v] - mine[0][e] : 0.0f;
         squares += apart * apart;
       }
     }
-    mine[0][e] = average + left;
     mine[1][e] = over_lanes(squares);
   }
   Two::write(mine, shared, place.warp, place.lane);
   rt::sync_block();
-  const float size = static_cast<float>(place.size);
+  const float of_one = 1.0f / static_cast<float>(place.size);
   RT_UNROLL for (int e = 0; e < 2; ++e) {
-    float sum = 0.0f, left = 0.0f, squares = 0.0f;
+    float sum = 0.0f, squares = 0.0f;
     RT_UNROLL for (int w = 0; w < K::kWarps; ++w) {
       sum += units_of_warp(w) * Two::read(shared, w, 0, place.lane, e);
     }
-    mean[e] = rt::divide(sum, size);
+    mean[e] = sum * of_one;
     RT_UNROLL for (int w = 0; w < K::kWarps; ++w) {
-      left += units_of_warp(w) * (Two::read(shared, w, 0, place.lane, e) - mean[e]);
-    }
-    rest[e] = rt::divide(left, size);
-    RT_UNROLL for (int w = 0; w < K::kWarps; ++w) {
-      const float apart = Two::read(shared, w, 0, place.lane, e) - mean[e] - rest[e];
+      const float apart = Two::read(shared, w, 0, place.lane, e) - mean[e];
       squares += Two::read(shared, w, 1, place.lane, e) + units_of_warp(w) * apart * apart;
     }
-    rstd[e] = rt::divide(1.0f, rt::square_root(rt::divide(squares, size) + eps));
+    rstd[e] = rt::divide(1.0f, rt::square_root(squares * of_one + eps));
   }
 }
 
@@ -149,45 +134,5 @@ RT_DEVICE float clip_scale(const float (&sums)[3][2], int e, float limit) {
   const float norm = rt::square_root(chosen(sums, e, scale)), most = limit * scale;
   return norm > most && norm < __builtin_inff() ? rt::divide(most, norm) : 1.0f;
 }
-
-// The sums of squares of the warp's units, in float64, which nothing of float32 leaves. Usually one
-// sum is enough, which the largest of each lane's values tells.
-template <int kTiles>
-RT_DEVICE void square_sums(const float (&x)[kTiles][4], double (&squares)[2]) {
-  float usual[2] = {}, most[2] = {};
-  RT_UNROLL for (int e = 0; e < 2; ++e) {
-    RT_UNROLL for (int m = 0; m < kTiles; ++m) {
-      RT_UNROLL for (int v = e; v < 4; v += 2) {
-        usual[e] += x[m][v] * x[m][v];
-        most[e] = rt::larger(most[e], rt::magnitude(x[m][v]));
-      }
-    }
-  }
-  const auto beyond = [](float value) {
-    return (value > 0.0f && value < kLeastValue) || value > kMostValue;
-  };
-  if (rt::any(beyond(most[0]) || beyond(most[1]))) {
-    float sums[3][2], scale;
-    blue_sums(x, sums);
-    RT_UNROLL for (int e = 0; e < 2; ++e) {
-      const double sum = chosen(sums, e, scale);
-      squares[e] = sum / (static_cast<double>(scale) * scale);
-    }
-  } else {
-    RT_UNROLL for (int e = 0; e < 2; ++e) squares[e] = over_lanes(usual[e]);
-  }
-}
-
-// ------------------------------------------------------------------------------ the record
-
-// What a warp has measured of one column in one step.
-struct Measure {
-  double state, carry, preact;
-  float slopes;
-  float scale;                  // of clipping
-  std::uint32_t most;           // bits of the largest |dh|, which are ordered as the numbers are
-  std::uint32_t bad_gradients;  // how many are not finite
-  std::uint32_t bad_states;
-};
 
 }  // namespace rnnfast::cuda

@@ -60,8 +60,8 @@ constexpr int forward_bytes(Mode mode, const Configuration& c) {
   return 2 * c.units / 16 * tile_words(mode) * 4 + 2 * c.units * 4 + c.warps() * 2 * 8 * 4;
 }
 constexpr int backward_bytes(Mode mode, const Configuration& c) {
-  const int measures = 2 * c.warps() * 8 * 48, kept = c.units * 8 * 4;
-  return forward_bytes(mode, c) + c.warps() * 3 * 8 * 4 + measures + kept;
+  const int kept = c.units * 8 * 4;
+  return forward_bytes(mode, c) + c.warps() * 3 * 8 * 4 + kept;
 }
 
 struct Plan {

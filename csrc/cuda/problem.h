@@ -64,10 +64,28 @@ struct Backward {
   const std::uint8_t* reset = nullptr;
   void* dp = nullptr;
   void* dh_0 = nullptr;
-  float* dgamma = nullptr;     // [slices, G * S]: one part of the sum for each slice of the batch
-  float* dbeta = nullptr;      // likewise
-  double* measured = nullptr;  // [T, B, G, kFields]
+  float* dgamma = nullptr;  // [slices, G * S]: one part of the sum for each slice of the batch
+  float* dbeta = nullptr;   // likewise
+  float* carry = nullptr;   // [T, B, G * S]: c_t, where there is to be a record
   Strides grad_y_strides, y_strides, ahat_strides, dp_strides;
+};
+
+// The record of a backward pass, from what it was given and has left.
+struct Measured {
+  Shape shape;
+  Nonlinearity nonlinearity = Nonlinearity::kTanh;
+  int window = 0;
+  float limit = 0;
+  bool per_sample = false;
+  const float* carry = nullptr;
+  const void* grad_y = nullptr;
+  const void* grad_h_n = nullptr;
+  const void* y = nullptr;
+  const void* dp = nullptr;
+  const std::int64_t* lengths = nullptr;
+  const std::uint8_t* reset = nullptr;
+  double* record = nullptr;  // [D, T, B or 1, kFields]
+  Strides grad_y_strides, y_strides, dp_strides;
 };
 
 }  // namespace rnnfast::cuda

@@ -26,6 +26,7 @@ struct Float16 {
 #define RT_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
 #define RT_DEVICE __device__ __forceinline__
 #define RT_UNROLL _Pragma("unroll")
+#define RT_UNROLL_2 _Pragma("unroll 2")  // where all at once would take too many registers
 
 namespace rnnfast::cuda::rt {
 
@@ -178,6 +179,8 @@ RT_DEVICE float widen(BFloat16 value) {
 }
 
 RT_DEVICE float widen(Float16 value) { return __half2float(__ushort_as_half(value.bits)); }
+
+RT_DEVICE float widen(float value) { return value; }
 
 RT_DEVICE std::uint32_t bits_of(float value) { return __float_as_uint(value); }
 RT_DEVICE float float_of(std::uint32_t bits) { return __uint_as_float(bits); }

@@ -6,6 +6,7 @@
 #include "backward.cuh"
 #include "forward.cuh"
 #include "launch.h"
+#include "measure.cuh"
 #include "start.cuh"
 
 namespace rnnfast::cuda::RNNFAST_MODE {
@@ -61,12 +62,12 @@ void backward_of(const Plan& plan, const Backward& problem, const Stream& stream
   static_assert(K::kBackwardBytes <= 48 << 10, "more would have to be asked for");
   const Grid grid = grid_of(plan, problem.shape, K::kBackwardBytes);
   const std::string name = what("backward", plan);
-  const bool extra = problem.limit > 0 || problem.measured != nullptr;
+  const bool clips = problem.limit > 0;
   if (problem.gamma != nullptr) {
-    if (extra) return start_one<backward_in_block<K, true, true>>(problem, grid, stream, name);
+    if (clips) return start_one<backward_in_block<K, true, true>>(problem, grid, stream, name);
     return start_one<backward_in_block<K, true, false>>(problem, grid, stream, name);
   }
-  if (extra) return start_one<backward_in_block<K, false, true>>(problem, grid, stream, name);
+  if (clips) return start_one<backward_in_block<K, false, true>>(problem, grid, stream, name);
   start_one<backward_in_block<K, false, false>>(problem, grid, stream, name);
 }
 
@@ -90,6 +91,14 @@ void single_block_forward(const Plan& plan, const Forward& problem, const Stream
 
 void single_block_backward(const Plan& plan, const Backward& problem, const Stream& stream) {
   choose(plan, [&](auto i) { backward_of<Kernel<i>>(plan, problem, stream); }, Indices{});
+}
+
+void measure(const Measured& problem, const Stream& stream) {
+  constexpr std::size_t kShared = kMeasureWarps * sizeof(Row);
+  const int directions = problem.shape.groups / problem.shape.heads;
+  const Grid grid = {problem.shape.steps, directions, 32 * kMeasureWarps, kShared};
+  start_one<cuda::measure<Type::Stored>>(problem, grid, stream,
+                                         std::string("kernel measure, ") + kName);
 }
 
 }  // namespace rnnfast::cuda::RNNFAST_MODE

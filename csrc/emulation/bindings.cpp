@@ -5,7 +5,8 @@
 
 PYBIND11_MODULE(_emulated, module) {
   module.doc() = "The CUDA kernels of rnnfast on the host, thread by thread: for tests.";
-  rnnfast::cuda::bind(module);
+  rnnfast::cuda::bind_plan(module);
+  rnnfast::cuda::bind_kernels(module);
   module.def("set_seed", &rnnfast::emulation::set_seed, pybind11::arg("seed"),
              "Of the order in which threads take their turns.");
 }

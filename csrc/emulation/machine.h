@@ -36,7 +36,7 @@ struct Barrier {
 struct Warp {
   std::atomic<int> arrived{0};
   std::atomic<int> turn{0};
-  int asleep = 0;  // turns of the others that it lets pass
+  int asleep = 0;         // turns of the others that it lets pass
   Slot slots[2][kLanes];  // of this operation and of the one before, which some may still read
 };
 

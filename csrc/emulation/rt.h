@@ -12,6 +12,7 @@
 #define RT_KERNEL(threads) static void
 #define RT_DEVICE [[gnu::always_inline]] inline
 #define RT_UNROLL
+#define RT_UNROLL_2
 
 namespace rnnfast::cuda::rt {
 
@@ -62,12 +63,18 @@ enum Operation { kShuffle, kAny, kTranspose, kMultiply, kMultiplyTf32 };
 
 template <class T>
 inline T shuffle_xor(T value, int lanes) {
-  static_assert(sizeof(T) == 4);
-  const std::uint32_t word = std::bit_cast<std::uint32_t>(value);
-  const Slot& mine = emulation::together(kShuffle, &word, 1, [lanes](Slot* slots) {
-    for (int lane = 0; lane < kLanes; ++lane) slots[lane].out[0] = slots[lane ^ lanes].in[0];
-  });
-  return std::bit_cast<T>(mine.out[0]);
+  if constexpr (sizeof(T) == 8) {
+    const auto both = std::bit_cast<std::uint64_t>(value);
+    const std::uint64_t low = shuffle_xor(static_cast<std::uint32_t>(both), lanes);
+    const std::uint64_t high = shuffle_xor(static_cast<std::uint32_t>(both >> 32), lanes);
+    return std::bit_cast<T>(high << 32 | low);
+  } else {
+    const std::uint32_t word = std::bit_cast<std::uint32_t>(value);
+    const Slot& mine = emulation::together(kShuffle, &word, 1, [lanes](Slot* slots) {
+      for (int lane = 0; lane < kLanes; ++lane) slots[lane].out[0] = slots[lane ^ lanes].in[0];
+    });
+    return std::bit_cast<T>(mine.out[0]);
+  }
 }
 
 inline bool any(bool condition) {
@@ -95,6 +102,7 @@ inline std::uint32_t transpose(std::uint32_t word) {
 
 // ------------------------------------------------------------------------------ arithmetic
 
+inline float widen(float value) { return value; }
 inline std::uint32_t bits_of(float value) { return std::bit_cast<std::uint32_t>(value); }
 inline float float_of(std::uint32_t bits) { return std::bit_cast<float>(bits); }
 

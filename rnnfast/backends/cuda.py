@@ -1,5 +1,5 @@
-"""The CUDA kernels of :mod:`rnnfast._C`, compiled where it was installed: addresses and sizes, on the
-current stream.
+"""The CUDA kernels of :mod:`rnnfast._C`, compiled where it was installed: addresses and sizes, on
+the current stream.
 
 The projection, and the products over all steps that follow backward, are torch's (cuBLAS).
 """
@@ -21,7 +21,6 @@ from .. import products
 from ..cells.rnn import SIGN_ALONE, Options, directions
 from ..layout import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
 from ..precision import rounds_to_tf32
-from ..record import FIELDS
 from ..triton_kernels.plan import Device as Facts
 from ..triton_kernels.plan import Size, torch_step
 from .cpu import _C as EXTENSION
@@ -46,7 +45,7 @@ class Device(NamedTuple):
 def _load() -> ModuleType | None:
     """What has the kernels; None where they were not compiled."""
     if not EMULATION:
-        return EXTENSION if hasattr(EXTENSION, "cuda_plan") else None
+        return EXTENSION if hasattr(EXTENSION, "cuda_forward") else None
     loader = importlib.machinery.ExtensionFileLoader("_emulated", EMULATION)
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)
@@ -122,7 +121,7 @@ def _planned(
 
 @functools.lru_cache
 def _plan(mode: str, units: int, groups: int, rows: int, norm: bool, device: Device):
-    return KERNELS.cuda_plan(mode, units, groups, rows, norm, *device)
+    return (KERNELS or EXTENSION).cuda_plan(mode, units, groups, rows, norm, *device)
 
 
 def _mode(dtype: torch.dtype) -> str:
@@ -202,12 +201,9 @@ def backward(
     grad_y = None if grad_y is None else with_dense_rows(grad_y)
     w_hh, grad_h_n, h_0, lengths, reset = map(dense, (w_hh, grad_h_n, h_0, lengths, reset))
     T, B, width = y.shape
-    G = directions(w_hh) * options.heads
     dp = empty_rows(y, width)
     dh_0 = None if h_0 is None else torch.empty_like(h_0)
-    measured = None
-    if record is not None:
-        measured = torch.empty(T, B, G, len(FIELDS), dtype=torch.float64, device=y.device)
+    carry = None if record is None else y.new_empty(T, B, width, dtype=torch.float32)
     planned = _plan_of(y, w_hh, gamma, options)
     d_norm = None, None
     if gamma is not None and dw_wanted:
@@ -217,34 +213,27 @@ def backward(
         KERNELS.cuda_backward(
             _mode(y.dtype), planned, options.nonlinearity, _address(grad_y),
             _address(grad_h_n), y.data_ptr(), *map(_address, kept),
-            _address(as_bytes(reset)), dp.data_ptr(), *map(_address, (dh_0, *d_norm, measured)),
+            _address(as_bytes(reset)), dp.data_ptr(), *map(_address, (dh_0, *d_norm, carry)),
             *_shape(y, w_hh, options), _paired(w_hh, (y, dp, grad_y, ahat), grad_h_n, dh_0),
-            *_strides(grad_y), *y.stride()[:2], *_strides(ahat), *dp.stride()[:2], options.bptt_window or 0,
-            options.clip_state_grad or 0.0,
+            *_strides(grad_y), *y.stride()[:2], *_strides(ahat), *dp.stride()[:2],
+            options.bptt_window or 0, options.clip_state_grad or 0.0,
             y.dtype != torch.float32 and options.nonlinearity not in SIGN_ALONE,
             *_stream(y.device),
         )  # fmt: skip
-    if record is not None:
-        _add_up(measured, record, options)
+    if record is not None and record.shape[2]:
+        KERNELS.cuda_measure(
+            _mode(y.dtype), options.nonlinearity,
+            *map(_address, (carry, grad_y, grad_h_n, y, dp, lengths, as_bytes(reset), record)),
+            options.per_sample, *_shape(y, w_hh, options), *_strides(grad_y), *y.stride()[:2],
+            *dp.stride()[:2], options.bptt_window or 0, options.clip_state_grad or 0.0,
+            *_stream(y.device),
+        )  # fmt: skip
     return (
         *products.projected_back(dp, x, w_ih, dx_wanted, dw_wanted),
         products.dw_hh(dp, y, h_0, lengths, reset, w_hh, options.heads) if dw_wanted else None,
         *(v if v is None else v.sum(0) for v in d_norm),
         dh_0,
     )
-
-
-def _add_up(measured: Tensor, record: Tensor, options: Options) -> None:
-    """[T, B, G, fields] into record [D, T, N, fields]: over heads and, for N = 1, over the batch."""
-    D, T = record.shape[:2]
-    of_heads = measured.view(T, -1, D, options.heads, len(FIELDS))
-    over = (3,) if options.per_sample else (1, 3)
-    largest = FIELDS.index("state_max")
-    sums = of_heads.sum(over)
-    if of_heads.numel():
-        sums[..., largest] = of_heads[..., largest].amax(over)
-    sums = sums if options.per_sample else sums.unsqueeze(1)  # [T, N, D, fields]
-    record.copy_(sums.permute(2, 0, 1, 3))
 
 
 def _plan_of(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options):

@@ -33,7 +33,7 @@ SIZES += [(dtype, H) for dtype in DTYPES[1:] for H in (129, 256)]
 
 @pytest.mark.parametrize(("dtype", "H"), SIZES)
 def test_every_step_is_within_its_budget(dtype, H):
-    """Every padded size, parts of a slice of eight rows, plain kernels and those with everything."""
+    """Every padded size, parts of a slice of eight rows; plain kernels, and with everything."""
     shapes = [(1, 1, 1), (2, 3, 2), (7, 9, 1)] if H < 100 else [(1, 9, 1), (3, 3, 2)]
     for seed, ((T, B, D), options) in enumerate(itertools.product(shapes, ({}, EVERYTHING))):
         case = make_case(T, B, H, D, dtype, NONLINEARITIES[seed % 3], seed, **options)

@@ -11,6 +11,7 @@
 
 #include "../../../csrc/cuda/backward.cuh"
 #include "../../../csrc/cuda/forward.cuh"
+#include "../../../csrc/cuda/measure.cuh"
 #include "../buffer.h"
 #include "../reference.h"
 
@@ -53,7 +54,8 @@ struct Test {
   Data y{n.T * step}, ahat{n.T * step}, dp{n.T * step}, h_n{states}, dh_0{states};
   Buffer<float> rstd{int64_t{n.T} * n.B * G}, dgamma{int64_t{slices} * width},
       dbeta{int64_t{slices} * width};
-  Buffer<double> measured{int64_t{n.T} * n.B * G * rnnfast::kFields};
+  Buffer<float> carry{int64_t{n.T} * n.B * width};
+  Buffer<double> measured{int64_t{n.D} * n.T * n.B * rnnfast::kFields};
   const char* name;
 
   void check(const char* what, double found, double wanted, double size = 1) {
@@ -117,16 +119,38 @@ struct Test {
     g.dh_0 = dh_0.get();
     g.dgamma = dgamma.get();
     g.dbeta = dbeta.get();
-    g.measured = n.measured ? measured.get() : nullptr;
+    g.carry = n.measured ? carry.get() : nullptr;
     g.grad_y_strides = g.y_strides = g.ahat_strides = g.dp_strides = {step, width};
-    const bool extra = n.measured || n.limit > 0;
-    launch(K::kBackwardBytes, [this, g, extra] {
-      if (n.norm && extra) return cuda::backward_in_block<K, true, true>(g);
+    const bool clips = n.limit > 0;
+    launch(K::kBackwardBytes, [this, g, clips] {
+      if (n.norm && clips) return cuda::backward_in_block<K, true, true>(g);
       if (n.norm) return cuda::backward_in_block<K, true, false>(g);
-      if (extra) return cuda::backward_in_block<K, false, true>(g);
+      if (clips) return cuda::backward_in_block<K, false, true>(g);
       cuda::backward_in_block<K, false, false>(g);
     });
+    if (n.measured) measure(g);
     judge();
+  }
+
+  void measure(const cuda::Backward& g) {
+    cuda::Measured m;
+    m.shape = g.shape;
+    m.nonlinearity = g.nonlinearity;
+    m.window = g.window;
+    m.limit = g.limit;
+    m.per_sample = true;
+    m.carry = carry.get();
+    m.grad_y = g.grad_y;
+    m.grad_h_n = g.grad_h_n;
+    m.y = g.y;
+    m.dp = g.dp;
+    m.lengths = g.lengths;
+    m.reset = g.reset;
+    m.record = measured.get();
+    m.grad_y_strides = m.y_strides = m.dp_strides = g.y_strides;
+    emulation::launch(
+        {n.T, n.D, 32 * cuda::kMeasureWarps, 1, cuda::kMeasureWarps * sizeof(cuda::Row)},
+        [m] { cuda::measure<S>(m); });
   }
 
   void judge() {
@@ -211,7 +235,7 @@ struct Test {
       }
       if (t >= length && n.measured) {
         for (int i = 0; i < rnnfast::kFields; ++i) {
-          const int64_t at = ((int64_t{t} * n.B + b) * G + group) * rnnfast::kFields + i;
+          const int64_t at = ((int64_t{d} * n.T + t) * n.B + b) * rnnfast::kFields + i;
           check("the record of no step", measured.at(at), 0);
         }
       }
@@ -219,8 +243,8 @@ struct Test {
   }
 
   void judge_record(int group, int t, int b, const reference::Step& s, bool stops) {
-    if (!n.measured) return;
-    const int64_t at = ((int64_t{t} * n.B + b) * G + group) * rnnfast::kFields;
+    if (!n.measured || n.heads > 1) return;  // what it adds up over heads the Python tests judge
+    const int64_t at = ((int64_t{group} * n.T + t) * n.B + b) * rnnfast::kFields;
     const auto squares = [](const reference::Row& x) {
       double sum = 0;
       for (double v : x) sum += v * v;
@@ -270,7 +294,7 @@ void try_sizes(const char* name, int number) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int number = argc > 1 ? std::atoi(argv[1]) : 12;
+  const int number = argc > 1 ? std::atoi(argv[1]) : 6;
   try {
     try_sizes<cuda::SingleBlock<cuda::Exact, 32, 1>>("exact", number);
 #ifndef ONLY_ONE_MODE

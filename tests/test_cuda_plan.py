@@ -1,0 +1,199 @@
+"""How the CUDA kernels are launched, which needs no GPU to be known; and when they are."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rnnfast
+from rnnfast.backends import BackendError, Problem, cuda, passed_over, select, triton
+
+pytest.importorskip("rnnfast._C")
+
+H100 = cuda.Device("H100", 90, 132, 48 << 10)
+DEVICES = [
+    H100,
+    cuda.Device("A100", 80, 108, 48 << 10),
+    cuda.Device("L4", 89, 58, 48 << 10),
+    cuda.Device("B200", 100, 148, 48 << 10),
+    cuda.Device("half of a MIG slice", 90, 7, 48 << 10),
+]
+LARGEST = {"bfloat16": 256, "float16": 256, "tf32": 128, "exact": 128}
+SIZES = st.fixed_dictionaries(
+    {
+        "mode": st.sampled_from(list(LARGEST)),
+        "units": st.integers(1, 600) | st.sampled_from([1, 16, 32, 33, 128, 129, 256, 257, 4096]),
+        "groups": st.integers(1, 64),
+        "rows": st.integers(0, 5000),
+        "norm": st.booleans(),
+    }
+)
+
+# ------------------------------------------------------------------------------------------- plans
+
+
+@settings(max_examples=3000, deadline=None)
+@given(SIZES, st.sampled_from(DEVICES))
+def test_every_size_has_a_plan_that_fits_or_a_reason(size, device):
+    plan = cuda._plan(**size, device=device)
+    if size["units"] > LARGEST[size["mode"]]:
+        wanted = f"{size['units']} units a head are more than the {LARGEST[size['mode']]} that one"
+        assert plan.refused.startswith(wanted)
+        assert str(plan) == plan.refused
+        return
+    assert not plan.refused
+    assert plan.shared <= device.shared_memory
+    assert size["units"] <= plan.units
+    assert plan.units == 32 or plan.units < 2 * size["units"]
+    assert plan.threads <= 1024
+    # Beside its weights a thread keeps what the kernels need: 255 registers and 65536 a block.
+    assert plan.weight_registers <= 128
+    assert plan.threads * 255 <= 65536
+    rows = plan.slices * plan.columns
+    assert rows - plan.columns < size["rows"] <= rows
+    assert plan.blocks == plan.slices * size["groups"]
+    assert plan.cycles > 0
+    assert plan.step > 0
+    assert "single block" in str(plan)
+    # All weights of the padded group are in the registers of the block's threads.
+    parts = 3 if size["mode"] == "exact" else 1
+    width = 32 if size["mode"] == "tf32" else 16
+    assert plan.weight_registers * 32 * plan.threads == plan.units**2 * parts * width
+
+
+@settings(max_examples=300, deadline=None)
+@given(SIZES, st.sampled_from(DEVICES))
+def test_more_work_takes_longer(size, device):
+    if size["units"] <= LARGEST[size["mode"]]:
+        steps = [cuda._plan(**size | {"rows": rows}, device=device).step for rows in (1, 800, 9000)]
+        assert steps[0] <= steps[1] < steps[2]
+        normed = cuda._plan(**size | {"norm": True}, device=device)
+        assert normed.step >= cuda._plan(**size, device=device).step
+
+
+@pytest.mark.parametrize(
+    ("mode", "units", "threads"),
+    [
+        ("bfloat16", 1, 64),
+        ("bfloat16", 33, 128),
+        ("bfloat16", 256, 256),
+        ("tf32", 128, 256),
+        ("exact", 65, 256),
+    ],
+)
+def test_threads_of_a_block(mode, units, threads):
+    assert cuda._plan(mode, units, 1, 8, False, H100).threads == threads
+
+
+def test_plan_refuses_what_a_device_has_not():
+    old = cuda.Device("T4", 75, 40, 48 << 10)
+    assert (
+        "compute capability 8.0, and T4 has 7.5" in cuda._plan("tf32", 8, 1, 1, False, old).refused
+    )
+    small = cuda.Device("small", 80, 40, 1 << 10)
+    refused = cuda._plan("bfloat16", 256, 1, 1, False, small).refused
+    assert "bytes of shared memory, and small has 1024" in refused
+
+
+# -------------------------------------------------------------------------------------- the choice
+
+
+def problem(**changes) -> Problem:
+    found = Problem("cuda", torch.float32, "tanh", projected=False, units=128, rows=16)
+    return found._replace(**changes)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU, as far as a choice looks at it; returned is the way to have another."""
+
+    def have(device: cuda.Device) -> None:
+        monkeypatch.setattr(cuda, "_device", lambda *_: device)
+        facts = triton.Device(device.name, divmod(device.capability, 10), device[2], 227 << 10)
+        monkeypatch.setattr(triton, "_device", lambda *_: facts)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "KERNELS", cuda.EXTENSION)
+    monkeypatch.setattr(cuda, "EMULATION", "")
+    have(H100)
+    return have
+
+
+def refusal(**changes) -> str:
+    with pytest.raises(BackendError, match="backend 'cuda' cannot serve") as error:
+        select("cuda", problem(**changes))
+    return str(error.value)
+
+
+def test_gpu_that_can_is_taken(gpu):
+    for changes in ({}, {"dtype": torch.bfloat16, "units": 256}, {"nonlinearity": "sigmoid"}):
+        assert select("cuda", problem(**changes)) == "cuda"
+
+
+def test_refusals_name_the_reason(gpu, monkeypatch):
+    assert "it has no kernel for torch.float64" in refusal(dtype=torch.float64)
+    assert "it computes on an NVIDIA GPU, and the tensors are on cpu" in refusal(device="cpu")
+    assert "129 units a head are more than the 128 that one block has room for" in refusal(
+        units=129
+    )
+    gpu(cuda.Device("T4", 75, 40, 48 << 10))
+    assert "it needs compute capability 8.0, and T4 has 7.5" in refusal()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.version, "hip", "7.0")
+        assert "it computes on an NVIDIA GPU" in refusal()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        assert "there is no GPU that torch can use" in refusal()
+    monkeypatch.setattr(cuda, "KERNELS", None)
+    assert "the extension was built without it; see rnnfast.info()" in refusal()
+
+
+def test_auto_on_a_gpu_prefers_what_was_compiled(gpu):
+    assert select("auto", problem()) == "cuda"
+    assert select("auto", problem(units=1000, dtype=torch.float16)) == "triton"  # no room
+    assert select("auto", problem(dtype=torch.float64)) == "torch"
+    many = problem(rows=100_000, dtype=torch.bfloat16)
+    assert "us a step against torch's" in passed_over("cuda", many)
+    assert select("auto", many._replace(beyond=("norm",))) == "cuda"  # torch has none
+
+
+def test_explain_prints_the_plan(gpu, monkeypatch):
+    rnn = rnnfast.RNN(3, 64, bidirectional=True)
+    monkeypatch.setattr(type(rnn), "_problem", lambda *_, **__: problem(units=64, groups=2))
+    lines = rnnfast.explain(rnn, torch.randn(5, 2, 3)).splitlines()
+    assert lines[0].startswith("cuda (auto)")
+    assert "single block: 64 units by 8 rows a block, 4 blocks of 128 threads" in lines[1]
+
+
+def test_without_a_driver_a_call_says_which_kernel_and_why():
+    """The extension imports and plans without one; here no machine has it."""
+    if torch.cuda.is_available() or not hasattr(cuda.EXTENSION, "cuda_forward"):
+        pytest.skip("there is a GPU, or nvcc has not compiled the kernels")
+    plan = cuda._plan("bfloat16", 8, 1, 1, False, H100)
+    zeros = dict.fromkeys(
+        ("p", "w_hh", "gamma", "beta", "h_0", "lengths", "reset", "y", "h_n", "ahat", "rstd"), 0
+    )
+    sizes = dict.fromkeys(("T", "B", "S", "heads", "groups"), 1)
+    strides = dict.fromkeys(("p_t", "p_b", "y_t", "y_b", "norm_eps", "device", "stream"), 0)
+    with pytest.raises(RuntimeError, match=r"single_block_forward, bfloat16, .*: CUDA driver"):
+        cuda.EXTENSION.cuda_forward(
+            mode="bfloat16",
+            plan=plan,
+            nonlinearity="tanh",
+            paired=False,
+            **zeros,
+            **sizes,
+            **strides,
+        )
+
+
+def test_info_names_what_was_compiled(monkeypatch):
+    compiled = SimpleNamespace(cuda_archs="sm_80,compute_90", cuda_kernels=lambda: ["a", "b"])
+    monkeypatch.setattr(cuda, "KERNELS", compiled)
+    assert "CUDA kernels for sm_80, compute_90: a, b" in rnnfast.info()
+    monkeypatch.setattr(cuda, "KERNELS", None)
+    assert "CUDA kernels: none (" in rnnfast.info()
