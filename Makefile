@@ -48,8 +48,9 @@ lint: .venv/dev
 sanitize: extension  ## the C++ kernels under the address, undefined-behaviour and thread sanitizers
 	$(BIN)/python tests/sanitize.py
 
+# Where there is an nvcc, kernels that it does not compile are an error.
 extension: .venv/dev  ## recompiles what has changed in csrc
-	RNNFAST_REQUIRE_EXTENSION=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	RNNFAST_REQUIRE_EXTENSION=1 RNNFAST_CUDA=$(if $(shell command -v nvcc),1) $(BIN)/python setup.py --quiet build_ext --inplace
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

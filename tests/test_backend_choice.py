@@ -67,7 +67,7 @@ def test_the_environment_selects_a_simd_level():
 
 
 def test_order_of_auto():
-    assert list(BACKENDS) == ["cpu", "triton", "torch", "reference"]
+    assert list(BACKENDS) == ["cpu", "cuda", "triton", "torch", "reference"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ LAYERS = [
     {"rnnfast.autograd"},
     {"rnnfast.backends"},
     {"rnnfast._C", "rnnfast.triton_kernels"},
+    {"rnnfast.products"},
     {"rnnfast.layout"},
     {"rnnfast.cells"},
     {"rnnfast.precision", "rnnfast.record", "rnnfast.arguments", "rnnfast.drawing"},

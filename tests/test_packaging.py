@@ -48,6 +48,7 @@ def run(
     changed."""
     environment = os.environ | {
         "RNNFAST_REQUIRE_EXTENSION": "0",
+        "RNNFAST_CUDA": "0",  # minutes, wherever nvcc is
         "PYTHONPATH": "",
         "PATH": sysconfig.get_path("scripts")
         + os.pathsep

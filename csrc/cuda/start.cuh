@@ -77,9 +77,10 @@ void start(void (*kernel)(Arguments), const Arguments& arguments, const Grid& gr
            const Stream& stream, const std::string& what, std::atomic<std::uint64_t>& loaded) {
   const OnDevice on_device(stream.device, what);
   load(reinterpret_cast<const void*>(kernel), loaded, stream.device, what);
-  kernel<<<dim3(grid.x, grid.y), grid.threads, grid.shared,
-           reinterpret_cast<cudaStream_t>(stream.handle)> > >(arguments);
-  check(cudaGetLastError(), what);
+  void* pointer = const_cast<Arguments*>(&arguments);
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid.x, grid.y), grid.threads,
+                         &pointer, grid.shared, reinterpret_cast<cudaStream_t>(stream.handle)),
+        what);
 }
 
 #endif

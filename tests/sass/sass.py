@@ -112,11 +112,11 @@ def run(tool: str, *arguments: object, cwd: Path | None = None) -> str:
 
 
 def readable(name: str) -> str:
-    """forward or backward, units, layer norm and, of backward, clipping and record."""
+    """forward or backward, units, layer norm and, of backward, clipping."""
     which = re.search(r"(forward|backward)_in_block", name)[1]
     units, tiles = re.search(r"ELi(\d+)ELi(\d+)E", name).groups()
     flags = re.findall(r"Lb([01])E", name)
-    words = [w for w, flag in zip(("norm", "extra"), flags) if flag == "1"]
+    words = [w for w, flag in zip(("norm", "clip"), flags) if flag == "1"]
     return " ".join([which, f"{units} units", f"{tiles} tiles", *words])
 
 
@@ -240,6 +240,8 @@ def table(objects: Path, arch: str, folder: Path) -> dict[str, Figures]:
         file = objects.resolve() / f"single_block.{mode}.o"
         used = usage(file, arch, of_mode)
         for name, code in sorted(kernels(file, arch, of_mode).items()):
+            if "in_block" not in name:
+                continue  # the record's, which has no product
             words = readable(name)
             units, tiles = map(int, re.findall(r"\d+", words)[:2])
             warps = units // (16 * tiles)
