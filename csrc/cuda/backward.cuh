@@ -75,7 +75,6 @@ backward_in_block(Backward a) {
       W::to_values(next_h[m], h[m]);
       if constexpr (kNorm) W::to_values(next_ahat[m], normal[m]);
     }
-    fetch_all(i + 1 < steps);  // comes in while this step computes
     bool valid[2], cut[2];
     float rstd[2] = {};
     RT_UNROLL for (int e = 0; e < 2; ++e) {
@@ -183,7 +182,10 @@ backward_in_block(Backward a) {
       RT_UNROLL for (int v = 0; v < 4; ++v) carry[m][v] =
           valid[v % 2] || a.lengths == nullptr ? 0.0f : kept[(m * 4 + v) * K::kThreads];
     }
-    add_product<K>(weights, state + i % 2 * K::kStateWords, place.lane, carry);
+    Products<K> sums;
+    start<K>(weights, state + i % 2 * K::kStateWords, place.lane, carry, sums);
+    fetch_all(i + 1 < steps);  // comes in while the tensor cores compute
+    finish<K>(sums, carry);
     RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
       RT_UNROLL for (int v = 0; v < 4; ++v) {
         // Padding stays 0, whatever an inf makes of it.

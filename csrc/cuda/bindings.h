@@ -1,6 +1,6 @@
-// What Python sees of the kernels for GPUs: their plan in rnnfast._C always, themselves where nvcc has
-// compiled them, and both in _emulated, where they run on the host. Addresses and sizes, checked by the caller
-// (rnnfast/backends/cuda.py).
+// What Python sees of the kernels for GPUs: their plan in rnnfast._C always, themselves where nvcc
+// has compiled them, and both in _emulated, where they run on the host. Addresses and sizes,
+// checked by the caller (rnnfast/backends/cuda.py).
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -61,10 +61,12 @@ forward_in_block(Forward a) {
     rt::sync_block();  // all of h_{t-1} is in its half
     float n[K::kTiles][4];
     RT_UNROLL for (int m = 0; m < K::kTiles; ++m) W::to_values(next[m], n[m]);
+    Products<K> sums;
+    start<K>(weights, state + i % 2 * K::kStateWords, place.lane, n, sums);
     p.go(toward);
     fetch<K>(p, i + 1 < steps, place, next);  // comes in while this step computes
     cuts_before(t + toward, cut);
-    add_product<K>(weights, state + i % 2 * K::kStateWords, place.lane, n);
+    finish<K>(sums, n);
     if constexpr (kNorm) {
       float mean[2], rstd[2];
       moments<K>(n, place, a.norm_eps, K::template at<float>(K::kNormSums), mean, rstd);

@@ -8,6 +8,8 @@
 // three parts of bfloat16 each, which are the 24 bits of a float32.
 #pragma once
 
+#include <type_traits>
+
 #include "problem.h"
 #include "rt.cuh"
 
@@ -50,21 +52,42 @@ struct Words {
     }
   }
 
-  // units: how many of the word are inside.
-  RT_DEVICE static std::uint32_t load(const Stored* address, int units, bool paired) {
-    if (units <= 0) return 0;
-    if (paired) return rt::load(reinterpret_cast<const std::uint32_t*>(address));
-    const std::uint32_t first = rt::load(address).bits;
-    return units == 1 ? first
-                      : first | static_cast<std::uint32_t>(rt::load(address + 1).bits) << 16;
+  // Calls with(kPaired): once around many words, so that each is no branch but a predicate.
+  template <class With>
+  RT_DEVICE static void paired_or_not(bool paired, With with) {
+    if (paired) {
+      with(std::true_type{});
+    } else {
+      with(std::false_type{});
+    }
   }
 
-  RT_DEVICE static void store(Stored* address, std::uint32_t word, int units, bool paired) {
-    if (units <= 0) return;
-    if (paired) {
-      *reinterpret_cast<std::uint32_t*>(address) = word;
+  // units: how many of the word are inside.
+  template <bool kPaired>
+  RT_DEVICE static std::uint32_t load(const Stored* address, int units) {
+    if constexpr (kPaired) {
+      return units > 0 ? rt::load(reinterpret_cast<const std::uint32_t*>(address)) : 0;
     } else {
-      address[0] = low(word);
+      const std::uint32_t first = units > 0 ? rt::load(address).bits : 0;
+      const std::uint32_t second = units > 1 ? rt::load(address + 1).bits : 0;
+      return first | second << 16;
+    }
+  }
+
+  // Likewise, each behind branches of its own, which keep the compiler from having many under way.
+  RT_DEVICE static std::uint32_t load_here(const Stored* address, int units, bool paired) {
+    if (units <= 0) return 0;
+    if (paired) return *reinterpret_cast<const std::uint32_t*>(address);
+    const std::uint32_t first = address[0].bits;
+    return units == 1 ? first : first | static_cast<std::uint32_t>(address[1].bits) << 16;
+  }
+
+  template <bool kPaired>
+  RT_DEVICE static void store(Stored* address, std::uint32_t word, int units) {
+    if constexpr (kPaired) {
+      if (units > 0) *reinterpret_cast<std::uint32_t*>(address) = word;
+    } else {
+      if (units > 0) address[0] = low(word);
       if (units > 1) address[1] = high(word);
     }
   }
@@ -93,10 +116,16 @@ struct Words<float> {
   }
   RT_DEVICE static void round(float (&)[4]) {}
 
-  RT_DEVICE static std::uint32_t load(const float* address, int units, bool) {
-    return units <= 0 ? 0 : rt::bits_of(rt::load(address));
+  template <class With>
+  RT_DEVICE static void paired_or_not(bool, With with) {
+    with(std::true_type{});
   }
-  RT_DEVICE static void store(float* address, std::uint32_t word, int units, bool) {
+  template <bool>
+  RT_DEVICE static std::uint32_t load(const float* address, int units) {
+    return units > 0 ? rt::bits_of(rt::load(address)) : 0;
+  }
+  template <bool>
+  RT_DEVICE static void store(float* address, std::uint32_t word, int units) {
     if (units > 0) *address = rt::float_of(word);
   }
 };
@@ -126,7 +155,7 @@ struct Half {
     RT_UNROLL for (int i = 0; i < 4; ++i) {
       const int r = (kTransposed ? i / 2 : i % 2) * 8, c = (kTransposed ? i % 2 : i / 2) * 8;
       const int units = r < rows ? columns - c : 0;
-      const std::uint32_t word = Words<Type>::load(w + r * stride + c, units, paired);
+      const std::uint32_t word = Words<Type>::load_here(w + r * stride + c, units, paired);
       a[i] = kTransposed ? rt::transpose(word) : word;
     }
   }

@@ -85,25 +85,30 @@ RT_DEVICE void fetch(const Track<K, const typename K::Stored>& track, bool there
                      const Place<K>& place, TileWords<K>& words) {
   using W = Words<typename K::Stored>;
   there = there && track.own != nullptr;
-  RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
-    RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
-      const bool inside = there && W::column(place.lane, j) < place.rows;
-      const int units = inside ? place.units_of(m, j) : 0;
-      words[m][j] = units <= 0 ? 0 : W::load(track.at(m, j), units, place.paired);
+  W::paired_or_not(place.paired, [&](auto paired) {
+    RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
+      RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
+        const bool inside = there && W::column(place.lane, j) < place.rows;
+        const int units = inside ? place.units_of(m, j) : 0;
+        words[m][j] = W::template load<paired>(track.at(m, j), units);
+      }
     }
-  }
+  });
 }
 
 template <class K>
 RT_DEVICE void put(const Track<K, typename K::Stored>& track, const Place<K>& place,
                    const TileWords<K>& words) {
   using W = Words<typename K::Stored>;
-  RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
-    RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
-      if (W::column(place.lane, j) >= place.rows) continue;
-      W::store(track.at(m, j), words[m][j], place.units_of(m, j), place.paired);
+  W::paired_or_not(place.paired, [&](auto paired) {
+    RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
+      RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
+        const bool inside = W::column(place.lane, j) < place.rows;
+        const int units = inside ? place.units_of(m, j) : 0;
+        W::template store<paired>(track.at(m, j), words[m][j], units);
+      }
     }
-  }
+  });
 }
 
 // A state [D, B, heads * S]: one step of its direction.

@@ -131,7 +131,7 @@ RT_DEVICE bool any(bool condition) { return __any_sync(0xffffffffu, condition); 
 // The 8 x 8 matrix whose row r is in lanes 4 r to 4 r + 3, two 16-bit values each, transposed.
 RT_DEVICE std::uint32_t transpose(std::uint32_t word) {
   std::uint32_t out;
-  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(word));
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(word));
   return out;
 }
 

@@ -4,7 +4,7 @@
 // One time step of forward, and of backward with c, W_hh^T and da in the place of p, W_hh and h:
 //   1. All warps read h_{t-1} from shared memory, as factors, and multiply; each warp has the sums
 //   of
-//      its own units in its registers (add_product).
+//      its own units in its registers (start, finish).
 //   2. It adds p_t, which came from memory during the step before. Layer norm and clipping need
 //   sums
 //      over all units: column_sums has the one barrier of each.
@@ -71,20 +71,24 @@ RT_DEVICE void load_weights(const void* w_hh, const Place<K>& place, Weights<K>&
                                              place.size - row, place.size - column, place.lane,
                                              place.paired);
     }
-    // Else the compiler has all loads under way at once, and no registers for them. (Nor would it
-    // keep loads of what it takes for constant behind a barrier.)
+    // Else the compiler has all loads under way at once, and no registers for them.
     if (s % 2 == 1) rt::sync_block();
   }
 }
 
-// What W times the state in shared memory is, of the units of the warp, added to the values.
 template <class K>
-RT_DEVICE void add_product(const Weights<K>& weights, const std::uint32_t* state, int lane,
-                           float (&values)[K::kTiles][4]) {
+using Products = float[K::kTiles][K::Mode::kChains][4];
+
+// Starts what W times the state in shared memory is, of the units of the warp, added to the values:
+// whatever stands between this and `finish` runs while the tensor cores do.
+template <class K>
+RT_DEVICE void start(const Weights<K>& weights, const std::uint32_t* state, int lane,
+                     const float (&values)[K::kTiles][4], Products<K>& sums) {
   using Mode = typename K::Mode;
-  float sums[K::kTiles][Mode::kChains][4] = {};
   RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
-    RT_UNROLL for (int v = 0; v < 4; ++v) sums[m][0][v] = values[m][v];
+    RT_UNROLL for (int c = 0; c < Mode::kChains; ++c) {
+      RT_UNROLL for (int v = 0; v < 4; ++v) sums[m][c][v] = c == 0 ? values[m][v] : 0.0f;
+    }
   }
   RT_UNROLL for (int s = 0; s < K::kSteps; ++s) {
     std::uint32_t factors[Mode::kFactors];
@@ -93,8 +97,12 @@ RT_DEVICE void add_product(const Weights<K>& weights, const std::uint32_t* state
       Mode::multiply(sums[m], s, weights[m][s], factors);
     }
   }
+}
+
+template <class K>
+RT_DEVICE void finish(const Products<K>& sums, float (&values)[K::kTiles][4]) {
   RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
-    RT_UNROLL for (int v = 0; v < 4; ++v) values[m][v] = Mode::total(sums[m], v);
+    RT_UNROLL for (int v = 0; v < 4; ++v) values[m][v] = K::Mode::total(sums[m], v);
   }
 }
 
