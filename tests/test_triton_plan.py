@@ -97,7 +97,7 @@ def test_one_program_keeps_what_fits(units, precision, kernel):
 @pytest.mark.parametrize("device", DEVICES[:4])
 def test_weights_are_kept_where_they_fit(units, precision, kept, device):
     plan = choose(Size(units, 1, 8, precision), device)
-    assert plan.kept == kept
+    assert plan.kept == (kept and not (precision == "tf32" and device.capability < (9, 0)))
     where = "kept by the program" if plan.kept else "from the L2 cache at each step"
     assert f"weights {where}" in str(plan)
 

@@ -18,9 +18,12 @@ RESIDENT_ROWS = (8, 16)
 TILES = ((16, 16, 4), (64, 32, 8))
 LARGEST_TILE = 1024
 # The tile for few rows where the weights of a program fit into its registers, and the padded units
-# of a group up to which they do, as the compiler has it for each of 8.0, 9.0 and 10.0.
+# of a group up to which they do, from a compute capability of 8 and of 9 on.
 KEPT_TILE = (64, 8, 8)
-KEPT_UNITS = {"half": 512, "tf32": 256, "tf32x3": 0}
+KEPT_UNITS = {
+    8: {"half": 512, "tf32": 0, "tf32x3": 0},
+    9: {"half": 512, "tf32": 256, "tf32x3": 0},
+}
 # For estimates: cycles in a microsecond, bytes in a cycle of one multiprocessor, cycles.
 CLOCK = 1700
 SHARED_MEMORY_RATE = 128
@@ -139,7 +142,7 @@ def _resident(size: Size, device: Device) -> list[Plan] | None:
 
 def _tiled(size: Size, device: Device) -> list[Plan] | None:
     plans = [_team(size, device, *tile) for tile in TILES]
-    if power_of_two(size.units) <= KEPT_UNITS[size.precision]:
+    if power_of_two(size.units) <= KEPT_UNITS[min(device.capability[0], 9)][size.precision]:
         plans[0] = _team(size, device, *KEPT_TILE, kept=True) or plans[0]
     return None if None in plans else plans
 

@@ -212,7 +212,7 @@ def case_of_two_teams(seed: int, **options):
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_programs_may_take_any_turns(kept, side_by_side, monkeypatch):
-    monkeypatch.setattr(plan, "KEPT_UNITS", {"tf32x3": 64 if kept else 0})
+    monkeypatch.setattr(plan, "KEPT_UNITS", {8: {"tf32x3": 64 if kept else 0}})
     torch.use_deterministic_algorithms(True)  # memory that nobody wrote is NaN
     try:
         wanted = None

@@ -39,7 +39,7 @@ def tiled(monkeypatch):
 def keep(monkeypatch, units: int, tile: tuple[int, int, int] = plan.KEPT_TILE) -> None:
     """The tiled kernel with its weights kept up to so many units, in every precision."""
     monkeypatch.setattr(plan, "RESIDENT_UNITS", {2: 0, 4: 0})
-    monkeypatch.setattr(plan, "KEPT_UNITS", dict.fromkeys(plan.KEPT_UNITS, units))
+    monkeypatch.setattr(plan, "KEPT_UNITS", {8: dict.fromkeys(("half", "tf32", "tf32x3"), units)})
     monkeypatch.setattr(plan, "KEPT_TILE", tile)
     plan.choose.cache_clear()
 
