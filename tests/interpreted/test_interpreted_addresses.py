@@ -49,9 +49,8 @@ def values(like: torch.Tensor) -> torch.Tensor:
     if like.dtype == torch.uint8:
         return torch.randint(0, 5, like.shape).eq(0).to(torch.uint8)
     if like.dtype == torch.int64:  # lengths, or counters
-        return (
-            torch.arange(FEW) % (T + 1) if like.shape[0] == FEW else torch.zeros(like.shape).long()
-        )
+        few = like.shape[0] == FEW
+        return torch.arange(FEW) % (T + 1) if few else torch.zeros(like.shape, dtype=like.dtype)
     return torch.rand(like.shape).to(like.dtype)
 
 
