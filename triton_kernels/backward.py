@@ -98,8 +98,9 @@ def resident(
     )
     b_h = tl.load(p_y + i_t.to(tl.int64) * s_y_t * UNIT + i_y, mask=b_inside, other=0)
     b_carry = tl.zeros([BS, BB], tl.float32)
-    for _ in range(T):
-        # What the step after this one needs comes in while this one computes.
+    # What the step after this one needs comes in while this one computes; no other stages, which
+    # would cost registers.
+    for _ in tl.range(T, num_stages=1):
         b_dh = b_carry + b_g
         b_of_slope = b_h.to(tl.float32)
         i_next = i_t - 1 + 2 * i_d
