@@ -52,7 +52,7 @@ def values(like: torch.Tensor) -> torch.Tensor:
     if like.dtype == torch.int64:  # lengths, or counters
         few = like.shape[0] == FEW
         return torch.arange(FEW) % (T + 1) if few else torch.zeros(like.shape, dtype=like.dtype)
-    return torch.rand(like.shape).to(like.dtype)
+    return torch.randn(like.shape).to(like.dtype)
 
 
 def virtual(like: torch.Tensor) -> torch.Tensor:
