@@ -50,16 +50,18 @@ def explain(rnn: RNN, input: Tensor | PackedSequence) -> str:
     rows = int(input.batch_sizes[0]) if isinstance(input, PackedSequence) else None
     problem = rnn._problem(x, rows=rows)
     chosen = backends.select(rnn.backend, problem)
-    asked = "auto" if rnn.backend == "auto" else "asked for by name"
+    if rnn.backend == "auto":
+        asked, otherwise = "auto", f"{chosen} comes first"
+        reasons = {name: backends.passed_over(name, problem) for name in backends.BACKENDS}
+    else:
+        asked, otherwise = "asked for by name", f"{chosen} is asked for"
+        reasons = backends.refusals(problem)
     lines = [
         f"{chosen} ({asked}), for {problem.nonlinearity} in {problem.dtype} on {problem.device}"
     ]
     if chosen in ("cuda", "triton"):
         lines.append(f"  {backends.BACKENDS[chosen].plan(problem)}")
-    for name in backends.BACKENDS:
-        if name != chosen:
-            why = backends.passed_over(name, problem)
-            lines.append(f"  not {name}: {why or f'{chosen} comes first'}")
+    lines += [f"  not {n}: {why or otherwise}" for n, why in reasons.items() if n != chosen]
     lines.append(
         "  second derivatives, forward mode and torch.func transforms: the eager formula, whatever "
         "the backend"

@@ -202,6 +202,13 @@ def test_explain_says_why_each_other_refused():
     assert "  not torch: torch has no sigmoid RNN" in lines
 
 
+@has_extension
+def test_explain_names_no_order_where_a_backend_is_asked_for():
+    lines = rnnfast.explain(rnnfast.RNN(I, H, backend="torch"), torch.zeros(5, 2, I)).splitlines()
+    assert "  not cpu: torch is asked for" in lines
+    assert "  not reference: torch is asked for" in lines
+
+
 def test_explain_without_the_extension(no_extension):
     said = rnnfast.explain(rnnfast.RNN(I, H), torch.zeros(5, 2, I))
     assert said.startswith("torch (auto)")

@@ -63,7 +63,7 @@ def test_batch_size_alone_leads_to_two_kernels_at_most(size, device):
     for rows in [*range(1, 70), *range(70, 6000, 97)]:
         plan = choose(size._replace(rows=rows), device)
         if not isinstance(plan, str):
-            compiled.add((plan[:4], plan.programs, plan.warps))
+            compiled.add((plan[:4], plan.programs, plan.warps, plan.kept))
     assert len(compiled) <= 2
 
 
@@ -81,6 +81,31 @@ def test_batch_size_alone_leads_to_two_kernels_at_most(size, device):
 )
 def test_one_program_keeps_what_fits(units, precision, kernel):
     assert choose(Size(units, 1, 16, precision), H100).kernel == kernel
+
+
+@pytest.mark.parametrize(
+    ("units", "precision", "kept"),
+    [
+        (64, "tf32x3", True),
+        (129, "tf32x3", False),
+        (256, "tf32", True),
+        (257, "tf32", False),
+        (512, "half", True),
+        (513, "half", False),
+    ],
+)
+@pytest.mark.parametrize("device", DEVICES[:4])
+def test_weights_are_kept_where_they_fit(units, precision, kept, device):
+    plan = choose(Size(units, 1, 8, precision), device)
+    assert plan.kept == (kept and not (precision == "tf32" and device.capability < (9, 0)))
+    where = "kept by the program" if plan.kept else "from the L2 cache at each step"
+    assert f"weights {where}" in str(plan)
+
+
+def test_weights_come_from_the_cache_where_many_rows_take_turns():
+    many = choose(Size(512, 1, 4096, "half"), H100)
+    assert not many.kept
+    assert many.block_rows > choose(Size(512, 1, 8, "half"), H100).block_rows
 
 
 def test_weights_beyond_the_shared_memory_are_shared_by_a_team():
@@ -179,3 +204,9 @@ def test_explain_prints_the_plan(gpu, monkeypatch):
     lines = rnnfast.explain(rnn, torch.randn(5, 2, 3)).splitlines()
     assert lines[0].startswith("triton (auto)")
     assert "resident: 64 units by 8 rows a program, 4 programs, each alone" in lines[1]
+    rnn = rnnfast.RNN(3, 64, backend="triton")
+    large = problem(units=2048, rows=4096, dtype=torch.bfloat16)
+    monkeypatch.setattr(type(rnn), "_problem", lambda *_, **__: large)
+    lines = rnnfast.explain(rnn, torch.randn(5, 2, 3)).splitlines()
+    assert lines[0].startswith("triton (asked for by name)")
+    assert "  not torch: triton is asked for" in lines

@@ -18,12 +18,14 @@ from .steps import (
     arrive_and_wait,
     clip_scale,
     lengths_of,
+    of_units,
     operand,
     product,
     product_of_all,
     squares,
     stops,
     sums_of_all,
+    weights_of,
 )
 
 RUN_TIME = (
@@ -48,10 +50,10 @@ def gradients_outside(
 
 
 @triton.jit
-def state_anew(b_ahat, b_gamma, p_beta, b_beta, F: tl.constexpr):
+def state_anew(b_ahat, b_gamma, b_beta, F: tl.constexpr):
     """h from ahat: rounded to 16 bits it has few digits of f' left where f is flat."""
     b_n = b_ahat * b_gamma
-    if p_beta is not None:
+    if b_beta is not None:
         b_n += b_beta
     return value(b_n, F)
 
@@ -79,13 +81,10 @@ def resident(
     )
     b_w = operand(b_w, PRECISION)
     dtype = p_dp.dtype.element_ty
-    if p_gamma is not None:
-        b_gamma = tl.load(p_gamma + i_g * S + i_s, mask=b_units, other=0)[:, None]
-        b_dgamma = tl.zeros([BS, BB], tl.float32)
-        b_dbeta = tl.zeros([BS, BB], tl.float32)
-        b_beta = b_gamma
-        if p_beta is not None:
-            b_beta = tl.load(p_beta + i_g * S + i_s, mask=b_units, other=0)[:, None]
+    b_gamma = None if p_gamma is None else of_units(p_gamma, i_unit, b_units)
+    b_beta = None if p_beta is None else of_units(p_beta, i_unit, b_units)
+    b_dgamma = tl.zeros([BS, BB], tl.float32)
+    b_dbeta = tl.zeros([BS, BB], tl.float32)
     i_state = (i_d * B + i_b).to(tl.int64)[None, :] * (HEADS * S) + (i_unit - i_d * (HEADS * S))
     i_g_y = i_b.to(tl.int64)[None, :] * s_g_b * UNIT + i_unit
     i_y = i_b.to(tl.int64)[None, :] * s_y_b * UNIT + i_unit
@@ -99,8 +98,9 @@ def resident(
     )
     b_h = tl.load(p_y + i_t.to(tl.int64) * s_y_t * UNIT + i_y, mask=b_inside, other=0)
     b_carry = tl.zeros([BS, BB], tl.float32)
-    for _ in range(T):
-        # What the step after this one needs comes in while this one computes.
+    # What the step after this one needs comes in while this one computes; no other stages, which
+    # would cost registers.
+    for _ in tl.range(T, num_stages=1):
         b_dh = b_carry + b_g
         b_of_slope = b_h.to(tl.float32)
         i_next = i_t - 1 + 2 * i_d
@@ -122,7 +122,7 @@ def resident(
             i_rstd = (i_t.to(tl.int64) * B + i_b) * G + i_g
             b_rstd = tl.load(p_rstd + i_rstd, mask=b_rows, other=0)[None, :]
             if ANEW:
-                b_of_slope = state_anew(b_ahat, b_gamma, p_beta, b_beta, F)
+                b_of_slope = state_anew(b_ahat, b_gamma, b_beta, F)
             b_dn = tl.where(b_valid & b_inside, through(b_dh, b_of_slope, F), 0.0)
             b_dgamma += b_dn * b_ahat
             b_dbeta += b_dn
@@ -134,7 +134,7 @@ def resident(
             b_da = through(b_dh, b_of_slope, F)
         b_da = tl.where(b_valid & b_inside, b_da, 0.0).to(dtype)
         tl.store(p_dp + i_t.to(tl.int64) * s_dp_t * UNIT + i_dp, b_da, mask=b_inside)
-        b_back = product(b_w, b_da, tl.zeros([BS, BB], tl.float32), PRECISION)
+        b_back = product(b_w, operand(b_da, PRECISION), tl.zeros([BS, BB], tl.float32), PRECISION)
         b_stop = stops(p_reset, i_t + i_d, i_b, b_length, B, window, WINDOWED)
         b_carry = tl.where(b_stop[None, :], 0.0, tl.where(b_valid, b_back, b_carry))
         i_t = i_next
@@ -159,7 +159,7 @@ def tiled(
     S: tl.constexpr, HEADS: tl.constexpr, G: tl.constexpr, F: tl.constexpr,
     CLIPS: tl.constexpr, WINDOWED: tl.constexpr, ANEW: tl.constexpr,
     PRECISION: tl.constexpr, UNIT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
-    BB: tl.constexpr, BP: tl.constexpr,
+    BB: tl.constexpr, BP: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
     """As forward's: programs read da of the step after from dp itself, and the sums over all units
     that clipping and layer norm need from p_exchange [teams, 6, BP, BB] float32."""
@@ -177,13 +177,13 @@ def tiled(
         b_length = lengths_of(p_lengths, i_b, T, B)
         i_unit = (i_g * S + i_s)[:, None]
         p_weights = p_w + tl.cast(i_g * S, tl.int64) * S + i_s[:, None]  # transposed
-        if p_gamma is not None:
-            b_gamma = tl.load(p_gamma + i_g * S + i_s, mask=b_units, other=0)[:, None]
-            b_dgamma = tl.zeros([BR, BB], tl.float32)
-            b_dbeta = tl.zeros([BR, BB], tl.float32)
-            b_beta = b_gamma
-            if p_beta is not None:
-                b_beta = tl.load(p_beta + i_g * S + i_s, mask=b_units, other=0)[:, None]
+        b_w = None
+        if KEPT:
+            b_w = weights_of(p_weights, S, tl.arange(0, BK), b_units, S, PRECISION)
+        b_gamma = None if p_gamma is None else of_units(p_gamma, i_unit, b_units)
+        b_beta = None if p_beta is None else of_units(p_beta, i_unit, b_units)
+        b_dgamma = tl.zeros([BR, BB], tl.float32)
+        b_dbeta = tl.zeros([BR, BB], tl.float32)
         i_row = (i_d * B + i_b).to(tl.int64)[None, :] * (HEADS * S) + (i_g % HEADS) * S
         i_state = i_row + i_s[:, None]
         i_g_y = i_b.to(tl.int64)[None, :] * s_g_b * UNIT + i_unit
@@ -203,7 +203,7 @@ def tiled(
             b_live = (i_t < b_length) & (i_t != b_end) & ~b_stop
             p_after = p_dp + (i_t + 1 - 2 * i_d).to(tl.int64) * s_dp_t * UNIT + i_dp + i_g * S
             b_carry = product_of_all(
-                p_weights, S, p_after, b_units, b_live, b_nothing, units, S, BK, PRECISION
+                b_w, p_weights, S, p_after, b_units, b_live, b_nothing, units, S, BK, PRECISION
             )
             if p_carry is not None:
                 i_carry = (i_t.to(tl.int64) * B + i_b)[None, :] * (G * S) + i_unit
@@ -223,7 +223,7 @@ def tiled(
                 i_rstd = (i_t.to(tl.int64) * B + i_b) * G + i_g
                 b_rstd = tl.load(p_rstd + i_rstd, mask=b_rows, other=0)[None, :]
                 if ANEW:
-                    b_of_slope = state_anew(b_ahat, b_gamma, p_beta, b_beta, F)
+                    b_of_slope = state_anew(b_ahat, b_gamma, b_beta, F)
                 b_dn = tl.where(b_valid & b_inside, through(b_dh, b_of_slope, F), 0.0)
                 b_dgamma += b_dn * b_ahat
                 b_dbeta += b_dn
@@ -250,7 +250,7 @@ def tiled(
             b_stop = stops(p_reset, b_first + i_d, i_b, b_length, B, window, WINDOWED)
             p_first = p_dp + b_first.to(tl.int64)[None, :] * s_dp_t * UNIT + i_dp + i_g * S
             b_carry = product_of_all(
-                p_weights, S, p_first, b_units, (b_length > 0) & ~b_stop, b_nothing,
+                b_w, p_weights, S, p_first, b_units, (b_length > 0) & ~b_stop, b_nothing,
                 units, S, BK, PRECISION,
             )  # fmt: skip
             if p_grad_h_n is not None:

@@ -14,7 +14,17 @@ import triton
 import triton.language as tl
 
 from .rnn import value
-from .steps import arrive_and_wait, cuts, lengths_of, moments, operand, product, product_of_all
+from .steps import (
+    arrive_and_wait,
+    cuts,
+    lengths_of,
+    moments,
+    of_units,
+    operand,
+    product,
+    product_of_all,
+    weights_of,
+)
 
 RUN_TIME = ("T", "B", "s_p_t", "s_p_b", "s_y_t", "s_y_b", "eps")
 
@@ -41,10 +51,8 @@ def resident(
     )
     b_w = operand(b_w, PRECISION)
     dtype = p_y.dtype.element_ty
-    if p_gamma is not None:
-        b_gamma = tl.load(p_gamma + i_g * S + i_s, mask=b_units, other=0)[:, None]
-    if p_beta is not None:
-        b_beta = tl.load(p_beta + i_g * S + i_s, mask=b_units, other=0)[:, None]
+    b_gamma = None if p_gamma is None else of_units(p_gamma, i_unit, b_units)
+    b_beta = None if p_beta is None else of_units(p_beta, i_unit, b_units)
     i_state = (i_d * B + i_b).to(tl.int64)[None, :] * (HEADS * S) + (i_unit - i_d * (HEADS * S))
     b_h = tl.zeros([BS, BB], dtype)
     if p_h_0 is not None:
@@ -62,7 +70,7 @@ def resident(
         if p_reset is not None:
             b_cut = cuts(p_reset, i_t + i_d, i_b, b_length, B)
             b_before = tl.where(b_cut[None, :], 0.0, b_h).to(dtype)
-        b_n = product(b_w, b_before, b_p, PRECISION)
+        b_n = product(b_w, operand(b_before, PRECISION), b_p, PRECISION)
         b_valid = (i_t < b_length)[None, :]
         i_step = i_t.to(tl.int64) * s_y_t * UNIT
         if p_gamma is not None:
@@ -91,12 +99,13 @@ def tiled(
     T, B, s_p_t, s_p_b, s_y_t, s_y_b, eps, programs, slices, units,
     S: tl.constexpr, HEADS: tl.constexpr, G: tl.constexpr, F: tl.constexpr,
     PRECISION: tl.constexpr, UNIT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
-    BB: tl.constexpr, BP: tl.constexpr,
+    BB: tl.constexpr, BP: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
     """Program i_r of a team has BR units of the state of BB rows; a team goes through the whole of
     time for one (group, slice of rows), then for its next one. Programs read h_{t-1} of one another
     from y itself, and with layer norm the moments of the others' units from p_exchange
-    [teams, 2, BP, BB] float32. Weights come from the L2 cache, BK columns at a time.
+    [teams, 2, BP, BB] float32. Weights come from the L2 cache, BK columns at a time, or, KEPT, are
+    all of them in registers.
     """
     i_r, i_team = tl.program_id(0), tl.program_id(1)
     i_s = i_r * BR + tl.arange(0, BR)
@@ -112,10 +121,11 @@ def tiled(
         b_length = lengths_of(p_lengths, i_b, T, B)
         i_unit = (i_g * S + i_s)[:, None]
         p_weights = p_w + i_unit.to(tl.int64) * S
-        if p_gamma is not None:
-            b_gamma = tl.load(p_gamma + i_g * S + i_s, mask=b_units, other=0)[:, None]
-        if p_beta is not None:
-            b_beta = tl.load(p_beta + i_g * S + i_s, mask=b_units, other=0)[:, None]
+        b_w = None
+        if KEPT:
+            b_w = weights_of(p_weights, 1, tl.arange(0, BK), b_units, S, PRECISION)
+        b_gamma = None if p_gamma is None else of_units(p_gamma, i_unit, b_units)
+        b_beta = None if p_beta is None else of_units(p_beta, i_unit, b_units)
         i_row = (i_d * B + i_b).to(tl.int64)[None, :] * (HEADS * S) + (i_g % HEADS) * S
         b_empty = b_inside & (b_length == 0)[None, :]
         b_h = tl.zeros([BR, BB], dtype)
@@ -139,7 +149,7 @@ def tiled(
             else:
                 p_before = tl.where(b_first[None, :], p_h_0 + i_row, p_before)
             b_n = product_of_all(
-                p_weights, 1, p_before, b_units, b_live, b_n, units, S, BK, PRECISION
+                b_w, p_weights, 1, p_before, b_units, b_live, b_n, units, S, BK, PRECISION
             )
             b_valid = (i_t < b_length)[None, :]
             i_step = i_t.to(tl.int64) * s_y_t * UNIT

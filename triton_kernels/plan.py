@@ -5,6 +5,7 @@ Times are estimates from published latencies, not measurements: no kernel has ru
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 # Padded units of a group up to which a program has all of its weights, by their bytes.
@@ -16,6 +17,13 @@ RESIDENT_ROWS = (8, 16)
 # reads few weights at a step. A multiple of the units where there are too few multiprocessors.
 TILES = ((16, 16, 4), (64, 32, 8))
 LARGEST_TILE = 1024
+# The tile for few rows where the weights of a program fit into its registers, and the padded units
+# of a group up to which they do, from a compute capability of 8 and of 9 on.
+KEPT_TILE = (64, 8, 8)
+KEPT_UNITS = {
+    8: {"half": 512, "tf32": 0, "tf32x3": 0},
+    9: {"half": 512, "tf32": 256, "tf32x3": 0},
+}
 # For estimates: cycles in a microsecond, bytes in a cycle of one multiprocessor, cycles.
 CLOCK = 1700
 SHARED_MEMORY_RATE = 128
@@ -62,15 +70,16 @@ class Plan(NamedTuple):
     teams: int
     slices: int  # of the batch
     warps: int
+    kept: bool  # whether its weights stay in a program, or come from the L2 cache at each step
     shared: int  # bytes, an upper bound
     step: float  # microseconds of a time step of forward, estimated
 
     def __str__(self) -> str:
         if self.kernel == "resident":
-            who, weights = f"{self.teams} programs, each alone", "kept by the program"
+            who = f"{self.teams} programs, each alone"
         else:
             who = f"{self.teams} teams of {self.programs} programs, a barrier a step"
-            weights = "from the L2 cache at each step"
+        weights = "kept by the program" if self.kept else "from the L2 cache at each step"
         return (
             f"{self.kernel}: {self.block_units} units by {self.block_rows} rows a program, {who}, "
             f"{self.warps} warps, weights {weights}, at most {self.shared / 1024:.0f} KiB of "
@@ -78,6 +87,7 @@ class Plan(NamedTuple):
         )
 
 
+@functools.lru_cache(256)
 def choose(size: Size, device: Device) -> Plan | str:
     """The plan, or why there is none."""
     plans = _resident(size, device) or _tiled(size, device)
@@ -122,6 +132,7 @@ def _resident(size: Size, device: Device) -> list[Plan] | None:
                 teams=size.groups * slices,
                 slices=slices,
                 warps=4 if units <= 64 else 8,
+                kept=True,
                 shared=shared,
                 step=turns * cycles / CLOCK,
             )
@@ -130,41 +141,51 @@ def _resident(size: Size, device: Device) -> list[Plan] | None:
 
 
 def _tiled(size: Size, device: Device) -> list[Plan] | None:
-    plans = []
-    for tile, rows, warps in TILES:
-        while blocks(size.units, tile) > device.multiprocessors and tile < LARGEST_TILE:
-            tile, warps = 2 * tile, 8
-            if tile > 64:
-                rows = TILES[0][1]  # more would not fit into the registers
-        programs = blocks(size.units, tile)
-        products = 128 // size.bytes
-        if tile > 128 or (tile > 32 and size.precision == "tf32x3"):
-            products = 16
-        # Three buffers of what the products read at a time.
-        shared = 3 * products * (tile + rows) * size.bytes + 4 * tile * rows + 4096
-        if programs > device.multiprocessors or shared > device.shared_memory:
-            return None
-        slices = blocks(size.rows, rows)
-        teams = max(1, min(device.multiprocessors // programs, size.groups * slices))
-        turns = blocks(size.groups * slices, teams)
-        read = (tile * size.products + rows) * size.units * size.bytes
-        cycles = 600 + BARRIER + read / L2_RATE + tile * rows / 64
-        cycles += 500 + BARRIER if size.norm else 0
-        plans.append(
-            Plan(
-                kernel="tiled",
-                block_units=tile,
-                block_rows=rows,
-                block_products=products,
-                programs=programs,
-                teams=teams,
-                slices=slices,
-                warps=warps,
-                shared=shared,
-                step=turns * cycles / CLOCK,
-            )
-        )
-    return plans
+    plans = [_team(size, device, *tile) for tile in TILES]
+    if power_of_two(size.units) <= KEPT_UNITS[min(device.capability[0], 9)][size.precision]:
+        plans[0] = _team(size, device, *KEPT_TILE, kept=True) or plans[0]
+    return None if None in plans else plans
+
+
+def _team(
+    size: Size, device: Device, tile: int, rows: int, warps: int, kept: bool = False
+) -> Plan | None:
+    while blocks(size.units, tile) > device.multiprocessors and tile < LARGEST_TILE and not kept:
+        tile, warps = 2 * tile, 8
+        if tile > 64:
+            rows = TILES[0][1]  # more would not fit into the registers
+    programs = blocks(size.units, tile)
+    products = 128 // size.bytes
+    if tile > 128 or (tile > 32 and size.precision == "tf32x3"):
+        products = 16
+    read = (tile * size.products + rows) * size.units * size.bytes
+    # Three buffers of what the products read at a time.
+    shared = 3 * products * (tile + rows) * size.bytes
+    if kept:
+        products = max(16, power_of_two(size.units))
+        read = rows * size.units * size.bytes
+        shared = products * (tile + rows) * size.bytes  # the weights on their way
+    shared += 4 * tile * rows + 4096
+    if programs > device.multiprocessors or shared > device.shared_memory:
+        return None
+    slices = blocks(size.rows, rows)
+    teams = max(1, min(device.multiprocessors // programs, size.groups * slices))
+    turns = blocks(size.groups * slices, teams)
+    cycles = 600 + BARRIER + read / L2_RATE + tile * rows / 64
+    cycles += 500 + BARRIER if size.norm else 0
+    return Plan(
+        kernel="tiled",
+        block_units=tile,
+        block_rows=rows,
+        block_products=products,
+        programs=programs,
+        teams=teams,
+        slices=slices,
+        warps=warps,
+        kept=kept,
+        shared=shared,
+        step=turns * cycles / CLOCK,
+    )
 
 
 def torch_step(size: Size, device: Device) -> float:

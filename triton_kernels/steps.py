@@ -48,6 +48,12 @@ def stops(p_reset, i_e, i_b, b_length, B, window, WINDOWED: tl.constexpr):
 
 
 @triton.jit
+def of_units(p_x, i_unit, b_units):
+    """[units, 1] of a parameter of the norm."""
+    return tl.load(p_x + i_unit, mask=b_units[:, None], other=0)
+
+
+@triton.jit
 def operand(b_x, PRECISION: tl.constexpr):
     """x as a factor of a product: TF32 hardware would cut digits off, and a network that forgets by
     rounding down measures a gradient that it made vanish itself."""
@@ -61,11 +67,11 @@ def operand(b_x, PRECISION: tl.constexpr):
 
 @triton.jit
 def product(b_w, b_x, b_added, PRECISION: tl.constexpr):
-    """w x + added in float32, w being an operand already."""
+    """w x + added in float32, of operands."""
     if PRECISION == "half":
         return tl.dot(b_w, b_x, b_added)
     else:
-        return tl.dot(b_w, operand(b_x, PRECISION), b_added, input_precision=PRECISION)
+        return tl.dot(b_w, b_x, b_added, input_precision=PRECISION)
 
 
 @triton.jit
@@ -105,23 +111,42 @@ def clip_scale(b_small, b_usual, b_large, limit):
 
 
 @triton.jit
+def weights_of(p_w, s_k, i_k, b_units, S: tl.constexpr, PRECISION: tl.constexpr):
+    """[units, K], an operand: columns i_k, s_k apart, from p_w [units, 1]."""
+    b_mask = b_units[:, None] & (i_k < S)[None, :]
+    b_w = tl.load(p_w + i_k.to(tl.int64)[None, :] * s_k, mask=b_mask, other=0)
+    return operand(b_w, PRECISION)
+
+
+@triton.jit
+def state_of_all(p_x, i_k, b_live, S: tl.constexpr, PRECISION: tl.constexpr):
+    """[K, rows], an operand: units i_k from p_x [1, rows], which all programs of the team have
+    made: out of the L2 cache where a load may say so (.cg), and after the barrier's acquire in any
+    case. 0 in the rows that are not live."""
+    b_mask = (i_k < S)[:, None] & b_live[None, :]
+    b_x = tl.load(p_x + i_k[:, None], mask=b_mask, other=0, cache_modifier=".cg")
+    return operand(b_x, PRECISION)
+
+
+@triton.jit
 def product_of_all(
-    p_w, s_k, p_x, b_units, b_live, b_added, units,
+    b_w, p_w, s_k, p_x, b_units, b_live, b_added, units,
     S: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """w x + added: w from p_w [units, 1], s_k apart, and x [S, rows] from p_x [1, rows], which all
-    programs of the team have made: out of the L2 cache where a load may say so (.cg), and after the
-    barrier's acquire in any case. x is 0 in the rows that are not live. units is S, as a number
-    that the compiler does not know: unrolled, the loop wants more registers than there are."""
-    for i_start in range(0, units, BK):
-        i_k = i_start + tl.arange(0, BK)
-        b_within = i_k < S
-        b_mask = b_units[:, None] & b_within[None, :]
-        b_w = tl.load(p_w + i_k.to(tl.int64)[None, :] * s_k, mask=b_mask, other=0)
-        b_mask = b_within[:, None] & b_live[None, :]
-        b_x = tl.load(p_x + i_k[:, None], mask=b_mask, other=0, cache_modifier=".cg")
-        b_added = product(operand(b_w, PRECISION), b_x, b_added, PRECISION)
-    return b_added
+    """w x + added over the state of all units, w being b_w or, where that is None, BK columns at a
+    time from p_w. units is S, as a number that the compiler does not know: unrolled, the loop wants
+    more registers than there are."""
+    if b_w is None:
+        for i_start in range(0, units, BK):
+            i_k = i_start + tl.arange(0, BK)
+            b_part = weights_of(p_w, s_k, i_k, b_units, S, PRECISION)
+            b_x = state_of_all(p_x, i_k, b_live, S, PRECISION)
+            b_added = product(b_part, b_x, b_added, PRECISION)
+        return b_added
+    else:
+        # Transposed: a warp's registers then hold the weights of 8 units; it is 16 otherwise.
+        b_x = state_of_all(p_x, tl.arange(0, BK), b_live, S, PRECISION)
+        return tl.trans(product(tl.trans(b_x), tl.trans(b_w), tl.trans(b_added), PRECISION))
 
 
 @triton.jit

@@ -253,6 +253,7 @@ def _launch(kernels, plan: Plan, arguments: dict, exchanged: int) -> None:
         "p_exchange": torch.empty(shape, dtype=torch.float32, device=device),
         "programs": plan.programs, "slices": plan.slices, "units": arguments["S"],
         "BR": plan.block_units, "BK": plan.block_products, "BP": BP,
+        "KEPT": plan.kept,
     }  # fmt: skip
     cooperative = {"launch_cooperative_grid": True}  # all programs at once, or an error: they wait
     grid = (plan.programs, plan.teams)

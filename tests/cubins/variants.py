@@ -12,7 +12,7 @@ import itertools
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -96,30 +96,37 @@ def launches(
     H: int,
     dtype: torch.dtype,
     tf32: bool = False,
-    everything: bool = False,
+    options: Collection[str] = (),
     nonlinearity: str = "tanh",
     D: int = 1,
     heads: int = 1,
 ) -> list[Launch]:
-    """Those of forward and of backward; with everything: every option and the record."""
+    """Those of forward and of backward, with these of ALL options."""
 
     def meta(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    options = Options(nonlinearity, heads)
-    w_hh = meta(D, H, H // heads)
-    gamma = beta = lengths = reset = buffer = None
-    if everything:
-        options = options._replace(bptt_window=7, clip_state_grad=1.0)
-        gamma = beta = meta(D * H, dtype=torch.float32)
-        lengths, reset = meta(B, dtype=torch.int64), meta(T, B, dtype=torch.bool)
-        buffer = meta(D, T, 1, len(FIELDS), dtype=torch.float64)
-    h_0 = meta(D, B, H)
+    given = {
+        "h_0": meta(D, B, H),
+        "norm": meta(D * H, dtype=torch.float32),
+        "beta": meta(D * H, dtype=torch.float32),
+        "lengths": meta(B, dtype=torch.int64),
+        "reset": meta(T, B, dtype=torch.bool),
+        "window": 7,
+        "clipping": 1.0,
+        "record": meta(D, T, 1, len(FIELDS), dtype=torch.float64),
+    }
+    given = {name: given[name] if name in options else None for name in ALL}
+    how = Options(
+        nonlinearity, heads, bptt_window=given["window"], clip_state_grad=given["clipping"]
+    )
+    norm, sequences = (given["norm"], given["beta"]), (given["lengths"], given["reset"])
+    w_hh, h_0 = meta(D, H, H // heads), given["h_0"]
     with recorded(device, tf32) as found:
-        given = (gamma, beta, h_0, lengths, reset, options)
-        y, h_n, ahat, rstd = backend.forward(meta(T, B, D * H), None, None, None, w_hh, *given)
-        saved = (y, None, None, w_hh, gamma, beta, ahat, rstd, h_0, lengths, reset)
-        backend.backward(y, h_n, *saved, buffer, True, True, options)
+        p = meta(T, B, D * H)
+        y, h_n, *saved = backend.forward(p, None, None, None, w_hh, *norm, h_0, *sequences, how)
+        saved = (y, None, None, w_hh, *norm, *saved, h_0, *sequences, given["record"])
+        backend.backward(y, h_n, *saved, True, True, how)
     return found
 
 
@@ -168,12 +175,35 @@ def _cuobjdump(path: str, flag: str) -> str:
     return subprocess.run([_tool(), flag, path], capture_output=True, text=True, check=True).stdout
 
 
+ALL = ("h_0", "norm", "beta", "lengths", "reset", "window", "clipping", "record")
+ALONE = {name: (name,) for name in ALL if name != "beta"} | {"norm and beta": ("norm", "beta")}
 # Heads of every padded size that one program has, and of every tile; rows few and many.
 UNITS = {
-    "half": (16, 32, 64, 128, 256, 384, 4096, 9000),
-    "single": (16, 32, 64, 128, 384, 4096, 9000),
+    "float16": (16, 32, 64, 128, 256, 384, 600, 4096, 9000),
+    "tf32": (16, 32, 64, 128, 200, 384, 4096, 9000),
+    "tf32x3": (16, 32, 64, 128, 384, 4096, 9000),
 }
+# Where each option is compiled by itself, too: resident, streamed and kept.
+WITH_EACH = {"float16": (256, 384, 600), "tf32": (128, 200), "tf32x3": (128, 384)}
 ROWS = (8, 2000)
+KINDS = {  # dtype, and whether TF32 is on
+    "float16": (torch.float16, False),
+    "bfloat16": (torch.bfloat16, False),
+    "tf32": (torch.float32, True),
+    "tf32x3": (torch.float32, False),
+}
+
+
+def _models() -> Iterator[tuple[str, int, str, str, Collection[str]]]:
+    """Precision, units, nonlinearity, and options by name."""
+    some = {"plain": (), "all options": ALL}
+    for kind in UNITS:
+        for f, units in itertools.product(("tanh", "relu", "sigmoid"), UNITS[kind]):
+            yield from ((kind, units, f, *what) for what in some.items())
+    for units in (256, 384):
+        yield from (("bfloat16", units, "tanh", *what) for what in some.items())
+    for kind, sizes in WITH_EACH.items():
+        yield from ((kind, units, "tanh", *what) for units in sizes for what in ALONE.items())
 
 
 @functools.cache
@@ -181,22 +211,14 @@ def variants(capability: int) -> dict[str, Launch]:
     """Every kernel that a size or an option leads to on this device, by name."""
     found: dict[str, Launch] = {}
     hashes = set()
-    half, single = torch.float16, torch.float32
-    models = [(half, False, units, "tanh") for units in UNITS["half"]]
-    models += [(single, tf32, units, "tanh") for tf32 in (True, False) for units in UNITS["single"]]
-    models += [(torch.bfloat16, False, units, "tanh") for units in (256, 384)]
-    models += [(half, False, 128, f) for f in ("relu", "sigmoid")]
-    for (dtype, tf32, units, f), B, everything in itertools.product(models, ROWS, (False, True)):
-        for launch in launches(DEVICES[capability], 100, B, units, dtype, tf32, everything, f):
+    for (kind, units, f, what, options), B in itertools.product(_models(), ROWS):
+        dtype, tf32 = KINDS[kind]
+        for launch in launches(DEVICES[capability], 100, B, units, dtype, tf32, options, f):
             key = source(launch).hash()
             if key in hashes:
                 continue
             hashes.add(key)
             a = launch.arguments
-            kind = str(dtype).removeprefix("torch.")
-            if dtype == torch.float32:
-                kind = "tf32" if tf32 else "tf32x3"
             block = f"{a.get('BS', a.get('BR'))}x{a['BB']}"
-            what = "all options" if everything else "plain"
             found[f"sm_{capability} {launch.name} {kind} {f} {units} units {block} {what}"] = launch
     return found

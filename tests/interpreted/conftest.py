@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from rnnfast.triton_kernels import plan
 
 from rnnfast.backends import triton
 
@@ -14,3 +15,11 @@ def pytest_ignore_collect() -> bool | None:
 @pytest.fixture(autouse=True)
 def _one_thread(one_torch_thread):
     pass
+
+
+@pytest.fixture(autouse=True)
+def _plans_anew():
+    """Tests change what plans rest on."""
+    plan.choose.cache_clear()
+    yield
+    plan.choose.cache_clear()

@@ -196,6 +196,7 @@ def side_by_side(monkeypatch) -> list[int]:
     monkeypatch.setattr(interpreter, "GridExecutor", Executor)
     monkeypatch.setattr(plan, "RESIDENT_UNITS", {2: 0, 4: 0})
     monkeypatch.setattr(plan, "TILES", ((16, 16, 4), (16, 16, 4)))
+    monkeypatch.setattr(plan, "KEPT_TILE", (16, 16, 4))
     six = plan.Device("six multiprocessors", (8, 0), 6, 100 << 10)
     monkeypatch.setattr(backend, "_device", lambda *_: six)
     return seed
@@ -209,7 +210,9 @@ def case_of_two_teams(seed: int, **options):
     return make_case(3, 20, 41, 2, seed=seed, **options)
 
 
-def test_programs_may_take_any_turns(side_by_side):
+@pytest.mark.parametrize("kept", [False, True])
+def test_programs_may_take_any_turns(kept, side_by_side, monkeypatch):
+    monkeypatch.setattr(plan, "KEPT_UNITS", {8: {"tf32x3": 64 if kept else 0}})
     torch.use_deterministic_algorithms(True)  # memory that nobody wrote is NaN
     try:
         wanted = None

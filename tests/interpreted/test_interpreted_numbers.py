@@ -31,9 +31,17 @@ def _outputs_start_as_nan():
 @pytest.fixture
 def tiled(monkeypatch):
     """A device on which no program has room for all weights."""
-    small = plan.Device("small", (8, 0), 1, 160 << 10)
+    small = plan.Device("small", (8, 0), 1, 320 << 10)
     monkeypatch.setattr(backend, "_device", lambda *_: small)
     monkeypatch.setattr(plan, "RESIDENT_UNITS", {2: 0, 4: 0})
+
+
+def keep(monkeypatch, units: int, tile: tuple[int, int, int] = plan.KEPT_TILE) -> None:
+    """The tiled kernel with its weights kept up to so many units, in every precision."""
+    monkeypatch.setattr(plan, "RESIDENT_UNITS", {2: 0, 4: 0})
+    monkeypatch.setattr(plan, "KEPT_UNITS", {8: dict.fromkeys(("half", "tf32", "tf32x3"), units)})
+    monkeypatch.setattr(plan, "KEPT_TILE", tile)
+    plan.choose.cache_clear()
 
 
 @pytest.mark.parametrize("H", [1, 3, 17, 33, 100, 129])  # of float32 the last is tiled
@@ -83,18 +91,20 @@ def test_options_in_any_combination(options):
             assert torch.equal(value, found[name]), name
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
-@given(CASES)
-def test_options_where_a_team_shares_the_units(options):
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(CASES, st.sampled_from([0, 64]))
+def test_options_where_a_team_shares_the_units(options, kept):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "RESIDENT_UNITS", {2: 0, 4: 0})
+        keep(patch, kept)
         case = make_case(H=24, **options)
         assert_good(case, run(case, "triton", recorded=options["per_sample"]))
 
 
+@pytest.mark.parametrize("kept", [0, 256])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_come_a_part_at_a_time(dtype, tiled):
+def test_weights_come_a_part_at_a_time_or_are_kept(dtype, kept, tiled, monkeypatch):
     """More units than one product takes, more rows than one turn of the only team."""
+    keep(monkeypatch, kept, (256, 32, 8))
     options = {"norm": True, "clip_state_grad": 1.0, "reset": True, "lengths": True}
     case = make_case(3, 35, 150, 2, dtype, **options)
     assert_good(case, run(case, "triton"))
@@ -136,7 +146,10 @@ def test_offset_of_the_norm_costs_no_digits():
     assert_good(case, run(case, "triton"))
 
 
-def test_tf32_rounds_operands_and_is_within_its_own_budget():
+@pytest.mark.parametrize("kept", [False, True])
+def test_tf32_rounds_operands_and_is_within_its_own_budget(kept, monkeypatch):
+    if kept:
+        keep(monkeypatch, 64)
     case = make_case(20, 3, 33, D=2, norm=True)
     exact = run(case, "triton")
     assert_good(case, exact)
@@ -184,7 +197,7 @@ def test_elements_beyond_32_bits(units, monkeypatch):
     torch.use_deterministic_algorithms(False)  # it would fill what lies between
     case = make_case(3, 2, units, 2, torch.float16, norm=True, reset=True)
     if units > 8:
-        monkeypatch.setattr(plan, "RESIDENT_UNITS", {2: 0, 4: 0})
+        keep(monkeypatch, 0)
     case = case._replace(p=apart(case.p), grad_y=apart(case.grad_y))
     found = run(case, "triton")
     y, ahat = (apart(found[name]) for name in ("y", "ahat"))
