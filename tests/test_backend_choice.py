@@ -186,6 +186,7 @@ def test_explain_on_auto():
     rnn = rnnfast.RNN(I, H)
     assert rnnfast.explain(rnn, torch.zeros(5, 2, I)).splitlines() == [
         "cpu (auto), for tanh in torch.float32 on cpu",
+        "  not cuda: it computes on an NVIDIA GPU, and the tensors are on cpu",
         "  not triton: it computes on an NVIDIA GPU, and the tensors are on cpu",
         "  not torch: cpu comes first",
         "  not reference: cpu comes first",

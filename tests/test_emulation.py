@@ -91,7 +91,7 @@ FAULTS = {  # file of csrc/cuda, what stands there, what takes its place
     ),
     "one column too many": (
         "place.cuh",
-        ("place.lane, j) >= place.rows) continue", "place.lane, j) > place.rows) continue"),
+        ("inside = W::column(place.lane, j) < place", "inside = W::column(place.lane, j) <= place"),
     ),
     "one unit too many": ("place.cuh", ("return size - word_unit", "return 1 + size - word_unit")),
     "one step too few": (

@@ -128,6 +128,7 @@ def test_the_reader_of_imports_reads_them():
     assert imports("rnnfast.backends", found["rnnfast.backends"]) == {
         "rnnfast.cells.rnn",
         "rnnfast.backends.cpu",
+        "rnnfast.backends.cuda",
         "rnnfast.backends.reference",
         "rnnfast.backends.torch_native",
         "rnnfast.backends.triton",

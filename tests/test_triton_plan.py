@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rnnfast.triton_kernels.plan import Device, Size, blocks, choose
 
 import rnnfast
-from rnnfast.backends import BackendError, Problem, passed_over, select, triton
+from rnnfast.backends import BackendError, Problem, cuda, passed_over, select, triton
 
 H100 = Device("H100", (9, 0), 132, 227 << 10)
 DEVICES = [
@@ -142,6 +142,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(triton, "_device", lambda *_: device)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "KERNELS", None)
     monkeypatch.setattr(triton, "INTERPRETED", False)
     have(H100)
     return have

@@ -7,6 +7,7 @@ The projection, and the products over all steps that follow backward, are torch'
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.machinery
 import importlib.util
 import os
@@ -23,10 +24,14 @@ from ..layout import as_bytes, check, dense, empty_results, empty_rows, with_den
 from ..precision import rounds_to_tf32
 from ..triton_kernels.plan import Device as Facts
 from ..triton_kernels.plan import Size, torch_step
-from .cpu import _C as EXTENSION
 
 if TYPE_CHECKING:
     from . import Problem
+
+try:
+    EXTENSION = importlib.import_module("rnnfast._C")
+except ImportError:  # the cpu backend says why
+    EXTENSION = None
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The file of tests/emulation.py: the kernels compute on CPU tensors then, slowly. For tests.

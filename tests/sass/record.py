@@ -41,9 +41,7 @@ def main() -> None:
             rows |= table(objects(), arch, Path(folder))
     head = {"nvcc": package.Nvcc.find().version, "sources": sources(), "columns": Figures._fields}
     lines = [f" {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
-    RECORDED.write_text(
-        f'{json.dumps(head)[:-1]}, "kernels": {{\n' + ",\n".join(lines) + "\n}}\n"
-    )
+    RECORDED.write_text(f'{json.dumps(head)[:-1]}, "kernels": {{\n' + ",\n".join(lines) + "\n}}\n")
 
 
 if __name__ == "__main__":

@@ -61,6 +61,10 @@ class Figures(NamedTuple):
 def kernels(object_file: Path, arch: str, folder: Path) -> dict[str, list[Instruction]]:
     """{name: code} of an object for "sm_80" or "sm_90", or for another from its PTX."""
     cubin = cubin_of(object_file, arch, folder)
+    return disassembled(cubin)
+
+
+def disassembled(cubin: Path) -> dict[str, list[Instruction]]:
     found: dict[str, list[Instruction]] = {}
     text = run("cuobjdump", "-sass", cubin)
     pattern = (
@@ -123,17 +127,16 @@ def readable(name: str) -> str:
 # ------------------------------------------------------------------------------------ the time loop
 
 
-def time_loop(code: list[Instruction]) -> list[Instruction]:
-    """The backward branch around most products."""
-    best: list[Instruction] = []
-    for end in code:
-        if end.target is not None and end.target < end.address:
-            inside = [i for i in code if end.target <= i.address <= end.address]
-            count = sum(i.kind == "HMMA" for i in inside)
-            if count > sum(i.kind == "HMMA" for i in best) or (count and len(inside) > len(best)):
-                best = inside
-    assert best, "no loop with a product in it"
-    return best
+def time_loop(code: list[Instruction], kind: str = "HMMA") -> list[Instruction]:
+    """The longest loop that has such an instruction in it."""
+    loops = [
+        [i for i in code if end.target <= i.address <= end.address]
+        for end in code
+        if end.target is not None and end.target < end.address
+    ]
+    loops = [loop for loop in loops if any(i.kind == kind for i in loop)]
+    assert loops, f"no loop with {kind} in it"
+    return max(loops, key=len)
 
 
 def usual_path(loop: list[Instruction]) -> list[Instruction]:
