@@ -21,7 +21,7 @@ TIMED := tests/test_speed.py
 PEER_BELOW := MKL_ENABLE_INSTRUCTIONS=AVX2
 PYTEST_IN_TWO := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test lint sanitize extension format bench \
+.PHONY: demo test lint sanitize extension wheel format bench \
 	gpu-probe gpu-check gpu-profile clean
 
 demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits
@@ -51,6 +51,9 @@ sanitize: extension  ## the C++ kernels under the address, undefined-behaviour a
 # Where there is an nvcc, kernels that it does not compile are an error.
 extension: .venv/dev  ## recompiles what has changed in csrc
 	RNNFAST_REQUIRE_EXTENSION=1 RNNFAST_CUDA=$(if $(shell command -v nvcc),1) $(BIN)/python setup.py --quiet build_ext --inplace
+
+wheel: .venv/dev  ## into dist/, with the CUDA kernels where nvcc is on the PATH
+	$(BIN)/python -m build --quiet --wheel --no-isolation
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

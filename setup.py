@@ -9,7 +9,7 @@ makes it an error. CXX, CPPFLAGS, CXXFLAGS and LDFLAGS are heeded.
 
 RNNFAST_CUDA=1 makes a missing nvcc, or one that does not compile, an error; 0 leaves it alone.
 NVCC names it. RNNFAST_CUDA_ARCHS is what it compiles for: sm_80,sm_90,compute_90 unless it is set,
-the last being PTX, which drivers compile for newer GPUs.
+the last being PTX, which drivers compile for newer GPUs; native is for the GPUs of this machine.
 """
 
 from __future__ import annotations
@@ -113,9 +113,10 @@ class Nvcc:
         version = run([*command, "--version"], "nvcc does not run").strip().splitlines()
         archs = os.environ.get("RNNFAST_CUDA_ARCHS", CUDA_ARCHS).split(",")
         for arch in archs:
-            if not re.fullmatch(r"(sm|compute)_\d+[af]?", arch):
+            if not re.fullmatch(r"native|(sm|compute)_\d+[af]?", arch):
                 raise Unavailable(
-                    f"RNNFAST_CUDA_ARCHS: given {arch!r}, wanted sm_90, compute_90 and the like"
+                    f"RNNFAST_CUDA_ARCHS: given {arch!r}, wanted sm_90, compute_90 and the like, or "
+                    "native"
                 )
         said = run([*command, "-dryrun", CUDA_SOURCE], "nvcc does not run")
         libraries = re.findall(r'-L([^" ]+)', said)
@@ -124,6 +125,8 @@ class Nvcc:
         return cls(command, version[-2].strip(), archs, libraries)
 
     def gencode(self) -> list[str]:
+        if "native" in self.archs:  # the GPUs of this machine
+            return ["-arch=native"]
         flags = []
         for arch in self.archs:
             virtual = arch.replace("sm_", "compute_")

@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from rnnfast.backends import cuda
+
+pytest.importorskip("rnnfast._C")
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests/sass"))
 
@@ -74,6 +78,17 @@ def test_weights_are_not_read_again():
         assert row.loads <= tiles * smallest.loads + 8, name
 
 
+def test_plan_and_readme_say_what_the_model_of_the_code_does():
+    device = cuda.Device("H100", 90, 132, 48 << 10)
+    for name, row in ROWS.items():
+        arch, mode, which, units, _, _, _, *options = name.split()
+        if arch == "sm_90" and which == "forward":
+            plan = cuda._plan(mode, int(units), 1, 8, options == ["norm"], device)
+            assert plan.cycles == pytest.approx(row.cycles, rel=0.15), name
+    cycles = ROWS["sm_90 bfloat16 forward 256 units 2 tiles"].cycles
+    assert f"predicts {cycles} cycles for a step" in (ROOT / "README.md").read_text()
+
+
 @needs_objects
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_compiler_makes_what_the_table_says(arch, tmp_path):
@@ -112,6 +127,7 @@ def test_what_nvcc_is_asked_for(monkeypatch):
     nvcc = package.Nvcc(["nvcc"], "", ["sm_80", "compute_90"], [])
     wanted = "-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=compute_90"
     assert nvcc.gencode() == wanted.split()
+    assert package.Nvcc(["nvcc"], "", ["native"], []).gencode() == ["-arch=native"]
 
 
 @pytest.mark.parametrize("wanted", ["", "0", "1"])

@@ -39,7 +39,12 @@ def steps() -> tuple[Step, ...]:
     quick = ("--quick", "--device", "cuda", "--out", "{out}")
     return (
         Step("gpu", ("nvidia-smi", SMI, "--format=csv,noheader"), 10),
-        Step("build", build, 120, {"RNNFAST_REQUIRE_EXTENSION": "1"}),
+        Step(
+            "build",
+            build,
+            120,
+            {"RNNFAST_REQUIRE_EXTENSION": "1", "RNNFAST_CUDA": "1", "RNNFAST_CUDA_ARCHS": "native"},
+        ),
         Step("info", (*rnnfast, "info"), 30),
         *tests,
         Step("validate", (*rnnfast, "validate", *quick), 70),
