@@ -28,6 +28,9 @@ SMI = (
 )
 
 
+BUILT = {"RNNFAST_REQUIRE_EXTENSION": "1"}
+
+
 def steps() -> tuple[Step, ...]:
     build = ("python", "setup.py", "--quiet", "build_ext", "--inplace")
     required = {"RNNFAST_REQUIRE_GPU": "1"}  # else they would run on the CPU, and pass
@@ -39,12 +42,7 @@ def steps() -> tuple[Step, ...]:
     quick = ("--quick", "--device", "cuda", "--out", "{out}")
     return (
         Step("gpu", ("nvidia-smi", SMI, "--format=csv,noheader"), 10),
-        Step(
-            "build",
-            build,
-            120,
-            {"RNNFAST_REQUIRE_EXTENSION": "1", "RNNFAST_CUDA": "1", "RNNFAST_CUDA_ARCHS": "native"},
-        ),
+        Step("build", build, 120, {**BUILT, "RNNFAST_CUDA_ARCHS": "native"}),
         Step("info", (*rnnfast, "info"), 30),
         *tests,
         Step("validate", (*rnnfast, "validate", *quick), 70),
