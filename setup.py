@@ -115,8 +115,8 @@ class Nvcc:
         for arch in archs:
             if not re.fullmatch(r"native|(sm|compute)_\d+[af]?", arch):
                 raise Unavailable(
-                    f"RNNFAST_CUDA_ARCHS: given {arch!r}, wanted sm_90, compute_90 and the like, or "
-                    "native"
+                    f"RNNFAST_CUDA_ARCHS: given {arch!r}, wanted sm_90, compute_90 and the like, "
+                    "or native"
                 )
         said = run([*command, "-dryrun", CUDA_SOURCE], "nvcc does not run")
         libraries = re.findall(r'-L([^" ]+)', said)

@@ -1,5 +1,7 @@
 // rnnfast._C: addresses and sizes in, nothing checked but names. Shapes, dtypes and devices were
 // checked by the caller (rnnfast/backends/cpu.py), which also owns all memory.
+#include "cuda/bindings.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,7 +10,6 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
-#include "cuda/bindings.h"
 
 namespace py = pybind11;
 namespace cpu = rnnfast::cpu;

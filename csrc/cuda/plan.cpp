@@ -15,8 +15,8 @@ std::span<const Configuration> configurations(Mode mode) {
   return kHalfConfigurations;
 }
 
-// A product takes 6.26 cycles of one of four tensor cores, shared memory gives 128 bytes a cycle; the
-// rest of a step, latencies above all, is fitted to the model of the machine code (tests/sass).
+// A product takes 6.26 cycles of one of four tensor cores, shared memory gives 128 bytes a cycle;
+// the rest of a step, latencies above all, is fitted to the model of the machine code (tests/sass).
 double cycles_of(const Size& size, const Configuration& c) {
   const double tiles = c.units / 16.0;
   const double tensor = tiles * c.units / depth(size.mode) * products(size.mode) * 6.26 / 4;
