@@ -53,9 +53,8 @@ CUDA_MODES = {
     "exact": ("Exact", "kExact"),
 }
 CUDA_ARCHS = "sm_80,sm_90,compute_90"
-CUDA_COMMON = shlex.split(
-    "-O3 -std=c++20 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra -Werror all-warnings"
-)
+CUDA_COMMON = shlex.split("-O3 -std=c++20 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra")
+LAUNCHERS = {"ccache", "sccache", "distcc"}  # of compilers, which nvcc does not know
 LOAD = "import sys; sys.path.insert(0, sys.argv[1]); import _C"
 
 
@@ -106,23 +105,27 @@ class Nvcc:
     libraries: list[str]  # folders
 
     @classmethod
-    def find(cls) -> Nvcc:
+    def find(cls, compiler: Compiler) -> Nvcc:
         command = shlex.split(os.environ.get("NVCC", "")) or ["nvcc"]
         if not shutil.which(command[0]):
             raise Unavailable(f"no CUDA compiler: {command[0]} is not on the PATH")
         version = run([*command, "--version"], "nvcc does not run").strip().splitlines()
-        archs = os.environ.get("RNNFAST_CUDA_ARCHS", CUDA_ARCHS).split(",")
+        archs = (os.environ.get("RNNFAST_CUDA_ARCHS") or CUDA_ARCHS).replace(" ", "").split(",")
         for arch in archs:
             if not re.fullmatch(r"native|(sm|compute)_\d+[af]?", arch):
                 raise Unavailable(
                     f"RNNFAST_CUDA_ARCHS: given {arch!r}, wanted sm_90, compute_90 and the like, "
                     "or native"
                 )
+        command += host_flags(compiler)
         said = run([*command, "-dryrun", CUDA_SOURCE], "nvcc does not run")
         libraries = re.findall(r'-L([^" ]+)', said)
         if not any(Path(folder, "libcudart_static.a").exists() for folder in libraries):
             raise Unavailable("nvcc has no libcudart_static.a")
         return cls(command, version[-2].strip(), archs, libraries)
+
+    def define(self) -> str:
+        return "-DRNNFAST_NVCC=" + re.sub(r"\W+", "_", self.version)
 
     def gencode(self) -> list[str]:
         if "native" in self.archs:  # the GPUs of this machine
@@ -132,6 +135,14 @@ class Nvcc:
             virtual = arch.replace("sm_", "compute_")
             flags += ["-gencode", f"arch={virtual},code={arch}"]
         return flags
+
+
+def host_flags(compiler: Compiler) -> list[str]:
+    """The host's compiler as nvcc is told it: the program, then its arguments."""
+    words = compiler.command
+    if Path(words[0]).name in LAUNCHERS and len(words) > 1:
+        words = words[1:]
+    return ["-ccbin", words[0], *(f"-Xcompiler={word}" for word in words[1:])]
 
 
 def run(command: list[str], complaint: str) -> str:
@@ -177,7 +188,8 @@ def cuda_steps(nvcc: Nvcc, compiler: Compiler, folder: str) -> list[Step]:
     for mode in CUDA_MODES:
         output = f"{folder}/single_block.{mode}.o"
         files = ["-MMD", "-MF", f"{output}.d", "-c", CUDA_SOURCE, "-o", output]
-        flags = [*CUDA_COMMON, "-ccbin", compiler.command[0], *nvcc.gencode(), *mode_flags(mode)]
+        # The version, so that another nvcc at the same place compiles anew.
+        flags = [*CUDA_COMMON, *nvcc.gencode(), *mode_flags(mode), nvcc.define()]
         steps.append(
             Step("compile", [CUDA_SOURCE], output, [*nvcc.command, *flags, "-Icsrc", *files])
         )
@@ -251,6 +263,10 @@ def make(steps: list[Step], folder: str) -> None:
         print(run([ninja, "-v", "-f", str(script)], "the C++ sources do not build"), end="")
 
 
+def load(folder: str) -> None:
+    run([sys.executable, "-c", LOAD, folder], "the extension was built and does not load")
+
+
 def ninja_script(steps: list[Step], folder: str) -> str:
     """Commands are written out in full: ninja rebuilds what another command has made."""
     lines = [
@@ -295,7 +311,6 @@ class BuildExtension(build_ext):
         compiler = Compiler.find()
         folder = f"build/native/{sys.implementation.cache_tag}-{compiler.target}"  # under ROOT
         cuda = self.build_cuda(compiler, folder, file_name)
-        run([sys.executable, "-c", LOAD, folder], "the extension was built and does not load")
         report = {
             "extension": True,
             "reason": None,
@@ -314,14 +329,16 @@ class BuildExtension(build_ext):
         try:
             if wanted == "0":
                 raise Unavailable("RNNFAST_CUDA=0 was set when it was built")
-            nvcc = Nvcc.find()
+            nvcc = Nvcc.find(compiler)
             make(extension_steps(compiler, folder, module, nvcc), folder)
+            load(folder)
             return {"compiler": nvcc.version, "archs": nvcc.archs, "reason": None}
         except Unavailable as error:
             if wanted == "1":
                 raise Unavailable(f"RNNFAST_CUDA is set, and {error}") from error
             reason = str(error)
         make(extension_steps(compiler, folder, module), folder)
+        load(folder)
         print(f"rnnfast is being built without its CUDA kernels: {reason}", flush=True)
         return {"compiler": None, "archs": [], "reason": reason}
 

@@ -32,7 +32,7 @@ ROWS = {name: sass.Figures(*row) for name, row in TABLE["kernels"].items()}
 
 def same_nvcc() -> bool:
     try:
-        return sass.package.Nvcc.find().version == TABLE["nvcc"]
+        return sass.nvcc().version == TABLE["nvcc"]
     except sass.package.Unavailable:
         return False
 
@@ -119,15 +119,28 @@ def test_what_nvcc_is_asked_for(monkeypatch):
     package = sass.package
     monkeypatch.setenv("NVCC", "/nowhere/nvcc")
     with pytest.raises(package.Unavailable, match="no CUDA compiler: /nowhere/nvcc is not"):
-        package.Nvcc.find()
+        sass.nvcc()
     monkeypatch.setenv("NVCC", "true")  # says nothing of itself
     monkeypatch.setenv("RNNFAST_CUDA_ARCHS", "sm_90,hopper")
     with pytest.raises(package.Unavailable, match="RNNFAST_CUDA_ARCHS: given 'hopper', wanted"):
-        package.Nvcc.find()
+        sass.nvcc()
     nvcc = package.Nvcc(["nvcc"], "", ["sm_80", "compute_90"], [])
     wanted = "-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=compute_90"
     assert nvcc.gencode() == wanted.split()
     assert package.Nvcc(["nvcc"], "", ["native"], []).gencode() == ["-arch=native"]
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        ("c++", "-ccbin c++"),
+        ("ccache g++ --sysroot=/x", "-ccbin g++ -Xcompiler=--sysroot=/x"),
+        ("distcc", "-ccbin distcc"),
+    ],
+)
+def test_nvcc_gets_the_compiler_of_the_host(command, wanted):
+    compiler = sass.package.Compiler(command.split(), "", "x86_64-linux-gnu")
+    assert sass.package.host_flags(compiler) == wanted.split()
 
 
 @pytest.mark.parametrize("wanted", ["", "0", "1"])
@@ -137,6 +150,7 @@ def test_extension_without_nvcc_says_why_or_fails(wanted, monkeypatch, tmp_path,
     monkeypatch.setenv("RNNFAST_CUDA", wanted)
     made = []
     monkeypatch.setattr(package, "make", lambda steps, folder: made.append(steps))
+    monkeypatch.setattr(package, "load", lambda folder: None)
     compiler = package.Compiler(["c++"], "", "x86_64-linux-gnu")
     build = package.BuildExtension.build_cuda
     if wanted == "1":

@@ -119,6 +119,8 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda, "KERNELS", cuda.EXTENSION)
     monkeypatch.setattr(cuda, "EMULATION", "")
+    monkeypatch.setattr(cuda, "_code_refused", lambda index: "")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     have(H100)
     return have
 
@@ -148,6 +150,12 @@ def test_refusals_name_the_reason(gpu, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         assert "there is no GPU that torch can use" in refusal()
+    gpu(H100)
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda, "_code_refused", lambda index: "the driver is too old")
+        assert "the driver is too old" in refusal()
+        assert select("auto", problem()) != "cuda"
+    assert "65536 heads and directions are more than the 65535" in refusal(groups=65536)
     monkeypatch.setattr(cuda, "KERNELS", None)
     assert "the extension was built without it; see rnnfast.info()" in refusal()
 
@@ -174,6 +182,8 @@ def test_without_a_driver_a_call_says_which_kernel_and_why():
     """The extension imports and plans without one; here no machine has it."""
     if torch.cuda.is_available() or not hasattr(cuda.EXTENSION, "cuda_forward"):
         pytest.skip("there is a GPU, or nvcc has not compiled the kernels")
+    said = cuda.EXTENSION.cuda_unusable(0)
+    assert said.startswith("the CUDA kernels cannot run: CUDA driver")
     plan = cuda._plan("bfloat16", 8, 1, 1, False, H100)
     zeros = dict.fromkeys(
         ("p", "w_hh", "gamma", "beta", "h_0", "lengths", "reset", "y", "h_n", "ahat", "rstd"), 0

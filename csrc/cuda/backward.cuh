@@ -12,7 +12,7 @@ backward_in_block(Backward a) {
   using W = Words<Stored>;
   const Place<K> place(a.shape);
   const int steps = a.shape.steps, d = place.direction, toward = d ? 1 : -1;
-  auto* state = K::template at<std::uint32_t>(K::kState);
+  auto* state = K::template at<std::uint32_t>(K::kState);  // da
   [[maybe_unused]] auto* gamma = K::template at<float>(K::kGamma);
   [[maybe_unused]] auto* beta = K::template at<float>(K::kBeta);
   auto* kept = K::template at<float>(K::kKept) + rt::thread();  // this thread's own
@@ -55,7 +55,7 @@ backward_in_block(Backward a) {
     }
   };
 
-  TileWords<K> next_g, next_h, next_ahat;
+  TileWords<K> next_g, next_h, next_ahat;  // of the next step to begin
   const auto fetch_all = [&](bool there) {
     fetch<K>(grad_y, there, place, next_g);
     fetch<K>(y, there, place, next_h);
@@ -126,7 +126,7 @@ backward_in_block(Backward a) {
       RT_UNROLL for (int e = 0; e < 2; ++e) scale[e] = clip_scale(sums, e, a.limit);
     }
 
-    float da[K::kTiles][4];
+    float da[K::kTiles][4];  // dh clipped, then dn, dahat and da
     RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
       RT_UNROLL for (int v = 0; v < 4; ++v) da[m][v] = dh[m][v] * scale[v % 2];
     }

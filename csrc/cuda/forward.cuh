@@ -34,7 +34,8 @@ forward_in_block(Forward a) {
   const auto h_0 = state_track<K>(static_cast<const Stored*>(a.h_0), a.shape, place);
   const auto h_n = state_track<K>(static_cast<Stored*>(a.h_n), a.shape, place);
 
-  TileWords<K> h, next;  // h: the state, which steps without a row leave as it is
+  // h: the state, which steps without a row leave as it is. next: p of the next step to begin.
+  TileWords<K> h, next;
   fetch<K>(h_0, true, place, h);
   fetch<K>(p, true, place, next);
   // What the step sees of the state: nothing from before a reset.
@@ -59,13 +60,14 @@ forward_in_block(Forward a) {
 
   for (int i = 0; i < steps; ++i, t += toward) {
     rt::sync_block();  // all of h_{t-1} is in its half
+    // p, then a, ahat, n and h.
     float n[K::kTiles][4];
     RT_UNROLL for (int m = 0; m < K::kTiles; ++m) W::to_values(next[m], n[m]);
     Products<K> sums;
     start<K>(weights, state + i % 2 * K::kStateWords, place.lane, n, sums);
     p.go(toward);
     fetch<K>(p, i + 1 < steps, place, next);  // comes in while this step computes
-    cuts_before(t + toward, cut);
+    cuts_before(t + toward, cut);             // of the next step, which sees what this one writes
     finish<K>(sums, n);
     if constexpr (kNorm) {
       float mean[2], rstd[2];

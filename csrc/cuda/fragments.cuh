@@ -306,7 +306,11 @@ struct Exact {
 
   RT_DEVICE static void multiply(float (&sums)[kChains][4], int step, const std::uint32_t* a,
                                  const std::uint32_t* b) {
-    rt::multiply(BFloat16{}, sums[step % 2], a, b);
+    // Added to the sum here, rounded to nearest: a tensor core cuts off what its sum has no room
+    // for, always toward zero, and a recurrence gathers that up.
+    float largest[4] = {};
+    rt::multiply(BFloat16{}, largest, a, b);
+    RT_UNROLL for (int v = 0; v < 4; ++v) sums[step % 2][v] += largest[v];
     RT_UNROLL for (int order = 2; order > 0; --order) {  // small ones first
       RT_UNROLL for (int part = 0; part <= order; ++part) {
         rt::multiply(BFloat16{}, sums[2 + step % 2], a + part * 4, b + (order - part) * 2);

@@ -41,6 +41,9 @@ void measure(Mode mode, const Measured& problem, const Stream& stream) {
   }
 }
 
+// All modes are compiled for the same devices.
+std::string unusable(int device) { return bfloat16::unusable(device); }
+
 std::vector<std::string> kernels() {
   std::vector<std::string> names;
   const auto add = [&names](const char* mode, const Configuration& c) {

@@ -23,6 +23,7 @@ struct Stream {
   void single_block_forward(const Plan&, const Forward&, const Stream&);   \
   void single_block_backward(const Plan&, const Backward&, const Stream&); \
   void measure(const Measured&, const Stream&);                            \
+  std::string unusable(int device);                                        \
   }
 RNNFAST_DECLARE_MODE(bfloat16)
 RNNFAST_DECLARE_MODE(float16)
@@ -35,6 +36,9 @@ void backward(Mode mode, const Plan& plan, const Backward& problem, const Stream
 
 // The record of a backward pass that has left c.
 void measure(Mode mode, const Measured& problem, const Stream& stream);
+
+// Why no kernel of this build runs on a device (its code, the driver); "" where they do.
+std::string unusable(int device);
 
 // Kernels of this build, by name.
 std::vector<std::string> kernels();

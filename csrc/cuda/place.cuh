@@ -71,6 +71,7 @@ struct Track {
     if (own != nullptr) own += steps * stride_t;
   }
 
+  // own is in the column of word 0 already: W::column(0, word) is how many columns further.
   RT_DEVICE Pointer* at(int tile, int word) const {
     return own + W::column(0, word) * stride_b + tile * kTileUnits + W::units_on(word);
   }

@@ -8,6 +8,7 @@ namespace rnnfast::cuda {
 namespace {
 
 constexpr int kOldest = 80;
+constexpr int kMostGroups = 65535;  // blocks of a grid in y
 constexpr double kMegahertz = 1700;
 
 std::span<const Configuration> configurations(Mode mode) {
@@ -49,6 +50,11 @@ Plan plan(const Size& size, const Device& device) {
     found.refused = "a block needs " + std::to_string(found.shared) +
                     " bytes of shared memory, and " + device.name + " has " +
                     std::to_string(device.shared_memory);
+    return found;
+  }
+  if (size.groups > kMostGroups) {
+    found.refused = std::to_string(size.groups) + " heads and directions are more than the " +
+                    std::to_string(kMostGroups) + " of one launch";
     return found;
   }
   found.slices = (size.rows + found.columns - 1) / found.columns;

@@ -119,7 +119,7 @@ RT_DEVICE void send(std::uint32_t address, std::uint32_t value, std::uint32_t ba
 }
 
 // ------------------------------------------------------------------------------ in a warp
-// All 32 lanes call these together.
+// All 32 lanes call these together: volatile, so that no compiler moves one behind a branch.
 
 template <class T>
 RT_DEVICE T shuffle_xor(T value, int lanes) {
@@ -139,21 +139,24 @@ RT_DEVICE std::uint32_t transpose(std::uint32_t word) {
 // q = lane % 4 a lane has d of rows g and g + 8, columns 2 q and 2 q + 1; the factors as PTX has
 // them under "Matrix Fragments for mma.m16n8k16" and "mma.m16n8k8".
 RT_DEVICE void multiply(BFloat16, float (&d)[4], const std::uint32_t* a, const std::uint32_t* b) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 RT_DEVICE void multiply(Float16, float (&d)[4], const std::uint32_t* a, const std::uint32_t* b) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 RT_DEVICE void multiply_tf32(float (&d)[4], const std::uint32_t* a, const std::uint32_t* b) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

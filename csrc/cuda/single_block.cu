@@ -93,6 +93,10 @@ void single_block_backward(const Plan& plan, const Backward& problem, const Stre
   choose(plan, [&](auto i) { backward_of<Kernel<i>>(plan, problem, stream); }, Indices{});
 }
 
+std::string unusable(int device) {
+  return why_not(reinterpret_cast<const void*>(&cuda::measure<Type::Stored>), device);
+}
+
 void measure(const Measured& problem, const Stream& stream) {
   constexpr std::size_t kShared = kMeasureWarps * sizeof(Row);
   const int directions = problem.shape.groups / problem.shape.heads;

@@ -1,18 +1,26 @@
 // One block for a group and eight rows of the batch: it has all of W_hh in its registers, and goes
-// through the whole of time without a word to another block.
+// through the whole of time without a word to another block. Shared memory has the state twice, as
+// factors of a product: two halves.
 //
-// One time step of forward, and of backward with c, W_hh^T and da in the place of p, W_hh and h:
-//   1. All warps read h_{t-1} from shared memory, as factors, and multiply; each warp has the sums
-//   of
-//      its own units in its registers (start, finish).
-//   2. It adds p_t, which came from memory during the step before. Layer norm and clipping need
-//   sums
-//      over all units: column_sums has the one barrier of each.
-//   3. f; h_t goes to memory from the registers, and into the other half of the shared memory, as
-//      factors again.
-//   4. sync_block. Behind it all of h_t is there. What is read in step t is written again in step
-//      t + 2, behind the barrier of step t + 1, which nobody passes before having read: two halves
-//      are enough, and one barrier a step.
+// One time step of forward:
+//   1. sync_block: all of h_{t-1} is in its half.
+//   2. All warps read it and multiply (start, finish); a warp then has the sums of its own units in
+//      its registers, on top of p_t, which came from memory during the step before. While the
+//      tensor cores compute, p_{t+1} sets out.
+//   3. Layer norm needs sums over all units (moments), with one barrier of their own.
+//   4. f; h_t goes into the other half, as factors again, and from the registers to memory.
+//
+// One time step of backward, with W_hh^T, which has c_t in its registers when it begins:
+//   1. dh_t = c_t + g_t; c_t to memory, where there is to be a record.
+//   2. Clipping (Sums::add), f', layer norm (Sums::add): one barrier each. That is da_t: into its
+//      half as factors, and from the registers to memory.
+//   3. sync_block: all of da_t is in its half.
+//   4. The product, which is c of the step before in time. Meanwhile what that step reads sets out.
+//
+// What is read of a half in one step is written again two steps later, behind the sync_block of the
+// step between, which nobody passes before having read: one barrier a step and two halves are
+// enough. Likewise the sums over the warps: between reading them and writing the next lies a
+// sync_block.
 #pragma once
 
 #include "fragments.cuh"

@@ -32,6 +32,8 @@ void start(void (*kernel)(Arguments), const Arguments& arguments, const Grid& gr
   }
 }
 
+inline std::string why_not(const void*, int) { return ""; }
+
 #else
 
 inline void check(cudaError_t error, const std::string& what) {
@@ -57,6 +59,19 @@ class OnDevice {
   bool moved_ = false;
 };
 
+// Whether the device and its driver take the code of a kernel.
+inline std::string why_not(const void* kernel, int device) {
+  try {
+    const OnDevice on_device(device, "the CUDA kernels cannot run");
+    cudaFuncAttributes attributes;
+    check(cudaFuncGetAttributes(&attributes, kernel), "the CUDA kernels cannot run");
+  } catch (const std::runtime_error& error) {
+    cudaGetLastError();  // it is told, and no error of the next launch
+    return error.what();
+  }
+  return "";
+}
+
 // Loads the kernel's code, once for each device: at its first launch it could be in the capture of
 // a graph, which forbids that unless it is told otherwise.
 inline void load(const void* kernel, std::atomic<std::uint64_t>& loaded, int device,
@@ -78,6 +93,7 @@ void start(void (*kernel)(Arguments), const Arguments& arguments, const Grid& gr
   const OnDevice on_device(stream.device, what);
   load(reinterpret_cast<const void*>(kernel), loaded, stream.device, what);
   void* pointer = const_cast<Arguments*>(&arguments);
+  // What this tells may be an error of work before it.
   check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid.x, grid.y), grid.threads,
                          &pointer, grid.shared, reinterpret_cast<cudaStream_t>(stream.handle)),
         what);

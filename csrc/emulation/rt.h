@@ -165,8 +165,28 @@ inline float half_of(std::uint32_t word, int high) {
   return widen(Type{static_cast<std::uint16_t>(high ? word >> 16 : word)});
 }
 
-// d += a b of a warp; a_at(slot of g, q and register) and so on turn words into values. Products
-// are exact and added in float32, one after another.
+// A sum of one number and kTerms products as a tensor core has it (Fasi et al. 2021): aligned to
+// the largest of them, with one bit more than a float32 has; what lies below is cut off, and so is
+// what the sum has no room for. A kernel must not count on more.
+template <int kTerms>
+inline float sum_of_tensor_core(float start, const double (&terms)[kTerms]) {
+  double largest = std::fabs(start), plain = start;
+  for (double term : terms) {
+    largest = std::max(largest, std::fabs(term));
+    plain += term;
+  }
+  if (!std::isfinite(plain)) return static_cast<float>(plain);
+  if (largest == 0) return start;
+  const double unit = std::ldexp(1.0, std::max(std::ilogb(largest) - 24, -149));
+  double units = std::trunc(start / unit);
+  for (double term : terms) units += std::trunc(term / unit);
+  // Toward zero, to the digits of a float32.
+  const double sum = units * unit;
+  const float nearest = static_cast<float>(sum);
+  return std::fabs(nearest) > std::fabs(sum) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
+// d += a b of a warp, some terms at a time.
 template <int kDepth, class Factor>
 inline void product(Slot* slots, Factor factor) {
   float a[16][kDepth], b[kDepth][8];
@@ -192,7 +212,14 @@ inline void product(Slot* slots, Factor factor) {
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
       float sum = float_of(slots[lane].in[i]);
-      for (int k = 0; k < kDepth; ++k) sum += a[row][k] * b[k][column];
+      constexpr int kTerms = kDepth == 16 ? 8 : 4;
+      for (int k = 0; k < kDepth; k += kTerms) {
+        double terms[kTerms];
+        for (int n = 0; n < kTerms; ++n) {
+          terms[n] = static_cast<double>(a[row][k + n]) * b[k + n][column];
+        }
+        sum = sum_of_tensor_core(sum, terms);
+      }
       slots[lane].out[i] = bits_of(sum);
     }
   }

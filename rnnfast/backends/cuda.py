@@ -97,7 +97,19 @@ def _told(answer: Callable) -> Callable:
 def _refused(kind: str, index: int | None, *size) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         return "there is no GPU that torch can use"
-    return _planned(kind, index, *size).refused
+    return _planned(kind, index, *size).refused or _unusable(kind, index)
+
+
+def _unusable(kind: str, index: int | None) -> str:
+    """Why the code that was compiled does not run on this device, or with its driver."""
+    if EMULATION:
+        return ""
+    return _code_refused(torch.cuda.current_device() if index is None else index)
+
+
+@functools.cache
+def _code_refused(index: int) -> str:
+    return KERNELS.cuda_unusable(index)
 
 
 @_told
@@ -221,7 +233,7 @@ def backward(
             _address(as_bytes(reset)), dp.data_ptr(), *map(_address, (dh_0, *d_norm, carry)),
             *_shape(y, w_hh, options), _paired(w_hh, (y, dp, grad_y, ahat), grad_h_n, dh_0),
             *_strides(grad_y), *y.stride()[:2], *_strides(ahat), *dp.stride()[:2],
-            options.bptt_window or 0, options.clip_state_grad or 0.0,
+            *_limits(T, options),
             y.dtype != torch.float32 and options.nonlinearity not in SIGN_ALONE,
             *_stream(y.device),
         )  # fmt: skip
@@ -230,7 +242,7 @@ def backward(
             _mode(y.dtype), options.nonlinearity,
             *map(_address, (carry, grad_y, grad_h_n, y, dp, lengths, as_bytes(reset), record)),
             options.per_sample, *_shape(y, w_hh, options), *_strides(grad_y), *y.stride()[:2],
-            *dp.stride()[:2], options.bptt_window or 0, options.clip_state_grad or 0.0,
+            *dp.stride()[:2], *_limits(T, options),
             *_stream(y.device),
         )  # fmt: skip
     return (
@@ -248,6 +260,13 @@ def _plan_of(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options):
     if found.refused:
         raise RuntimeError(f"backend 'cuda' cannot serve: {found.refused}")
     return found
+
+
+def _limits(T: int, options: Options) -> tuple[int, float]:
+    """The window and the limit of clipping; 0 for none."""
+    limit = options.clip_state_grad
+    least = torch.finfo(torch.float32).smallest_normal  # 0 would be none
+    return min(options.bptt_window or 0, T), 0.0 if limit is None else max(limit, least)
 
 
 def _shape(y: Tensor, w_hh: Tensor, options: Options) -> tuple[int, ...]:

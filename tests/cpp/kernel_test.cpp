@@ -79,8 +79,8 @@ struct Test {
   Data ahat{options.norm ? points * units : 0};
   Buffer<A> rstd{options.norm ? points * groups : 0};
   Buffer<A> dgamma{options.norm ? units : 0}, dbeta{dgamma.size};
-  Buffer<double> record{options.record ? shape.directions * shape.steps * record_rows * cpu::kFields
-                                       : 0};
+  Buffer<double> record{
+      options.record ? shape.directions * shape.steps * record_rows * rnnfast::kFields : 0};
 
   reference::Row expected_dw = zeros(dw.size), expected_record = zeros(record.size);
   reference::Row expected_dgamma = zeros(dgamma.size), expected_dbeta = zeros(dbeta.size);
@@ -257,22 +257,22 @@ struct Test {
   void add_to_record(const reference::Layer& layer, const reference::Step& step, int64_t group,
                      int64_t t, int64_t row) {
     const int64_t place = (group / shape.heads * shape.steps + t) * record_rows;
-    double* const sums = &expected_record[(place + row % record_rows) * cpu::kFields];
+    double* const sums = &expected_record[(place + row % record_rows) * rnnfast::kFields];
     const bool reverse = group >= shape.heads, enters = t == (reverse ? 0 : length(row) - 1);
     const bool carried = !enters && !stops(reverse ? t : t + 1, row);
     for (int64_t i = 0; i < shape.size; ++i) {
       const double dh = step.dh[i], da = step.dp[i], h = step.h[i];
-      sums[cpu::kStateSquares] += dh * dh;
-      sums[cpu::kCarrySquares] += step.carry[i] * step.carry[i];
-      sums[cpu::kClippedSquares] += step.clipped[i] * step.clipped[i];
-      sums[cpu::kPreactSquares] += da * da;
-      if (std::isnan(dh) || std::fabs(dh) > sums[cpu::kStateMax])
-        sums[cpu::kStateMax] = std::fabs(dh);
-      sums[cpu::kSlopes] += layer.through(1, h);
-      sums[cpu::kNonfiniteGrad] += !std::isfinite(dh) || !std::isfinite(da);
-      sums[cpu::kNonfiniteState] += !std::isfinite(h);
-      sums[cpu::kEntries] += 1;
-      sums[cpu::kCarried] += carried;
+      sums[rnnfast::kStateSquares] += dh * dh;
+      sums[rnnfast::kCarrySquares] += step.carry[i] * step.carry[i];
+      sums[rnnfast::kClippedSquares] += step.clipped[i] * step.clipped[i];
+      sums[rnnfast::kPreactSquares] += da * da;
+      if (std::isnan(dh) || std::fabs(dh) > sums[rnnfast::kStateMax])
+        sums[rnnfast::kStateMax] = std::fabs(dh);
+      sums[rnnfast::kSlopes] += layer.through(1, h);
+      sums[rnnfast::kNonfiniteGrad] += !std::isfinite(dh) || !std::isfinite(da);
+      sums[rnnfast::kNonfiniteState] += !std::isfinite(h);
+      sums[rnnfast::kEntries] += 1;
+      sums[rnnfast::kCarried] += carried;
     }
   }
 
@@ -354,8 +354,8 @@ struct Test {
   void check_record(const reference::Row& first, int threads) {
     const bool same = options.per_sample && level::make_plan(shape, gates, threads).parts == 1;
     for (int64_t i = 0; i < record.size; ++i) {
-      const int64_t field = i % cpu::kFields, point = i / cpu::kFields;
-      const double close = field == cpu::kSlopes && sizeof(A) == 4 ? 1e-6 : 1e-13;
+      const int64_t field = i % rnnfast::kFields, point = i / rnnfast::kFields;
+      const double close = field == rnnfast::kSlopes && sizeof(A) == 4 ? 1e-6 : 1e-13;
       if (!near(record.at(i), first[i], same ? 0 : close * std::fabs(first[i])))
         fail("other record with more threads", 0, point / record_rows, point % record_rows, field,
              record.at(i), first[i]);

@@ -14,7 +14,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from sass import ROOT, Figures, package, table
+from sass import ROOT, Figures, nvcc, table
 
 RECORDED = Path(__file__).with_name("recorded.json")
 ARCHS = ("sm_80", "sm_90", "sm_100")
@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for arch in ARCHS:
             rows |= table(objects(), arch, Path(folder))
-    head = {"nvcc": package.Nvcc.find().version, "sources": sources(), "columns": Figures._fields}
+    head = {"nvcc": nvcc().version, "sources": sources(), "columns": Figures._fields}
     lines = [f" {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
     RECORDED.write_text(f'{json.dumps(head)[:-1]}, "kernels": {{\n' + ",\n".join(lines) + "\n}}\n")
 

@@ -104,10 +104,14 @@ def cubin_of(object_file: Path, arch: str, folder: Path) -> Path:
     else:
         run("cuobjdump", "-xptx", "all", object_file, cwd=folder)
         (ptx,) = folder.glob("*single_block*.ptx")
-        nvcc = [*package.Nvcc.find().command, "-O3", f"-arch={arch}", "-cubin", ptx, "-o", cubin]
-        subprocess.run(nvcc, check=True)
+        command = [*nvcc().command, "-O3", f"-arch={arch}", "-cubin", ptx, "-o", cubin]
+        subprocess.run(command, check=True)
         ptx.unlink()
     return cubin
+
+
+def nvcc() -> package.Nvcc:
+    return package.Nvcc.find(package.Compiler.find())
 
 
 def run(tool: str, *arguments: object, cwd: Path | None = None) -> str:
