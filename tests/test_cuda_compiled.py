@@ -92,7 +92,10 @@ def test_plan_and_readme_say_what_the_model_of_the_code_does():
 @needs_objects
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_compiler_makes_what_the_table_says(arch, tmp_path):
-    found = sass.table(record.objects(), arch, tmp_path)
+    objects = record.objects()
+    if f".{arch}.cubin" not in sass.run("cuobjdump", "-lelf", objects / "single_block.exact.o"):
+        pytest.skip(f"the extension was not compiled for {arch}")
+    found = sass.table(objects, arch, tmp_path)
     assert found == {name: row for name, row in ROWS.items() if name.startswith(f"{arch} ")}
 
 
