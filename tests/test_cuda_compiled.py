@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tests/sass"))
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs cuobjdump, which Triton brings along", allow_module_level=True)
 
-import record  # noqa: E402
+import record_sass as record  # noqa: E402
 import sass  # noqa: E402
 
 TABLE = json.loads(record.RECORDED.read_text())
@@ -44,7 +44,7 @@ needs_objects = pytest.mark.skipif(
 
 
 def test_table_is_of_these_kernels():
-    """Else: make extension && .venv/bin/python tests/sass/record.py"""
+    """Else: make extension && .venv/bin/python tests/sass/record_sass.py"""
     assert TABLE["sources"] == record.sources()
     assert tuple(TABLE["columns"]) == sass.Figures._fields
     # Modes by sizes by forward (layer norm or not) and backward (layer norm, clipping, or not).

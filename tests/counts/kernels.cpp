@@ -82,7 +82,7 @@ bool run(int64_t T, int64_t B, int64_t H, const Wanted& wanted) {
   }
   std::vector<double> measured;
   if (wanted.record)
-    measured.assign(static_cast<std::size_t>(T) * cpu::kFields,
+    measured.assign(static_cast<std::size_t>(T) * rnnfast::kFields,
                     std::numeric_limits<double>::quiet_NaN());
 
   cpu::ForwardProblem f;

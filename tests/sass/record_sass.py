@@ -1,6 +1,6 @@
 """Writes recorded.json: what nvcc makes of every CUDA kernel, for three architectures.
 
-    make extension && .venv/bin/python tests/sass/record.py
+    make extension && .venv/bin/python tests/sass/record_sass.py
 
 A minute; to be run again after every change of the kernels, which the tests ask for by the hash of
 their sources. sm_100 is compiled from the PTX, as its driver does.
