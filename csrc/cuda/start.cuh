@@ -59,12 +59,23 @@ class OnDevice {
   bool moved_ = false;
 };
 
-// Whether the device and its driver take the code of a kernel.
+// Loads a kernel's code: at its first launch it could be in the capture of a graph, which forbids
+// that unless it is told otherwise.
+inline void load(const void* kernel, const std::string& what) {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  check(cudaThreadExchangeStreamCaptureMode(&mode), what);
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  check(error, what);
+}
+
+// Why the device or its driver does not take the code of a kernel; "" where they do.
 inline std::string why_not(const void* kernel, int device) {
+  const std::string what = "the CUDA kernels cannot run";
   try {
-    const OnDevice on_device(device, "the CUDA kernels cannot run");
-    cudaFuncAttributes attributes;
-    check(cudaFuncGetAttributes(&attributes, kernel), "the CUDA kernels cannot run");
+    const OnDevice on_device(device, what);
+    load(kernel, what);
   } catch (const std::runtime_error& error) {
     cudaGetLastError();  // it is told, and no error of the next launch
     return error.what();
@@ -72,26 +83,15 @@ inline std::string why_not(const void* kernel, int device) {
   return "";
 }
 
-// Loads the kernel's code, once for each device: at its first launch it could be in the capture of
-// a graph, which forbids that unless it is told otherwise.
-inline void load(const void* kernel, std::atomic<std::uint64_t>& loaded, int device,
-                 const std::string& what) {
-  const std::uint64_t bit = std::uint64_t{1} << (device % 64);
-  if (loaded.load() & bit) return;
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  check(cudaThreadExchangeStreamCaptureMode(&mode), what);
-  cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  check(error, what);
-  loaded.fetch_or(bit);
-}
-
 template <class Arguments>
 void start(void (*kernel)(Arguments), const Arguments& arguments, const Grid& grid,
            const Stream& stream, const std::string& what, std::atomic<std::uint64_t>& loaded) {
   const OnDevice on_device(stream.device, what);
-  load(reinterpret_cast<const void*>(kernel), loaded, stream.device, what);
+  const std::uint64_t bit = std::uint64_t{1} << (stream.device % 64);
+  if ((loaded.load() & bit) == 0) {  // once for each device
+    load(reinterpret_cast<const void*>(kernel), what);
+    loaded.fetch_or(bit);
+  }
   void* pointer = const_cast<Arguments*>(&arguments);
   // What this tells may be an error of work before it.
   check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid.x, grid.y), grid.threads,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
+from cases import has_room
 from torch import Tensor
 from twins import assert_same_results, results
 
@@ -151,6 +154,27 @@ def test_cuda_graph_replays_on_new_input(options, backend, device):
     assert all_equal(replayed, step())
     if flow is not None:
         assert torch.equal(flow, rnn.gradient_flow.state_norm)
+
+
+FIRST = """
+import torch, rnnfast
+p, w_hh = torch.randn(9, 3, 24, device="cuda"), torch.randn(24, 24, device="cuda")
+graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+with torch.cuda.graph(graph, stream=side):
+    y, h_n = rnnfast.functional.rnn(p, w_hh, backend="cuda")
+p.normal_()
+graph.replay()
+wanted, _ = rnnfast.functional.rnn(p, w_hh, backend="cuda")
+assert torch.equal(y, wanted)
+"""
+
+
+@pytest.mark.gpu(1)
+def test_first_call_of_a_process_may_be_in_a_capture(device):
+    """What the kernels load, and what is asked of the device, is no work of a stream."""
+    if not has_room("cuda", 24, torch.float32, device):
+        pytest.skip("the CUDA kernels do not serve here")
+    subprocess.run([sys.executable, "-c", FIRST], check=True, timeout=100)
 
 
 @pytest.mark.gpu(2)
