@@ -44,8 +44,11 @@ SIMD_X86_64 = {
         "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
     ),
 }
-# The kernels for GPUs: one source, compiled once for each mode (csrc/cuda/fragments.cuh).
-CUDA_SOURCE = "csrc/cuda/single_block.cu"
+# The kernels for GPUs: one source, compiled once for each mode (csrc/cuda/fragments.cuh) and family;
+# clusters there are from sm_90 on.
+CUDA_SOURCE = "csrc/cuda/kernels.cu"
+CUDA_MEASURE = "csrc/cuda/measure.cu"
+CUDA_FAMILIES = {"single_block": ("kSingleBlock", 0), "cluster": ("kCluster", 90)}
 CUDA_MODES = {
     "bfloat16": ("Half<BFloat16>", "kBFloat16"),
     "float16": ("Half<Float16>", "kFloat16"),
@@ -127,11 +130,13 @@ class Nvcc:
     def define(self) -> str:
         return "-DRNNFAST_NVCC=" + re.sub(r"\W+", "_", self.version)
 
-    def gencode(self) -> list[str]:
+    def gencode(self, oldest: int = 0) -> list[str]:
+        """For all architectures, or for those from one on, if there are any."""
         if "native" in self.archs:  # the GPUs of this machine
             return ["-arch=native"]
         flags = []
-        for arch in self.archs:
+        new = [arch for arch in self.archs if int(re.search(r"\d+", arch)[0]) >= oldest]
+        for arch in new or self.archs:
             virtual = arch.replace("sm_", "compute_")
             flags += ["-gencode", f"arch={virtual},code={arch}"]
         return flags
@@ -174,25 +179,31 @@ def level_flags(compiler: Compiler, level: str) -> list[str]:
     return [*compiler.simd()[level], f"-DRNNFAST_SIMD_{level.upper()}"]
 
 
-def mode_flags(mode: str) -> list[str]:
-    kind, value = CUDA_MODES[mode]
+def kernel_flags(mode: str, family: str) -> list[str]:
+    (kind, value), (of_family, _) = CUDA_MODES[mode], CUDA_FAMILIES[family]
     return [
         f"-DRNNFAST_MODE={mode}",
         f"-DRNNFAST_MODE_TYPE={kind}",
         f"-DRNNFAST_MODE_VALUE=Mode::{value}",
+        f"-DRNNFAST_FAMILY={family}",
+        f"-DRNNFAST_FAMILY_VALUE=Family::{of_family}",
     ]
 
 
 def cuda_steps(nvcc: Nvcc, compiler: Compiler, folder: str) -> list[Step]:
     steps = []
-    for mode in CUDA_MODES:
-        output = f"{folder}/single_block.{mode}.o"
-        files = ["-MMD", "-MF", f"{output}.d", "-c", CUDA_SOURCE, "-o", output]
+
+    def add(source: str, name: str, oldest: int, flags: list[str]) -> None:
+        output = f"{folder}/{name}.o"
+        files = ["-MMD", "-MF", f"{output}.d", "-c", source, "-o", output]
         # The version, so that another nvcc at the same place compiles anew.
-        flags = [*CUDA_COMMON, *nvcc.gencode(), *mode_flags(mode), nvcc.define()]
-        steps.append(
-            Step("compile", [CUDA_SOURCE], output, [*nvcc.command, *flags, "-Icsrc", *files])
-        )
+        all_flags = [*CUDA_COMMON, *nvcc.gencode(oldest), *flags, nvcc.define(), "-Icsrc"]
+        steps.append(Step("compile", [source], output, [*nvcc.command, *all_flags, *files]))
+
+    for family, (_, oldest) in reversed(CUDA_FAMILIES.items()):  # what takes longest first
+        for mode in CUDA_MODES:
+            add(CUDA_SOURCE, f"{family}.{mode}", oldest, kernel_flags(mode, family))
+    add(CUDA_MEASURE, "cuda_measure", 0, [])
     steps.append(compile_step(compiler, "csrc/cuda/launch.cpp", f"{folder}/cuda_launch.o", []))
     return steps
 

@@ -22,9 +22,12 @@ def steps(compiler: package.Compiler, folder: str, flags: list[str]) -> list[pac
     """The kernels and the machine that they run on."""
     found = []
     for mode in package.CUDA_MODES:
-        output, of_mode = f"{folder}/single_block.{mode}.o", [*flags, *package.mode_flags(mode)]
-        found.append(package.compile_step(compiler, package.CUDA_SOURCE, output, of_mode))
-    for source in ("csrc/cuda/plan.cpp", "csrc/cuda/launch.cpp", "csrc/emulation/machine.cpp"):
+        for family in package.CUDA_FAMILIES:
+            output = f"{folder}/{family}.{mode}.o"
+            of_kernel = [*flags, *package.kernel_flags(mode, family)]
+            found.append(package.compile_step(compiler, package.CUDA_SOURCE, output, of_kernel))
+    sources = "cuda/measure.cu", "cuda/plan.cpp", "cuda/launch.cpp", "emulation/machine.cpp"
+    for source in (f"csrc/{source}" for source in sources):
         output = f"{folder}/{Path(source).stem}.o"
         found.append(package.compile_step(compiler, source, output, flags))
     return found

@@ -47,19 +47,25 @@ inline void bind_plan(pybind11::module_& module) {
       .def_readonly("shared", &Plan::shared)
       .def_readonly("cycles", &Plan::cycles)
       .def_readonly("step", &Plan::step)
+      .def_property_readonly("cluster", [](const Plan& plan) { return plan.configuration.blocks; })
+      .def_property_readonly("staged",
+                             [](const Plan& plan) { return plan.configuration.staged > 0; })
       .def_property_readonly("units", [](const Plan& plan) { return plan.configuration.units; })
       .def("__str__", &text);
 
   module.def(
       "cuda_plan",
       [](const std::string& mode, int units, int groups, int rows, bool norm,
-         const std::string& name, int capability, int multiprocessors, int shared_memory) {
+         const std::string& name, int capability, int multiprocessors, int shared_memory,
+         const std::array<int, 4>& clusters, int blocks, int columns) {
         return plan({units, groups, rows, mode_named(mode), norm},
-                    {name, capability, multiprocessors, shared_memory});
+                    {name, capability, multiprocessors, shared_memory, clusters},
+                    {blocks, columns});
       },
       py::arg("mode"), py::arg("units"), py::arg("groups"), py::arg("rows"), py::arg("norm"),
       py::arg("device"), py::arg("capability"), py::arg("multiprocessors"),
-      py::arg("shared_memory"));
+      py::arg("shared_memory"), py::arg("clusters"), py::arg("wanted_blocks"),
+      py::arg("wanted_columns"));
 }
 
 inline void bind_kernels(pybind11::module_& module) {
@@ -68,6 +74,14 @@ inline void bind_kernels(pybind11::module_& module) {
   const py::call_guard<py::gil_scoped_release> no_gil;
   module.def("cuda_unusable", &unusable, no_gil, py::arg("device"));
   module.def("cuda_kernels", &kernels);
+  module.def(
+      "cuda_clusters",
+      [](const std::string& mode, int device) {
+        std::array<int, 4> found;
+        for (int i = 0; i < 4; ++i) found[i] = clusters(mode_named(mode), device, kClusterSizes[i]);
+        return found;
+      },
+      no_gil, py::arg("mode"), py::arg("device"));
 
   module.def(
       "cuda_forward",
@@ -77,7 +91,8 @@ inline void bind_kernels(pybind11::module_& module) {
          int heads, int groups, bool paired, int64_t p_t, int64_t p_b, int64_t y_t, int64_t y_b,
          float norm_eps, int device, Address stream) {
         Forward problem;
-        problem.shape = {steps, batch, size, heads, groups, paired};
+        problem.shape = {steps,  batch, size, heads, groups, plan.columns, 1.0f / static_cast<float>(size),
+                         paired};
         problem.nonlinearity = function_named(nonlinearity);
         problem.norm_eps = norm_eps;
         problem.p = at(p);
@@ -112,7 +127,8 @@ inline void bind_kernels(pybind11::module_& module) {
          int64_t dp_t, int64_t dp_b, int window, float limit, bool anew, int device,
          Address stream) {
         Backward problem;
-        problem.shape = {steps, batch, size, heads, groups, paired};
+        problem.shape = {steps,  batch, size, heads, groups, plan.columns, 1.0f / static_cast<float>(size),
+                         paired};
         problem.nonlinearity = function_named(nonlinearity);
         problem.window = window;
         problem.limit = limit;
@@ -155,7 +171,7 @@ inline void bind_kernels(pybind11::module_& module) {
          int64_t g_b, int64_t y_t, int64_t y_b, int64_t dp_t, int64_t dp_b, int window, float limit,
          int device, Address stream) {
         Measured problem;
-        problem.shape = {steps, batch, size, heads, groups, false};
+        problem.shape = {steps, batch, size, heads, groups, 0, 0, false};
         problem.nonlinearity = function_named(nonlinearity);
         problem.window = window;
         problem.limit = limit;

@@ -133,8 +133,11 @@ struct Words<float> {
 // ------------------------------------------------------------------------------ modes
 //
 // A mode has: Stored; kDepth, units that one product goes over; kWeights and kFactors, the
-// registers of its two sides; kChains, sums that do not wait for one another; kTileWords, 32-bit
-// words of a tile of the state in shared memory, from which write() makes what read() returns.
+// registers of its two sides; kSums, the sums that it goes into; kTileWords, 32-bit
+// words of a tile of the state in shared memory. write() calls put(place, words), words side by side
+// from a place in the tile on, as often as kWrites says; what all lanes have put there read()
+// returns. column() is that of a lane's words, of the first where there are two; lanes(), how many
+// have one that is among the first rows.
 
 template <class Type>
 struct Half {
@@ -142,13 +145,13 @@ struct Half {
   static constexpr int kDepth = 16;
   static constexpr int kWeights = 4;
   static constexpr int kFactors = 2;
-  static constexpr int kChains = 2;
+  static constexpr int kSums = 1;
   static constexpr int kTileWords = 64;  // [lane][2]
 
   // Of 16 rows of W (of its transpose) from w on, of which so many rows and columns are there.
   template <bool kTransposed>
   RT_DEVICE static void weights(std::uint32_t* a, const Type* w, std::int64_t stride, int rows,
-                                int columns, int lane, bool paired) {
+                                int columns, int lane, bool paired, int) {
     w += lane / 4 * stride + lane % 4 * 2;
     rows -= lane / 4;
     columns -= lane % 4 * 2;
@@ -161,46 +164,37 @@ struct Half {
   }
 
   // The words of a tile are factors already.
-  RT_DEVICE static void write(std::uint32_t* state, int tile, int lane,
-                              const std::uint32_t* words) {
-    std::uint32_t* to = state + tile * kTileWords + lane * 2;
-    to[0] = words[0];
-    to[1] = words[1];
+  static constexpr int kWrites = 1;
+  template <class Put>
+  RT_DEVICE static void write(int lane, const std::uint32_t (&words)[2], Put put) {
+    put(lane * 2, words);
+  }
+  RT_DEVICE static int column(int lane) { return lane / 4; }
+  RT_DEVICE static int lanes(int rows) { return 4 * rows; }
+
+  RT_DEVICE static void read(const std::uint32_t* state, int step, int lane,
+                             std::uint32_t (&b)[kFactors]) {
+    rt::read(state + step * kTileWords + lane * 2, b);
   }
 
-  RT_DEVICE static void read(const std::uint32_t* state, int step, int lane, std::uint32_t* b) {
-    const std::uint32_t* from = state + step * kTileWords + lane * 2;
-    b[0] = from[0];
-    b[1] = from[1];
-  }
-
-  RT_DEVICE static void multiply(float (&sums)[kChains][4], int step, const std::uint32_t* a,
+  RT_DEVICE static void multiply(float (&sums)[kSums][4], const std::uint32_t* a,
                                  const std::uint32_t* b) {
-    rt::multiply(Type{}, sums[step % 2], a, b);
+    rt::multiply(Type{}, sums[0], a, b);
   }
 
-  RT_DEVICE static float total(const float (&sums)[kChains][4], int v) {
-    return sums[0][v] + sums[1][v];
-  }
+  RT_DEVICE static float total(const float (&sums)[kSums][4], int v) { return sums[0][v]; }
 };
 
-// A matrix of float32 (transposed: in memory it is), or 0 outside of it: from row g, column 2 q on.
+// A matrix of float32 (transposed: in memory it is), or 0 outside of it.
 template <bool kTransposed>
 struct Matrix {
   const float* w;
-  std::int64_t down, across;
-  int rows, columns;
-
-  RT_DEVICE Matrix(const float* w, std::int64_t stride, int rows, int columns, int lane)
-      : down(kTransposed ? 1 : stride), across(kTransposed ? stride : 1) {
-    const int row = lane / 4, column = lane % 4 * 2;
-    this->w = w + row * down + column * across;
-    this->rows = (kTransposed ? columns : rows) - row;
-    this->columns = (kTransposed ? rows : columns) - column;
-  }
+  std::int64_t stride;
+  int rows, columns;  // in memory
 
   RT_DEVICE float operator()(int row, int column) const {
-    return row < rows && column < columns ? w[row * down + column * across] : 0.0f;
+    const int r = kTransposed ? column : row, c = kTransposed ? row : column;
+    return r < rows && c < columns ? w[r * stride + c] : 0.0f;
   }
 };
 
@@ -209,44 +203,51 @@ struct Tf32 {
   static constexpr int kDepth = 8;
   static constexpr int kWeights = 4;
   static constexpr int kFactors = 2;
-  static constexpr int kChains = 2;
-  static constexpr int kTileWords = 128;  // two of [column, see place()][unit]
+  static constexpr int kSums = 1;
+  static constexpr int kTileWords = 128;  // [lane][value]
 
-  // In which order a product goes over its units is free: a lane has units 2 q and 2 q + 1, which
-  // stand side by side in shared memory.
-  template <bool kTransposed>
-  RT_DEVICE static void weights(std::uint32_t* a, const float* w, std::int64_t stride, int rows,
-                                int columns, int lane, bool) {
-    const Matrix<kTransposed> at(w, stride, rows, columns, lane);
-    RT_UNROLL for (int i = 0; i < 4; ++i) a[i] = rt::to_tf32(at(i % 2 * 8, i / 2));
+  // In which order a product goes over its units is free. This one lets a lane write its four words
+  // at once, and read two without meeting another in a bank of shared memory: of tile s / 2 factor j
+  // is unit 4 (s % 2) + 2 j + q % 2 + 8 (q / 2).
+  RT_DEVICE static int unit(int step, int j, int lane) {
+    return step % 2 * 4 + 2 * j + lane % 2 + lane % 4 / 2 * 8;
   }
 
-  // Where a column is: so that neither write() (even or odd columns at a time) nor read() (the
-  // first or the last four) meets one bank of shared memory twice.
-  RT_DEVICE static int place(int column) { return (column ^ column >> 2) * 8; }
-
-  RT_DEVICE static void write(std::uint32_t* state, int tile, int lane,
-                              const std::uint32_t* words) {
-    std::uint32_t* to = state + tile * kTileWords + lane / 4;
-    RT_UNROLL for (int v = 0; v < 4; ++v) {
-      to[v / 2 * 64 + place(lane % 4 * 2 + v % 2)] = rt::to_tf32(rt::float_of(words[v]));
+  // Of step `step`, whose tile begins at w.
+  template <bool kTransposed>
+  RT_DEVICE static void weights(std::uint32_t* a, const float* w, std::int64_t stride, int rows,
+                                int columns, int lane, bool, int step) {
+    const Matrix<kTransposed> at{w, stride, rows, columns};
+    RT_UNROLL for (int i = 0; i < 4; ++i) {
+      a[i] = rt::to_tf32(at(lane / 4 + i % 2 * 8, unit(step, i / 2, lane)));
     }
   }
 
-  RT_DEVICE static void read(const std::uint32_t* state, int step, int lane, std::uint32_t* b) {
-    const std::uint32_t* from = state + step * 64 + place(lane / 4) + lane % 4 * 2;
-    b[0] = from[0];
-    b[1] = from[1];
+  static constexpr int kWrites = 1;
+  template <class Put>
+  RT_DEVICE static void write(int lane, const std::uint32_t (&words)[4], Put put) {
+    std::uint32_t rounded[4];
+    RT_UNROLL for (int v = 0; v < 4; ++v) rounded[v] = rt::to_tf32(rt::float_of(words[v]));
+    put(lane * 4, rounded);
+  }
+  RT_DEVICE static int column(int lane) { return lane % 4 * 2; }
+  RT_DEVICE static int lanes(int rows) { return (rows + 1) / 2 * 8; }
+
+  RT_DEVICE static void read(const std::uint32_t* state, int step, int lane,
+                             std::uint32_t (&b)[kFactors]) {
+    // The lane that wrote unit u, column c is 4 (u % 8) + c / 2, its value 2 (u / 8) + c % 2.
+    const int column = lane / 4;
+    const int first = (lane % 2 * 4 + column / 2) * 4 + lane % 4 / 2 * 2 + column % 2;
+    const std::uint32_t* from = state + step / 2 * kTileWords + first;
+    RT_UNROLL for (int j = 0; j < 2; ++j) b[j] = from[(step % 2 * 4 + 2 * j) * 16];
   }
 
-  RT_DEVICE static void multiply(float (&sums)[kChains][4], int step, const std::uint32_t* a,
+  RT_DEVICE static void multiply(float (&sums)[kSums][4], const std::uint32_t* a,
                                  const std::uint32_t* b) {
-    rt::multiply_tf32(sums[step % 2], a, b);
+    rt::multiply_tf32(sums[0], a, b);
   }
 
-  RT_DEVICE static float total(const float (&sums)[kChains][4], int v) {
-    return sums[0][v] + sums[1][v];
-  }
+  RT_DEVICE static float total(const float (&sums)[kSums][4], int v) { return sums[0][v]; }
 };
 
 // x = x0 + x1 + x2 of bfloat16, each what the ones before have left; of the nine products the three
@@ -257,7 +258,7 @@ struct Exact {
   static constexpr int kParts = 3;
   static constexpr int kWeights = 4 * kParts;
   static constexpr int kFactors = 2 * kParts;
-  static constexpr int kChains = 4;               // two of the largest products, two of the rest
+  static constexpr int kSums = 2;                 // of the largest products, of the rest
   static constexpr int kTileWords = 64 * kParts;  // [part][lane][2]
 
   RT_DEVICE static void split(float first, float second, std::uint32_t (&pairs)[kParts]) {
@@ -275,53 +276,59 @@ struct Exact {
 
   template <bool kTransposed>
   RT_DEVICE static void weights(std::uint32_t* a, const float* w, std::int64_t stride, int rows,
-                                int columns, int lane, bool) {
-    const Matrix<kTransposed> at(w, stride, rows, columns, lane);
+                                int columns, int lane, bool, int) {
+    const Matrix<kTransposed> at{w, stride, rows, columns};
     RT_UNROLL for (int i = 0; i < 4; ++i) {
-      const int r = i % 2 * 8, c = i / 2 * 8;
+      const int r = lane / 4 + i % 2 * 8, c = lane % 4 * 2 + i / 2 * 8;
       std::uint32_t pairs[kParts];
       split(at(r, c), at(r, c + 1), pairs);
       RT_UNROLL for (int part = 0; part < kParts; ++part) a[part * 4 + i] = pairs[part];
     }
   }
 
-  RT_DEVICE static void write(std::uint32_t* state, int tile, int lane,
-                              const std::uint32_t* words) {
+  static constexpr int kWrites = kParts;
+  template <class Put>
+  RT_DEVICE static void write(int lane, const std::uint32_t (&words)[4], Put put) {
+    std::uint32_t pairs[2][kParts];
     RT_UNROLL for (int j = 0; j < 2; ++j) {
-      std::uint32_t pairs[kParts];
-      split(rt::float_of(words[2 * j]), rt::float_of(words[2 * j + 1]), pairs);
-      RT_UNROLL for (int part = 0; part < kParts; ++part) {
-        state[tile * kTileWords + part * 64 + lane * 2 + j] = rt::transpose(pairs[part]);
-      }
+      split(rt::float_of(words[2 * j]), rt::float_of(words[2 * j + 1]), pairs[j]);
     }
-  }
-
-  RT_DEVICE static void read(const std::uint32_t* state, int step, int lane, std::uint32_t* b) {
     RT_UNROLL for (int part = 0; part < kParts; ++part) {
-      const std::uint32_t* from = state + step * kTileWords + part * 64 + lane * 2;
-      b[part * 2] = from[0];
-      b[part * 2 + 1] = from[1];
+      std::uint32_t two[2];
+      RT_UNROLL for (int j = 0; j < 2; ++j) two[j] = rt::transpose(pairs[j][part]);
+      put(part * 64 + lane * 2, two);
+    }
+  }
+  RT_DEVICE static int column(int lane) { return lane / 4; }
+  RT_DEVICE static int lanes(int rows) { return 4 * rows; }
+
+  RT_DEVICE static void read(const std::uint32_t* state, int step, int lane,
+                             std::uint32_t (&b)[kFactors]) {
+    RT_UNROLL for (int part = 0; part < kParts; ++part) {
+      std::uint32_t two[2];
+      rt::read(state + step * kTileWords + part * 64 + lane * 2, two);
+      b[part * 2] = two[0];
+      b[part * 2 + 1] = two[1];
     }
   }
 
-  RT_DEVICE static void multiply(float (&sums)[kChains][4], int step, const std::uint32_t* a,
+  RT_DEVICE static void multiply(float (&sums)[kSums][4], const std::uint32_t* a,
                                  const std::uint32_t* b) {
     // Added to the sum here, rounded to nearest: a tensor core cuts off what its sum has no room
     // for, always toward zero, and a recurrence gathers that up.
     float largest[4] = {};
     rt::multiply(BFloat16{}, largest, a, b);
-    RT_UNROLL for (int v = 0; v < 4; ++v) sums[step % 2][v] += largest[v];
+    RT_UNROLL for (int v = 0; v < 4; ++v) sums[0][v] += largest[v];
     RT_UNROLL for (int order = 2; order > 0; --order) {  // small ones first
       RT_UNROLL for (int part = 0; part <= order; ++part) {
-        rt::multiply(BFloat16{}, sums[2 + step % 2], a + part * 4, b + (order - part) * 2);
+        rt::multiply(BFloat16{}, sums[1], a + part * 4, b + (order - part) * 2);
       }
     }
   }
 
   // Of an inf the largest product is right, and the others, with what is left of it, are not.
-  RT_DEVICE static float total(const float (&sums)[kChains][4], int v) {
-    const float rest = sums[2][v] + sums[3][v];
-    return sums[0][v] + sums[1][v] + (rt::is_finite(rest) ? rest : 0.0f);
+  RT_DEVICE static float total(const float (&sums)[kSums][4], int v) {
+    return sums[0][v] + (rt::is_finite(sums[1][v]) ? sums[1][v] : 0.0f);
   }
 };
 

@@ -17,25 +17,34 @@ struct Stream {
   std::uintptr_t handle = 0;
 };
 
-// Defined by single_block.cu, compiled once for each mode.
-#define RNNFAST_DECLARE_MODE(mode)                                         \
-  namespace mode {                                                         \
-  void single_block_forward(const Plan&, const Forward&, const Stream&);   \
-  void single_block_backward(const Plan&, const Backward&, const Stream&); \
-  void measure(const Measured&, const Stream&);                            \
-  std::string unusable(int device);                                        \
+// Defined by kernels.cu, compiled once for each mode and family.
+#define RNNFAST_DECLARE(family)                                 \
+  namespace family {                                            \
+  void forward(const Plan&, const Forward&, const Stream&);     \
+  void backward(const Plan&, const Backward&, const Stream&);   \
+  int clusters(int device, int blocks);                         \
+  }
+#define RNNFAST_DECLARE_MODE(mode) \
+  namespace mode {                 \
+  RNNFAST_DECLARE(single_block)    \
+  RNNFAST_DECLARE(cluster)         \
   }
 RNNFAST_DECLARE_MODE(bfloat16)
 RNNFAST_DECLARE_MODE(float16)
 RNNFAST_DECLARE_MODE(tf32)
 RNNFAST_DECLARE_MODE(exact)
 #undef RNNFAST_DECLARE_MODE
+#undef RNNFAST_DECLARE
 
 void forward(Mode mode, const Plan& plan, const Forward& problem, const Stream& stream);
 void backward(Mode mode, const Plan& plan, const Backward& problem, const Stream& stream);
 
 // The record of a backward pass that has left c.
 void measure(Mode mode, const Measured& problem, const Stream& stream);
+
+// How many clusters of so many blocks a device has room for at once; 0 where it has none, or the
+// build none for it.
+int clusters(Mode mode, int device, int blocks);
 
 // Why no kernel of this build runs on a device (its code, the driver); "" where they do.
 std::string unusable(int device);

@@ -133,7 +133,7 @@ RT_DEVICE Row row_of(const Measured& a, int t, int d, int b, int lane) {
 // Block x is step x of direction y.
 template <class Stored>
 RT_KERNEL(32 * kMeasureWarps)
-measure(Measured a) {
+measure_kernel(Measured a) {
   const int lane = rt::thread() % 32, warp = rt::thread() / 32;
   const int t = rt::block_x(), d = rt::block_y();
   double* step = a.record + (std::int64_t{d} * a.shape.steps + t) *

@@ -1,8 +1,9 @@
 // Sums over the units of a group, one for each row of the batch: for layer norm, for clipping, for
-// the record. In a warp by shuffles over the eight lanes that share two columns; over the warps
-// through shared memory, added by every thread in the same order, so that all have the same bits.
+// the record. In a warp by shuffles over the eight lanes that share two columns; over the warps and
+// blocks by an exchange, added by all of them in the same order, so that all have the same bits.
 #pragma once
 
+#include "exchange.cuh"
 #include "fragments.cuh"
 #include "place.cuh"
 #include "rt.cuh"
@@ -16,107 +17,95 @@ constexpr float kLargeScale = 0x1p-80f;
 constexpr float kLeastSum = 0x1p-80f;  // that is right as it is
 constexpr float kMostSum = 0x1p100f;
 
-// The sum of one of the lane's two columns over the units of the warp.
-template <class T>
-RT_DEVICE T over_lanes(T value) {
-  RT_UNROLL for (int lanes = 4; lanes < 32; lanes *= 2) value += rt::shuffle_xor(value, lanes);
-  return value;
+// Sums of the lane's two columns over the units of the warp; all of them at once, since a shuffle
+// takes as long as several.
+template <int kNumber>
+RT_DEVICE void over_lanes(float (&sums)[kNumber][2]) {
+  RT_UNROLL for (int lanes = 4; lanes < 32; lanes *= 2) {
+    RT_UNROLL for (int n = 0; n < kNumber; ++n) {
+      RT_UNROLL for (int e = 0; e < 2; ++e) sums[n][e] += rt::shuffle_xor(sums[n][e], lanes);
+    }
+  }
 }
 
-// kNumber sums of every warp and column in shared memory.
-template <int kWarps, int kNumber>
-struct Sums {
-  static constexpr int kBytes = kWarps * kNumber * kColumns * 4;
-
-  // Adds over all warps. The block's one barrier is between writing and reading; another one, of
-  // the step, has to lie between this call and the next.
-  RT_DEVICE static void add(float (&sums)[kNumber][2], float* shared, int warp, int lane) {
-    write(sums, shared, warp, lane);
-    rt::sync_block();
-    RT_UNROLL for (int i = 0; i < kNumber; ++i) sums[i][0] = sums[i][1] = 0.0f;
-    RT_UNROLL_2 for (int w = 0; w < kWarps; ++w) {
-      RT_UNROLL for (int i = 0; i < kNumber; ++i) {
-        RT_UNROLL for (int e = 0; e < 2; ++e) sums[i][e] += read(shared, w, i, lane, e);
-      }
+// Adds over all owners, in step i.
+template <class K, int kNumber>
+RT_DEVICE void add_up(float (&sums)[kNumber][2], int i, const Place<K>& place) {
+  exchange_sums<K>(i, place, sums);
+  RT_UNROLL for (int n = 0; n < kNumber; ++n) sums[n][0] = sums[n][1] = 0.0f;
+  for_entries<K, kNumber>(place.lane, [&](int entry) {
+    float of_entry[kNumber][2];
+    read_sums<K>(entry, place.lane, of_entry);
+    RT_UNROLL for (int n = 0; n < kNumber; ++n) {
+      RT_UNROLL for (int e = 0; e < 2; ++e) sums[n][e] += of_entry[n][e];
     }
-  }
-
-  RT_DEVICE static void write(const float (&sums)[kNumber][2], float* shared, int warp, int lane) {
-    if (lane >= 4) return;  // all eight lanes have the same
-    RT_UNROLL for (int i = 0; i < kNumber; ++i) {
-      RT_UNROLL for (int e = 0; e < 2; ++e) {
-        shared[(warp * kNumber + i) * kColumns + lane * 2 + e] = sums[i][e];
-      }
-    }
-  }
-
-  RT_DEVICE static float read(const float* shared, int warp, int i, int lane, int e) {
-    return shared[(warp * kNumber + i) * kColumns + lane % 4 * 2 + e];
-  }
-};
+  });
+  if constexpr (kLanesShare<K>) over_lanes(sums);
+}
 
 // ------------------------------------------------------------------------------ layer norm
 
-// mean and 1 / sqrt(var + eps) of each column. Moments of the warps come together as Chan et al.
+// mean and 1 / sqrt(var + eps) of each column. Moments of the owners come together as Chan et al.
 // (1979) have it: no sum of squares but around a mean.
 template <class K>
-RT_DEVICE void moments(const float (&a)[K::kTiles][4], const Place<K>& place, float eps,
-                       float* shared, float (&mean)[2], float (&rstd)[2]) {
-  constexpr int kEach = kTileUnits * K::kTiles;
-  using Two = Sums<K::kWarps, 2>;
-  const auto units_of_warp = [&](int warp) {
-    const int units = place.size - warp * kEach;
-    return static_cast<float>(units < 0 ? 0 : units > kEach ? kEach : units);
+RT_DEVICE void moments(const float (&a)[K::kOwned][4], int i, const Place<K>& place,
+                       const Shape& shape, float eps, float (&mean)[2], float (&rstd)[2]) {
+  constexpr float kUnits = K::kOwnUnits;
+  // How many of an entry's units there are, in parts of all.
+  const float entries = static_cast<float>(rt::anew(shape.size)) / kUnits;
+  const auto part_of = [&](int entry) {
+    return rt::saturate(entries - static_cast<float>(entry));
   };
-  const float units = units_of_warp(place.warp), each = units > 0.0f ? 1.0f / units : 0.0f;
+  const float units = kUnits * part_of(place.entry), each = units > 0.0f ? 1.0f / units : 0.0f;
+  float sum[1][2] = {}, squares[1][2] = {};
+  RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
+    RT_UNROLL for (int v = 0; v < 4; ++v) sum[0][v % 2] += a[m][v];  // padding is 0
+  }
+  over_lanes(sum);
   float mine[2][2];
-  RT_UNROLL for (int e = 0; e < 2; ++e) {
-    float sum = 0.0f, squares = 0.0f;
-    RT_UNROLL for (int m = 0; m < K::kTiles; ++m) sum += a[m][e] + a[m][2 + e];  // padding is 0
-    mine[0][e] = over_lanes(sum) * each;
-    RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
-      RT_UNROLL for (int v = e; v < 4; v += 2) {
-        const float apart = place.inside(m, v) ? a[m][v] - mine[0][e] : 0.0f;
-        squares += apart * apart;
-      }
+  RT_UNROLL for (int e = 0; e < 2; ++e) mine[0][e] = sum[0][e] * each;
+  RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
+    RT_UNROLL for (int v = 0; v < 4; ++v) {
+      const float apart = place.inside(m, v) ? a[m][v] - mine[0][v % 2] : 0.0f;
+      squares[0][v % 2] += apart * apart;
     }
-    mine[1][e] = over_lanes(squares);
   }
-  Two::write(mine, shared, place.warp, place.lane);
-  rt::sync_block();
-  const float of_one = 1.0f / static_cast<float>(place.size);
-  RT_UNROLL for (int e = 0; e < 2; ++e) {
-    float sum = 0.0f, squares = 0.0f;
-    RT_UNROLL for (int w = 0; w < K::kWarps; ++w) {
-      sum += units_of_warp(w) * Two::read(shared, w, 0, place.lane, e);
+  over_lanes(squares);
+  RT_UNROLL for (int e = 0; e < 2; ++e) mine[1][e] = squares[0][e];
+  exchange_sums<K>(i, place, mine);
+  sum[0][0] = sum[0][1] = squares[0][0] = squares[0][1] = 0.0f;
+  float of_entry[2][2];
+  for_entries<K, 2>(place.lane, [&](int entry) {
+    read_sums<K>(entry, place.lane, of_entry);
+    RT_UNROLL for (int e = 0; e < 2; ++e) sum[0][e] += part_of(entry) * of_entry[0][e];
+  });
+  if constexpr (kLanesShare<K>) over_lanes(sum);
+  RT_UNROLL for (int e = 0; e < 2; ++e) mean[e] = sum[0][e] * (kUnits * shape.each);
+  for_entries<K, 2>(place.lane, [&](int entry) {
+    read_sums<K>(entry, place.lane, of_entry);
+    RT_UNROLL for (int e = 0; e < 2; ++e) {
+      const float apart = of_entry[0][e] - mean[e];
+      squares[0][e] += of_entry[1][e] + kUnits * part_of(entry) * apart * apart;
     }
-    mean[e] = sum * of_one;
-    RT_UNROLL for (int w = 0; w < K::kWarps; ++w) {
-      const float apart = Two::read(shared, w, 0, place.lane, e) - mean[e];
-      squares += Two::read(shared, w, 1, place.lane, e) + units_of_warp(w) * apart * apart;
-    }
-    rstd[e] = rt::divide(1.0f, rt::square_root(squares * of_one + eps));
-  }
+  });
+  if constexpr (kLanesShare<K>) over_lanes(squares);
+  RT_UNROLL for (int e = 0; e < 2; ++e) rstd[e] = rt::inverse_root(squares[0][e] * shape.each + eps);
 }
 
 // ------------------------------------------------------------------------------ Blue's sums
 
 template <int kTiles>
 RT_DEVICE void blue_sums(const float (&x)[kTiles][4], float (&sums)[3][2]) {
-  RT_UNROLL for (int e = 0; e < 2; ++e) {
-    float small = 0.0f, usual = 0.0f, large = 0.0f;
-    RT_UNROLL for (int m = 0; m < kTiles; ++m) {
-      RT_UNROLL for (int v = e; v < 4; v += 2) {
-        const float up = x[m][v] * kSmallScale, down = x[m][v] * kLargeScale;
-        small += up * up;
-        usual += x[m][v] * x[m][v];
-        large += down * down;
-      }
+  RT_UNROLL for (int n = 0; n < 3; ++n) sums[n][0] = sums[n][1] = 0.0f;
+  RT_UNROLL for (int m = 0; m < kTiles; ++m) {
+    RT_UNROLL for (int v = 0; v < 4; ++v) {
+      const float up = x[m][v] * kSmallScale, down = x[m][v] * kLargeScale;
+      sums[0][v % 2] += up * up;
+      sums[1][v % 2] += x[m][v] * x[m][v];
+      sums[2][v % 2] += down * down;
     }
-    sums[0][e] = over_lanes(small);
-    sums[1][e] = over_lanes(usual);
-    sums[2][e] = over_lanes(large);
   }
+  over_lanes(sums);
 }
 
 // The sum that is right, and what its values were multiplied by. inf takes the last one, a NaN

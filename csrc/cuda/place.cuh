@@ -1,5 +1,5 @@
 // Where a thread stands, and what of the tensors in memory is its own. K is a configuration of a
-// kernel: SingleBlock in single_block.cuh.
+// kernel: Kernel in kernel.cuh.
 #pragma once
 
 #include "fragments.cuh"
@@ -15,11 +15,16 @@ struct Place {
   static constexpr int kColumnsOfLane = W::kColumnsOfLane;
 
   int lane, warp, group, direction, head;
-  int size;  // S
+  int band, part;  // which tiles of the block the warp multiplies, and with which part of the state
+  int size;        // S
   bool paired;
-  int first_unit;  // of the warp
+  int block_unit;  // first of the block
+  int band_unit;   // of the band
+  int first_unit;  // of those that the warp owns
+  int entry;       // of its sums
   int unit;        // of value 0 of tile 0; value v of tile m is units_on(v) further
   int word_unit;   // of word 0 of tile 0
+  int slice;       // of the batch
   int row;         // of the batch, of column 0
   int rows;        // how many columns are rows of the batch
 
@@ -31,12 +36,22 @@ struct Place {
     head = group % shape.heads;
     size = shape.size;
     paired = shape.paired;
-    first_unit = warp * kTileUnits * K::kTiles;
+    band = warp % K::kBands;
+    part = warp / K::kBands;
+    const int rank = K::kBlocks > 1 ? rt::cluster_rank() : 0;
+    block_unit = rank * K::kBlockUnits;
+    band_unit = block_unit + band * K::kTiles * kTileUnits;
+    first_unit = band_unit + part * K::kOwnUnits;
+    entry = first_unit / K::kOwnUnits;
     unit = first_unit + lane / 4;
     word_unit = first_unit + W::unit(lane);
-    row = rt::block_x() * kColumns;
-    rows = shape.batch - row < kColumns ? shape.batch - row : kColumns;
+    slice = rt::block_x() / K::kBlocks;
+    row = slice * shape.columns;
+    rows = shape.batch - row < shape.columns ? shape.batch - row : shape.columns;
   }
+
+  // Whether the warp has tiles of its own: only what all warps take part in is for the others.
+  RT_DEVICE bool owner() const { return K::kAllOwn || warp < K::kOwners; }
 
   RT_DEVICE bool inside(int tile, int v) const { return padded_unit(tile, v) < size; }
 
@@ -45,6 +60,7 @@ struct Place {
 
   // In the padded group.
   RT_DEVICE int padded_unit(int tile, int v) const { return unit + tile * kTileUnits + v / 2 * 8; }
+  RT_DEVICE int unit_of_block(int tile, int v) const { return padded_unit(tile, v) - block_unit; }
 
   // How many units of a word are inside, in a row of the batch that is.
   RT_DEVICE int units_of(int tile, int word) const {
@@ -56,38 +72,36 @@ struct Place {
 template <class K, class Pointer>
 struct Track {
   using W = typename Place<K>::W;
-  Pointer* own;  // at a step, in the lane's first column, at its first unit; null: absent
+  Pointer* base;        // null: absent
+  std::int64_t offset;  // of the lane's first column, its first unit, at a step
   std::int64_t stride_t, stride_b;
 
   RT_DEVICE Track(Pointer* base, const Strides& strides, const Place<K>& place, int t)
-      : own(base), stride_t(strides.t), stride_b(strides.b) {
-    if (base != nullptr) {
-      own += t * strides.t + (place.row + W::column(place.lane, 0)) * strides.b +
+      : base(base), stride_t(strides.t), stride_b(strides.b) {
+    offset = t * strides.t + (place.row + W::column(place.lane, 0)) * strides.b +
              std::int64_t{place.group} * place.size + place.word_unit;
-    }
   }
 
-  RT_DEVICE void go(int steps) {
-    if (own != nullptr) own += steps * stride_t;
-  }
+  // To the next step in time, or to the one before.
+  RT_DEVICE void go(bool back) { offset += back ? -stride_t : stride_t; }
 
-  // own is in the column of word 0 already: W::column(0, word) is how many columns further.
+  // offset is in the column of word 0 already: W::column(0, word) is how many columns further.
   RT_DEVICE Pointer* at(int tile, int word) const {
-    return own + W::column(0, word) * stride_b + tile * kTileUnits + W::units_on(word);
+    return base + (offset + W::column(0, word) * stride_b + tile * kTileUnits + W::units_on(word));
   }
 };
 
 template <class K>
-using TileWords = std::uint32_t[K::kTiles][Words<typename K::Stored>::kCount];
+using TileWords = std::uint32_t[K::kOwned][Words<typename K::Stored>::kCount];
 
 // The words of a step, or zeros where there is none; zeros outside of the group and of the batch.
 template <class K>
 RT_DEVICE void fetch(const Track<K, const typename K::Stored>& track, bool there,
                      const Place<K>& place, TileWords<K>& words) {
   using W = Words<typename K::Stored>;
-  there = there && track.own != nullptr;
+  there = there && track.base != nullptr;
   W::paired_or_not(place.paired, [&](auto paired) {
-    RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
+    RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
       RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
         const bool inside = there && W::column(place.lane, j) < place.rows;
         const int units = inside ? place.units_of(m, j) : 0;
@@ -102,7 +116,7 @@ RT_DEVICE void put(const Track<K, typename K::Stored>& track, const Place<K>& pl
                    const TileWords<K>& words) {
   using W = Words<typename K::Stored>;
   W::paired_or_not(place.paired, [&](auto paired) {
-    RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
+    RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
       RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
         const bool inside = W::column(place.lane, j) < place.rows;
         const int units = inside ? place.units_of(m, j) : 0;
@@ -112,21 +126,23 @@ RT_DEVICE void put(const Track<K, typename K::Stored>& track, const Place<K>& pl
   });
 }
 
-// A state [D, B, heads * S]: one step of its direction.
+// A state [D, B, heads * S], of which a loop over time needs little: one step of its direction.
 template <class K, class Pointer>
-RT_DEVICE Track<K, Pointer> state_track(Pointer* base, const Shape& shape, const Place<K>& place) {
+RT_DEVICE Track<K, Pointer> state_track(Pointer* base, const Shape& shape, Place<K> place) {
+  place.row = rt::anew(place.row);
   const std::int64_t width = std::int64_t{shape.heads} * shape.size;
   // Its columns are those of a head: a group's, less those of the directions before.
   return {base, {(shape.batch - 1) * width, width}, place, place.direction};
 }
 
-// A parameter [G * S] of the group into shared memory [K::kUnits], with zeros behind it: to be read
+// A parameter [G * S] of the block's units into shared memory, with zeros behind it: to be read
 // behind a barrier, at the units of the values. In registers it would take what W needs.
 template <class K>
 RT_DEVICE void stage(const float* base, const Place<K>& place, float* shared) {
-  for (int unit = rt::thread(); unit < K::kUnits; unit += K::kThreads) {
+  for (int i = rt::thread(); i < K::kBlockUnits; i += K::kThreads) {
+    const int unit = place.block_unit + i;
     const bool there = base != nullptr && unit < place.size;
-    shared[unit] = there ? base[std::int64_t{place.group} * place.size + unit] : 0.0f;
+    shared[i] = there ? base[std::int64_t{place.group} * place.size + unit] : 0.0f;
   }
 }
 

@@ -2,80 +2,125 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <span>
+#include <iterator>
 
 namespace rnnfast::cuda {
 namespace {
 
 constexpr int kOldest = 80;
+constexpr int kOldestWithClusters = 90;
 constexpr int kMostGroups = 65535;  // blocks of a grid in y
 constexpr double kMegahertz = 1700;
-
-std::span<const Configuration> configurations(Mode mode) {
-  if (mode == Mode::kTf32 || mode == Mode::kExact) return kSingleConfigurations;
-  return kHalfConfigurations;
-}
+constexpr double kFlight = 230;   // cycles of a store into another block, and of waking up for it
+constexpr double kIngress = 20;   // bytes a cycle that come into a block, until it is measured
 
 // A product takes 6.26 cycles of one of four tensor cores, shared memory gives 128 bytes a cycle;
 // the rest of a step, latencies above all, is fitted to the model of the machine code (tests/sass).
-double cycles_of(const Size& size, const Configuration& c) {
-  const double tiles = c.units / 16.0;
-  const double tensor = tiles * c.units / depth(size.mode) * products(size.mode) * 6.26 / 4;
-  const double read = c.warps() * tiles * tile_words(size.mode) * 4 / 128;
+double cycles_of(const Size& size, const Configuration& c, int columns) {
+  const double tiles = c.units / 16.0, of_block = tiles / c.blocks;
+  const double state = tiles * tile_words(size.mode) * 4;  // bytes
+  const double tensor = of_block * c.units / depth(size.mode) * products(size.mode) * 6.26 / 4;
+  const double read = (c.bands() * state + staged_bytes(size.mode, c)) / 128;
   const double rest = size.mode == Mode::kExact ? 790 : size.mode == Mode::kTf32 ? 670 : 520;
-  return rest + 1.3 * std::max(tensor, read) + (size.norm ? 560 + 65 * c.warps() : 0);
+  double cycles = rest + 1.3 * std::max(tensor, read) + 2.0 * partial_bytes(c) / 128;
+  if (c.blocks == 1) return cycles + (size.norm ? 560 + 65 * c.warps() : 0);
+  if (size.norm) cycles += 560 + kFlight;
+  return cycles + kFlight + state * columns / 8 / kIngress;
+}
+
+bool fits(const Size& size, const Configuration& c, const Device& device) {
+  return size.units <= c.units && backward_bytes(size.mode, c) <= device.shared_memory;
+}
+
+// How many of a configuration's blocks, or clusters, are there at once.
+int at_once(const Configuration& c, const Device& device) {
+  if (c.blocks == 1) return device.multiprocessors;
+  const auto size = std::find(std::begin(kClusterSizes), std::end(kClusterSizes), c.blocks);
+  const bool has = device.capability >= kOldestWithClusters;
+  return has ? device.clusters[size - std::begin(kClusterSizes)] : 0;
+}
+
+std::string most_units(const Size& size, const Device& device) {
+  int most = 0;
+  for (Family family : {Family::kSingleBlock, Family::kCluster}) {
+    for (const Configuration& c : configurations(size.mode, family)) {
+      if (at_once(c, device) > 0 && backward_bytes(size.mode, c) <= device.shared_memory) {
+        most = std::max(most, c.units);
+      }
+    }
+  }
+  return std::to_string(most);
 }
 
 }  // namespace
 
-Plan plan(const Size& size, const Device& device) {
-  Plan found;
-  const auto all = configurations(size.mode);
+std::span<const Configuration> configurations(Mode mode, Family family) {
+  const bool block = family == Family::kSingleBlock;
+  if (mode == Mode::kTf32 || mode == Mode::kExact) {
+    if (block) return kSingleBlocks;
+    if (mode == Mode::kTf32) return kTf32Clusters;
+    return kExactClusters;
+  }
+  if (block) return kHalfBlocks;
+  return kHalfClusters;
+}
+
+Plan plan(const Size& size, const Device& device, const Wanted& wanted) {
+  Plan best;
   if (device.capability < kOldest) {
-    found.refused = "it needs compute capability 8.0, and " + device.name + " has " +
-                    std::to_string(device.capability / 10) + "." +
-                    std::to_string(device.capability % 10);
-    return found;
-  }
-  const auto fits = [&](const Configuration& c) { return size.units <= c.units; };
-  const auto chosen = std::find_if(all.begin(), all.end(), fits);
-  if (chosen == all.end()) {
-    found.refused = std::to_string(size.units) + " units a head are more than the " +
-                    std::to_string(all.back().units) + " that one block has room for";
-    return found;
-  }
-  found.configuration = *chosen;
-  found.shared = backward_bytes(size.mode, *chosen);
-  if (found.shared > device.shared_memory) {
-    found.refused = "a block needs " + std::to_string(found.shared) +
-                    " bytes of shared memory, and " + device.name + " has " +
-                    std::to_string(device.shared_memory);
-    return found;
+    best.refused = "it needs compute capability 8.0, and " + device.name + " has " +
+                   std::to_string(device.capability / 10) + "." +
+                   std::to_string(device.capability % 10);
+    return best;
   }
   if (size.groups > kMostGroups) {
-    found.refused = std::to_string(size.groups) + " heads and directions are more than the " +
-                    std::to_string(kMostGroups) + " of one launch";
-    return found;
+    best.refused = std::to_string(size.groups) + " heads and directions are more than the " +
+                   std::to_string(kMostGroups) + " of one launch";
+    return best;
   }
-  found.slices = (size.rows + found.columns - 1) / found.columns;
-  found.blocks = found.slices * size.groups;
-  found.threads = 32 * chosen->warps();
-  found.weight_registers = weight_registers(size.mode, *chosen);
-  found.cycles = cycles_of(size, *chosen);
-  const int turns = (found.blocks + device.multiprocessors - 1) / device.multiprocessors;
-  found.step = std::max(turns, 1) * found.cycles / kMegahertz;
-  return found;
+  for (Family family : {Family::kSingleBlock, Family::kCluster}) {
+    for (const Configuration& c : configurations(size.mode, family)) {
+      const int most = at_once(c, device);
+      if (most == 0 || !fits(size, c, device)) continue;
+      if (wanted.blocks > 0 && wanted.blocks != c.blocks) continue;
+      for (int columns = 8; columns > 0; --columns) {
+        if (wanted.columns > 0 && wanted.columns != columns) continue;
+        const int slices = (size.rows + columns - 1) / columns;
+        const int turns = std::max((slices * size.groups + most - 1) / most, 1);
+        const double cycles = cycles_of(size, c, columns), step = turns * cycles / kMegahertz;
+        if (best.blocks > 0 && step >= best.step) continue;
+        best.configuration = c;
+        best.columns = columns;
+        best.slices = slices;
+        best.blocks = std::max(slices, 1) * size.groups * c.blocks;
+        best.cycles = cycles;
+        best.step = step;
+      }
+    }
+  }
+  if (best.blocks == 0) {
+    best.refused = std::to_string(size.units) + " units a head are more than the " +
+                   most_units(size, device) + " that " + device.name + " has room for";
+    if (wanted.blocks > 0) best.refused += ", with " + std::to_string(wanted.blocks) + " blocks";
+    return best;
+  }
+  best.threads = 32 * best.configuration.warps();
+  best.weight_registers = weight_registers(size.mode, best.configuration);
+  best.shared = backward_bytes(size.mode, best.configuration);
+  return best;
 }
 
 std::string text(const Plan& plan) {
   if (!plan.refused.empty()) return plan.refused;
-  char words[256];
-  std::snprintf(
-      words, sizeof words,
-      "single block: %d units by %d rows a block, %d blocks of %d threads, weights in %d "
-      "registers of each, %.1f KiB of shared memory, %.2f us a step of forward (estimated)",
-      plan.configuration.units, plan.columns, plan.blocks, plan.threads, plan.weight_registers,
-      plan.shared / 1024.0, plan.step);
+  const Configuration& c = plan.configuration;
+  char words[320];
+  std::snprintf(words, sizeof words,
+                "%s: %d units by %d rows, %d blocks of %d threads, weights in %d registers of each"
+                "%s, %.1f KiB of shared memory, %.2f us a step of forward (estimated)",
+                c.blocks == 1 ? "single block"
+                              : ("clusters of " + std::to_string(c.blocks)).c_str(),
+                c.units, plan.columns, plan.blocks, plan.threads, plan.weight_registers,
+                c.staged ? " and in shared memory" : "", plan.shared / 1024.0, plan.step);
   return words;
 }
 

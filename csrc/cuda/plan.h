@@ -2,17 +2,23 @@
 // need no GPU. Times are estimates from published latencies until a GPU has said otherwise.
 #pragma once
 
+#include <array>
+#include <span>
 #include <string>
 
 namespace rnnfast::cuda {
 
 enum class Mode { kBFloat16, kFloat16, kTf32, kExact };  // fragments.cuh
 
+// Blocks of a cluster; more than 8 only where a device lets them.
+constexpr int kClusterSizes[] = {2, 4, 8, 16};
+
 struct Device {
   std::string name;
   int capability = 0;  // 10 major + minor
   int multiprocessors = 0;
-  int shared_memory = 0;  // bytes a block may have
+  int shared_memory = 0;          // bytes a block may have
+  std::array<int, 4> clusters{};  // how many of each size can be there at once
 };
 
 struct Size {
@@ -23,27 +29,91 @@ struct Size {
   bool norm = false;
 };
 
-// What a single block is compiled for.
-struct Configuration {
-  int units;  // of a group, padded
-  int tiles;  // of 16 units, of a warp
-
-  constexpr int warps() const { return units / (16 * tiles); }
+// What is not left to the plan; 0 is.
+struct Wanted {
+  int blocks = 0;  // of a cluster, or 1
+  int columns = 0;
 };
 
-// The first that has room for a group serves it. More tiles a warp: fewer warps that read the
-// state, and weights that are no longer in the registers of so many threads.
-constexpr Configuration kHalfConfigurations[] = {{32, 1}, {64, 1}, {128, 1}, {256, 2}};
-constexpr Configuration kSingleConfigurations[] = {{32, 1}, {64, 1}, {128, 1}};
+// What a kernel is compiled for, as Kernel has it (kernel.cuh).
+struct Configuration {
+  int units;  // of a group, padded
+  int tiles;  // of 16 units, that a warp multiplies
+  int blocks = 1;
+  int parts = 1;   // of the state, a warp for each
+  int staged = 0;  // steps of a product with weights in shared memory
 
-template <Mode kMode>
+  constexpr int bands() const { return units / (16 * tiles * blocks); }
+  constexpr int warps() const { return bands() * parts; }
+  constexpr int owned() const { return (tiles + parts - 1) / parts; }  // tiles
+  constexpr int owners() const { return bands() * tiles / owned(); }   // warps
+};
+
+// More tiles a warp: fewer warps that read the state, and weights that are no longer in the
+// registers of so many threads. More parts: fewer weights a thread, and sums to be added up.
+constexpr Configuration kHalfBlocks[] = {{32, 1}, {64, 1}, {128, 1}, {256, 2, 1, 1, 1}};
+constexpr Configuration kSingleBlocks[] = {{32, 1}, {64, 1}, {128, 1}};
+constexpr Configuration kHalfClusters[] = {
+    {512, 2, 4, 2},
+    {512, 2, 8, 4},
+    {512, 2, 16, 4},
+    {768, 3, 8, 4, 3},
+    {768, 3, 16, 8},
+    {1024, 2, 8, 2, 18},
+    {1024, 2, 16, 4, 2},
+    {1280, 5, 16, 8, 5},
+#ifdef RNNFAST_EMULATION  // where large ones take long
+    {64, 2, 2, 2},
+    {64, 1, 4},
+    {128, 1, 8},
+    {256, 1, 16},
+#endif
+};
+constexpr Configuration kTf32Clusters[] = {
+    {256, 2, 4, 4},
+    {512, 2, 8, 4, 1},
+    {512, 2, 16, 8},
+    {768, 3, 16, 8, 2},
+    {1024, 4, 16, 8, 8},
+#ifdef RNNFAST_EMULATION
+    {64, 2, 2, 2, 1},
+    {64, 1, 4},
+    {128, 1, 8},
+#endif
+};
+constexpr Configuration kExactClusters[] = {
+    {256, 2, 4, 4},
+    {512, 2, 8, 4, 5},
+    {512, 2, 16, 8},
+    {768, 3, 16, 8, 3},
+#ifdef RNNFAST_EMULATION
+    {64, 2, 2, 2, 1},
+    {64, 1, 4},
+    {128, 1, 8},
+#endif
+};
+
+enum class Family { kSingleBlock, kCluster };
+
+template <Mode kMode, Family kFamily>
 constexpr const auto& configurations_of() {
-  if constexpr (kMode == Mode::kTf32 || kMode == Mode::kExact) {
-    return kSingleConfigurations;
+  constexpr bool kHalf = kMode == Mode::kBFloat16 || kMode == Mode::kFloat16;
+  if constexpr (kFamily == Family::kSingleBlock) {
+    if constexpr (kHalf) {
+      return kHalfBlocks;
+    } else {
+      return kSingleBlocks;
+    }
+  } else if constexpr (kHalf) {
+    return kHalfClusters;
+  } else if constexpr (kMode == Mode::kTf32) {
+    return kTf32Clusters;
   } else {
-    return kHalfConfigurations;
+    return kExactClusters;
   }
 }
+
+std::span<const Configuration> configurations(Mode mode, Family family);
 
 // Of a tile of the state in shared memory, in words; of a product, instructions and units deep.
 constexpr int tile_words(Mode mode) {
@@ -51,24 +121,36 @@ constexpr int tile_words(Mode mode) {
 }
 constexpr int products(Mode mode) { return mode == Mode::kExact ? 6 : 1; }
 constexpr int depth(Mode mode) { return mode == Mode::kTf32 ? 8 : 16; }
+constexpr int steps_of_product(Mode mode, const Configuration& c) {
+  return c.units / depth(mode) / c.parts;
+}
+constexpr int weight_words(Mode mode) { return mode == Mode::kExact ? 12 : 4; }
 constexpr int weight_registers(Mode mode, const Configuration& c) {
-  return c.tiles * c.units / depth(mode) * (mode == Mode::kExact ? 12 : 4);
+  return c.tiles * (steps_of_product(mode, c) - c.staged) * weight_words(mode);
+}
+constexpr int staged_bytes(Mode mode, const Configuration& c) {
+  return c.warps() * c.staged * c.tiles * 32 * weight_words(mode) * 4;
+}
+constexpr int partial_bytes(const Configuration& c) {
+  return c.parts > 1 ? c.warps() * c.tiles * 32 * 4 * 4 : 0;
 }
 
-// Bytes of shared memory of a block, as SingleBlock has them.
+// Bytes of shared memory of a block, as Kernel has them.
 constexpr int forward_bytes(Mode mode, const Configuration& c) {
-  return 2 * c.units / 16 * tile_words(mode) * 4 + 2 * c.units * 4 + c.warps() * 2 * 8 * 4;
+  const int barriers = c.blocks > 1 ? 32 : 0, sums = c.blocks * c.owners() * 8 * 2 * 4;
+  return 2 * c.units / 16 * tile_words(mode) * 4 + staged_bytes(mode, c) + partial_bytes(c) +
+         2 * c.units / c.blocks * 4 + sums + barriers;
 }
 constexpr int backward_bytes(Mode mode, const Configuration& c) {
-  const int kept = c.units * 8 * 4;
-  return forward_bytes(mode, c) + c.warps() * 3 * 8 * 4 + kept;
+  const int kept = 2 * c.owned() * 4 * 32 * c.owners() * 4, sums = c.blocks * c.owners() * 8 * 3 * 4;
+  return forward_bytes(mode, c) + sums + kept;
 }
 
 struct Plan {
   std::string refused;  // why there is none; the rest says nothing then
   Configuration configuration = {};
-  int columns = 8;  // rows of the batch of a block
-  int slices = 0;   // of the batch: blocks of a group
+  int columns = 8;  // rows of the batch of a block, or of a cluster
+  int slices = 0;   // of the batch: blocks, or clusters, of a group
   int blocks = 0;
   int threads = 0;
   int weight_registers = 0;  // of a thread
@@ -77,7 +159,7 @@ struct Plan {
   double step = 0;           // microseconds of it, all blocks having had theirs
 };
 
-Plan plan(const Size& size, const Device& device);
+Plan plan(const Size& size, const Device& device, const Wanted& wanted = {});
 std::string text(const Plan& plan);
 
 }  // namespace rnnfast::cuda

@@ -23,6 +23,8 @@ struct Shape {
   int size = 0;         // S: units of a group
   int heads = 1;        // group = direction * heads + head
   int groups = 1;       // G
+  int columns = 8;      // rows of the batch that a block, or a cluster, takes: 1 to 8
+  float each = 1;       // 1 / S
   bool paired = false;  // rows of 16-bit values begin at addresses that are multiples of 4 bytes
 };
 

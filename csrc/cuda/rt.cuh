@@ -109,17 +109,30 @@ RT_DEVICE void mbarrier_wait(std::uint64_t* barrier, int parity) {
                        "r"(parity) : "memory");)
 }
 
-// 4 bytes into a block of the cluster, some time; the mbarrier there counts them when they have
-// come.
-RT_DEVICE void send(std::uint32_t address, std::uint32_t value, std::uint32_t barrier) {
+// 4, 8 or 16 bytes into a block of the cluster, some time; the mbarrier there counts them when they
+// have come.
+RT_DEVICE void send(std::uint32_t address, const std::uint32_t (&w)[1], std::uint32_t barrier) {
   RT_SM90(asm volatile(
               "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
                   address),
-              "r"(value), "r"(barrier) : "memory");)
+              "r"(w[0]), "r"(barrier) : "memory");)
+}
+RT_DEVICE void send(std::uint32_t address, const std::uint32_t (&w)[2], std::uint32_t barrier) {
+  RT_SM90(asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 "
+                       "[%0], {%1, %2}, [%3];" ::"r"(address),
+                       "r"(w[0]), "r"(w[1]), "r"(barrier) : "memory");)
+}
+RT_DEVICE void send(std::uint32_t address, const std::uint32_t (&w)[4], std::uint32_t barrier) {
+  RT_SM90(asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
+                       "[%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+                       "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(barrier) : "memory");)
 }
 
 // ------------------------------------------------------------------------------ in a warp
 // All 32 lanes call these together: volatile, so that no compiler moves one behind a branch.
+
+// What any lane has written or read before, it has before any goes on.
+RT_DEVICE void sync_warp() { __syncwarp(); }
 
 template <class T>
 RT_DEVICE T shuffle_xor(T value, int lanes) {
@@ -195,15 +208,85 @@ RT_DEVICE std::uint32_t to_tf32(float value) {
   return out;
 }
 
-RT_DEVICE float exp(float x) { return __expf(x); }
-RT_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
-RT_DEVICE float quick_divide(float a, float b) { return __fdividef(a, b); }
-RT_DEVICE float square_root(float x) { return __fsqrt_rn(x); }
+// These two volatile, so that they stay in the order in which they stand: several under way at once.
+// Within 2 ulp and the rounding of x log2(e); 0 where the result would be subnormal.
+RT_DEVICE float exp(float x) {
+  float out;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x * 1.4426950408889634f));
+  return out;
+}
+// 1 / x within 1 ulp.
+RT_DEVICE float reciprocal(float x) {
+  float out;
+  asm volatile("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+// Within a relative 2^-11.
+RT_DEVICE float rough_tanh(float x) {
+  float out;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+// x <= most ? a : b, of two values that are both computed: what a compiler makes of a choice is
+// often one after the other, each behind a predicate, of which there are few.
+RT_DEVICE float at_most(float x, float most, float a, float b) {
+  float out;
+  asm("{\n.reg .pred small;\n"
+      "setp.le.f32 small, %1, %2;\n"
+      "selp.f32 %0, %3, %4, small;\n}"
+      : "=f"(out)
+      : "f"(x), "f"(most), "f"(a), "f"(b));
+  return out;
+}
+RT_DEVICE float saturate(float x) { return __saturatef(x); }  // to 0 and 1
+// x, of which the compiler no longer knows that it is the same elsewhere: what is made of it it makes
+// again, and keeps in no register until then.
+RT_DEVICE float anew(float x) {
+  asm volatile("" : "+f"(x));
+  return x;
+}
+RT_DEVICE int anew(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+RT_DEVICE float with_sign(float x, float of) { return copysignf(x, of); }
+// These within 2 ulp, also where a and x are subnormal or inf: without a branch.
+RT_DEVICE float divide(float a, float b) {
+  float out;
+  asm("div.full.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+RT_DEVICE float square_root(float x) {
+  float out;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+RT_DEVICE float inverse_root(float x) {
+  float out;
+  asm("rsqrt.approx.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
 RT_DEVICE bool is_finite(float x) { return fabsf(x) < __builtin_inff(); }
 RT_DEVICE float magnitude(float x) { return fabsf(x); }
 RT_DEVICE float larger(float a, float b) {
   return fmaxf(a, b);
 }  // of a number and a NaN the number
+
+// Words of shared memory, side by side from a multiple of their bytes on.
+RT_DEVICE void store(void* to, const std::uint32_t (&w)[2]) {
+  *static_cast<uint2*>(to) = {w[0], w[1]};
+}
+RT_DEVICE void store(void* to, const std::uint32_t (&w)[4]) {
+  *static_cast<uint4*>(to) = {w[0], w[1], w[2], w[3]};
+}
+RT_DEVICE void read(const void* from, std::uint32_t (&w)[2]) {
+  const uint2 words = *static_cast<const uint2*>(from);
+  w[0] = words.x, w[1] = words.y;
+}
+RT_DEVICE void read(const void* from, std::uint32_t (&w)[4]) {
+  const uint4 words = *static_cast<const uint4*>(from);
+  w[0] = words.x, w[1] = words.y, w[2] = words.z, w[3] = words.w;
+}
 
 // What no thread of this launch writes.
 template <class T>

@@ -18,21 +18,27 @@ struct Grid {
   int x, y;
   int threads;
   std::size_t shared;
+  int cluster;  // blocks, along x
 };
 
 #ifdef RNNFAST_EMULATION
 
-template <class Arguments>
-void start(void (*kernel)(Arguments), const Arguments& arguments, const Grid& grid, const Stream&,
-           const std::string& what) {
+template <auto kKernel, class Arguments>
+void start(const Arguments& arguments, const Grid& grid, const Stream&, const std::string& what) {
   try {
-    emulation::launch({grid.x, grid.y, grid.threads, 1, grid.shared}, [&] { kernel(arguments); });
+    emulation::launch({grid.x, grid.y, grid.threads, grid.cluster, grid.shared},
+                      [&] { kKernel(arguments); });
   } catch (const std::runtime_error& error) {
     throw std::runtime_error(what + ": " + error.what());
   }
 }
 
 inline std::string why_not(const void*, int) { return ""; }
+
+template <class Arguments>
+int most_clusters(void (*)(Arguments), const Grid&, int) {
+  return 1;
+}
 
 #else
 
@@ -59,23 +65,57 @@ class OnDevice {
   bool moved_ = false;
 };
 
-// Loads a kernel's code: at its first launch it could be in the capture of a graph, which forbids
-// that unless it is told otherwise.
-inline void load(const void* kernel, const std::string& what) {
+constexpr std::size_t kUsualShared = 48 << 10;  // bytes; for more a kernel has to be told
+constexpr int kUsualCluster = 8;                // blocks; likewise
+
+// Loads a kernel's code, and tells it what it may have: at its first launch it could be in the
+// capture of a graph, which forbids that unless it is told otherwise.
+inline void load(const void* kernel, const Grid& grid, const std::string& what) {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   check(cudaThreadExchangeStreamCaptureMode(&mode), what);
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess && grid.shared > kUsualShared) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(grid.shared));
+  }
+  if (error == cudaSuccess && grid.cluster > kUsualCluster) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
   cudaThreadExchangeStreamCaptureMode(&mode);
   check(error, what);
 }
+
+// A launch as the runtime has it. Not to be copied: it points into itself.
+class Configured {
+ public:
+  Configured(const Grid& grid, std::uintptr_t stream) {
+    config_.gridDim = dim3(grid.x, grid.y);
+    config_.blockDim = dim3(grid.threads);
+    config_.dynamicSmemBytes = grid.shared;
+    config_.stream = reinterpret_cast<cudaStream_t>(stream);
+    if (grid.cluster == 1) return;
+    attribute_.id = cudaLaunchAttributeClusterDimension;
+    attribute_.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+    config_.attrs = &attribute_;
+    config_.numAttrs = 1;
+  }
+  Configured(const Configured&) = delete;
+  Configured& operator=(const Configured&) = delete;
+
+  const cudaLaunchConfig_t* get() const { return &config_; }
+
+ private:
+  cudaLaunchConfig_t config_ = {};
+  cudaLaunchAttribute attribute_ = {};
+};
 
 // Why the device or its driver does not take the code of a kernel; "" where they do.
 inline std::string why_not(const void* kernel, int device) {
   const std::string what = "the CUDA kernels cannot run";
   try {
     const OnDevice on_device(device, what);
-    load(kernel, what);
+    load(kernel, {}, what);
   } catch (const std::runtime_error& error) {
     cudaGetLastError();  // it is told, and no error of the next launch
     return error.what();
@@ -83,20 +123,40 @@ inline std::string why_not(const void* kernel, int device) {
   return "";
 }
 
+// How many clusters like this one the device has room for at once; 0 where it takes none.
 template <class Arguments>
-void start(void (*kernel)(Arguments), const Arguments& arguments, const Grid& grid,
-           const Stream& stream, const std::string& what, std::atomic<std::uint64_t>& loaded) {
+int most_clusters(void (*kernel)(Arguments), const Grid& grid, int device) {
+  const std::string what = "clusters are asked for";
+  int most = 0;
+  try {
+    const OnDevice on_device(device, what);
+    load(reinterpret_cast<const void*>(kernel), grid, what);
+    const Configured launch(grid, 0);
+    check(cudaOccupancyMaxActiveClusters(&most, reinterpret_cast<const void*>(kernel),
+                                         launch.get()),
+          what);
+  } catch (const std::runtime_error&) {
+    cudaGetLastError();  // no error of the next launch
+    return 0;
+  }
+  return most;
+}
+
+template <auto kKernel, class Arguments>
+void start(const Arguments& arguments, const Grid& grid, const Stream& stream,
+           const std::string& what) {
+  static std::atomic<std::uint64_t> loaded{0};  // of this kernel
+  const void* kernel = reinterpret_cast<const void*>(kKernel);
   const OnDevice on_device(stream.device, what);
   const std::uint64_t bit = std::uint64_t{1} << (stream.device % 64);
   if ((loaded.load() & bit) == 0) {  // once for each device
-    load(reinterpret_cast<const void*>(kernel), what);
+    load(kernel, grid, what);
     loaded.fetch_or(bit);
   }
   void* pointer = const_cast<Arguments*>(&arguments);
+  const Configured launch(grid, stream.handle);
   // What this tells may be an error of work before it.
-  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid.x, grid.y), grid.threads,
-                         &pointer, grid.shared, reinterpret_cast<cudaStream_t>(stream.handle)),
-        what);
+  check(cudaLaunchKernelExC(launch.get(), kernel, &pointer), what);
 }
 
 #endif

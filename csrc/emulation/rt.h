@@ -54,12 +54,19 @@ inline void mbarrier_expect(std::uint64_t* barrier, int bytes) {
 inline void mbarrier_wait(std::uint64_t* barrier, int parity) {
   while (emulation::mbarrier_phase(barrier) == (parity != 0)) emulation::yield("an mbarrier");
 }
-inline void send(std::uint32_t address, std::uint32_t value, std::uint32_t barrier) {
-  emulation::send({address, value, barrier});
+template <int kWords>
+inline void send(std::uint32_t address, const std::uint32_t (&words)[kWords],
+                 std::uint32_t barrier) {
+  if (address % (4 * kWords)) emulation::fail("a store to no multiple of its bytes");
+  for (int i = 0; i < kWords; ++i) emulation::send({address + 4 * i, words[i], barrier});
 }
 
 // What the lanes of a warp do together; any two of them must not meet.
-enum Operation { kShuffle, kAny, kTranspose, kMultiply, kMultiplyTf32 };
+enum Operation { kShuffle, kAny, kSync, kTranspose, kMultiply, kMultiplyTf32 };
+
+inline void sync_warp() {
+  emulation::together(kSync, nullptr, 0, [](Slot*) {});
+}
 
 template <class T>
 inline T shuffle_xor(T value, int lanes) {
@@ -151,9 +158,20 @@ inline std::uint32_t to_tf32(float value) {
 }
 
 inline float exp(float x) { return std::exp(x); }
+inline float at_most(float x, float most, float a, float b) { return x <= most ? a : b; }
+inline float saturate(float x) { return std::fmin(std::fmax(x, 0.0f), 1.0f); }
+template <class T>
+inline T anew(T x) {
+  return x;
+}
+inline float with_sign(float x, float of) { return std::copysign(x, of); }
 inline float divide(float a, float b) { return a / b; }
-inline float quick_divide(float a, float b) { return a / b; }
+inline float rough_tanh(float x) {  // as far from it as the real one may be
+  return float_of(bits_of(std::tanh(x)) & 0xfffff000);
+}
+inline float reciprocal(float x) { return 1 / x; }
 inline float square_root(float x) { return std::sqrt(x); }
+inline float inverse_root(float x) { return 1 / std::sqrt(x); }
 inline bool is_finite(float x) { return std::isfinite(x); }
 inline float magnitude(float x) { return std::fabs(x); }
 inline float larger(float a, float b) { return std::fmax(a, b); }
@@ -252,6 +270,22 @@ inline void multiply_tf32(float (&d)[4], const std::uint32_t* a, const std::uint
 template <class T>
 inline T load(const T* address) {
   return *address;
+}
+
+template <int kWords>
+inline void store(void* to, const std::uint32_t (&words)[kWords]) {
+  if (reinterpret_cast<std::uintptr_t>(to) % sizeof words) {
+    emulation::fail("an access at no multiple of its bytes");
+  }
+  std::memcpy(to, words, sizeof words);
+}
+
+template <int kWords>
+inline void read(const void* from, std::uint32_t (&words)[kWords]) {
+  if (reinterpret_cast<std::uintptr_t>(from) % sizeof words) {
+    emulation::fail("an access at no multiple of its bytes");
+  }
+  std::memcpy(words, from, sizeof words);
 }
 
 }  // namespace rnnfast::cuda::rt

@@ -36,6 +36,9 @@ except ImportError:  # the cpu backend says why
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The file of tests/emulation.py: the kernels compute on CPU tensors then, slowly. For tests.
 EMULATION = os.environ.get("RNNFAST_EMULATION", "")
+# Plans that are not left to the estimate, for tests and benchmarks: blocks of a cluster (1: none),
+# and rows of the batch that it takes. 0: the plan's choice.
+WANTED = tuple(int(os.environ.get(f"RNNFAST_CUDA_{n}") or 0) for n in ("BLOCKS", "COLUMNS"))
 
 
 class Device(NamedTuple):
@@ -45,6 +48,7 @@ class Device(NamedTuple):
     capability: int  # 10 major + minor
     multiprocessors: int
     shared_memory: int  # bytes a block may have
+    clusters: tuple[int, int, int, int] = (0, 0, 0, 0)  # of 2, 4, 8, 16 blocks, at once
 
 
 def _load() -> ModuleType | None:
@@ -116,9 +120,9 @@ def _code_refused(index: int) -> str:
 def _estimated(kind: str, index: int | None, dtype: torch.dtype, *size) -> tuple[float, float]:
     units, groups, rows, norm = size
     precision = {"tf32": "tf32", "exact": "tf32x3"}.get(_mode(dtype), "half")
-    name, capability, *facts = _device(kind, index)
+    name, capability, *facts = _device(kind, index, _mode(dtype))
     theirs = torch_step(
-        Size(units, groups, rows, precision, norm), Facts(name, divmod(capability, 10), *facts)
+        Size(units, groups, rows, precision, norm), Facts(name, divmod(capability, 10), *facts[:2])
     )
     return _planned(kind, index, dtype, *size).step, theirs
 
@@ -133,12 +137,13 @@ def _planned(
     norm: bool,
 ):
     """How it is launched, or why not at all."""
-    return _plan(_mode(dtype), units, groups, rows, norm, _device(kind, index))
+    mode = _mode(dtype)
+    return _plan(mode, units, groups, rows, norm, _device(kind, index, mode))
 
 
 @functools.lru_cache
 def _plan(mode: str, units: int, groups: int, rows: int, norm: bool, device: Device):
-    return (KERNELS or EXTENSION).cuda_plan(mode, units, groups, rows, norm, *device)
+    return (KERNELS or EXTENSION).cuda_plan(mode, units, groups, rows, norm, *device, *WANTED)
 
 
 def _mode(dtype: torch.dtype) -> str:
@@ -147,20 +152,21 @@ def _mode(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _device(kind: str, index: int | None) -> Device:
+def _device(kind: str, index: int | None, mode: str) -> Device:
     if EMULATION:
-        return Device("the emulation", 90, 1, 227 << 10)
-    return _gpu(torch.cuda.current_device() if index is None else index)
+        return Device("the emulation", 90, 1, 227 << 10, (1, 1, 1, 1))
+    return _gpu(torch.cuda.current_device() if index is None else index, mode)
 
 
 @functools.cache
-def _gpu(index: int) -> Device:
+def _gpu(index: int, mode: str) -> Device:
     facts = torch.cuda.get_device_properties(index)
     return Device(
         facts.name,
         10 * facts.major + facts.minor,
         facts.multi_processor_count,
-        facts.shared_memory_per_block,
+        facts.shared_memory_per_block_optin,
+        tuple(KERNELS.cuda_clusters(mode, index)) if KERNELS else (0, 0, 0, 0),
     )
 
 
@@ -255,8 +261,9 @@ def backward(
 
 def _plan_of(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options):
     G = directions(w_hh) * options.heads
-    device = _device(x.device.type, x.device.index)
-    found = _plan(_mode(x.dtype), w_hh.shape[-1], G, x.shape[1], gamma is not None, device)
+    mode = _mode(x.dtype)
+    device = _device(x.device.type, x.device.index, mode)
+    found = _plan(mode, w_hh.shape[-1], G, x.shape[1], gamma is not None, device)
     if found.refused:
         raise RuntimeError(f"backend 'cuda' cannot serve: {found.refused}")
     return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +18,10 @@ import setup as package  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 BARRIER = 20  # cycles until all warps go on
+FLIGHT = 230  # until what was sent to another block is there, and its mbarrier has let a warp go on
 # Cycles until the result of what has no fixed latency is there: assumed, but for published ones.
 LATENCY = {"LDS": 30, "STS": 12, "MUFU": 22, "MOVM": 30, "SHFL": 24, "LDG": 16, "STG": 16}
+LATENCY |= {"STAS": 12, "SYNCS": 8}
 HMMA = 6.26  # cycles that one occupies a tensor core
 OTHERS = 8
 
@@ -39,6 +43,16 @@ class Instruction(NamedTuple):
         return self.name.partition(".")[0]
 
     @property
+    def waits_for_others(self) -> bool:
+        return self.name.startswith("SYNCS.PHASECHK")
+
+    @property
+    def offset(self) -> int:
+        """Of an address in shared memory, as far as it stands there."""
+        found = re.search(r"\+0x([0-9a-f]+)\]", self.text)
+        return int(found[1], 16) if found else 0
+
+    @property
     def target(self) -> int | None:
         found = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", self.text)
         return int(found[1], 16) if found else None
@@ -51,7 +65,7 @@ class Figures(NamedTuple):
     stack: int  # bytes
     spills: int  # instructions on local memory
     products: int  # HMMA in the loop
-    barriers: int  # in the loop
+    barriers: int  # in the loop, mbarriers too
     fences: int  # MEMBAR, ERRBAR, CCTL in the loop
     loads: int  # bytes that a thread reads from global memory in a step, at most
     instructions: int  # of a step without lengths, resets and rows at odd addresses
@@ -99,11 +113,11 @@ def cubin_of(object_file: Path, arch: str, folder: Path) -> Path:
     listed = run("cuobjdump", "-lelf", object_file)
     if f".{arch}.cubin" in listed:
         run("cuobjdump", "-xelf", f".{arch}.cubin", object_file, cwd=folder)
-        (made,) = folder.glob(f"*single_block*.{arch}.cubin")
+        (made,) = folder.glob(f"*kernels*.{arch}.cubin")
         made.rename(cubin)
     else:
         run("cuobjdump", "-xptx", "all", object_file, cwd=folder)
-        (ptx,) = folder.glob("*single_block*.ptx")
+        (ptx,) = folder.glob("*kernels*.ptx")
         command = [*nvcc().command, "-O3", f"-arch={arch}", "-cubin", ptx, "-o", cubin]
         subprocess.run(command, check=True)
         ptx.unlink()
@@ -119,89 +133,206 @@ def run(tool: str, *arguments: object, cwd: Path | None = None) -> str:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
 
 
-def readable(name: str) -> str:
-    """forward or backward, units, layer norm and, of backward, clipping."""
-    which = re.search(r"(forward|backward)_in_block", name)[1]
-    units, tiles = re.search(r"ELi(\d+)ELi(\d+)E", name).groups()
-    flags = re.findall(r"Lb([01])E", name)
-    words = [w for w, flag in zip(("norm", "clip"), flags) if flag == "1"]
-    return " ".join([which, f"{units} units", f"{tiles} tiles", *words])
+class Kernel(NamedTuple):
+    """The arguments of a kernel's template."""
+
+    which: str  # forward or backward
+    units: int
+    tiles: int
+    blocks: int
+    parts: int
+    staged: int
+    options: list[str]
+
+    @classmethod
+    def of(cls, name: str) -> Kernel:
+        which = re.search(r"(forward|backward)_kernel", name)[1]
+        numbers = re.search(r"E" + r"Li(\d+)E" * 5 + "E", name).groups()
+        flags = re.findall(r"Lb([01])", name)
+        words = [w for w, flag in zip(("norm", "clip"), flags) if flag == "1"]
+        return cls(which, *map(int, numbers), words)
+
+    def __str__(self) -> str:
+        return " ".join([self.which, f"{self.units} units", f"{self.blocks} blocks", *self.options])
+
+    @property
+    def bands(self) -> int:
+        return self.units // (16 * self.tiles * self.blocks)
+
+    @property
+    def warps(self) -> int:
+        return self.bands * self.parts
+
+    @property
+    def owners(self) -> int:
+        return self.bands * self.tiles // -(-self.tiles // self.parts)
 
 
 # ------------------------------------------------------------------------------------ the time loop
 
 
+def successors(code: list[Instruction]) -> list[list[int]]:
+    """By index. A call comes back; where threads meet again they go on behind it."""
+    at = {i.address: n for n, i in enumerate(code)}
+    found = []
+    for n, i in enumerate(code):
+        ways = [] if i.kind in ("EXIT", "RET") or i.target is not None else [n + 1]
+        if i.text.startswith("@"):
+            ways = [n + 1]
+        if i.target is not None and i.target in at:
+            ways.append(at[i.target])
+        found.append([w for w in ways if w < len(code)])
+    return found
+
+
+def walk(after: Callable[[int], list[int]]) -> tuple[list[int], list[tuple[int, int]]]:
+    """From 0 on: every node behind all that it leads to, and the edges that lead back to where the
+    walk was still on its way."""
+    order, back, seen, on_way = [], [], {0}, {0}
+    stack = [(0, iter(after(0)))]
+    while stack:
+        node, ways = stack[-1]
+        way = next(ways, None)
+        if way is None:
+            stack.pop()
+            on_way.discard(node)
+            order.append(node)
+        elif way in on_way:
+            back.append((node, way))
+        elif way not in seen:
+            seen.add(way)
+            on_way.add(way)
+            stack.append((way, iter(after(way))))
+    return order, back
+
+
 def time_loop(code: list[Instruction], kind: str = "HMMA") -> list[Instruction]:
-    """The longest loop that has such an instruction in it."""
-    loops = [
-        [i for i in code if end.target <= i.address <= end.address]
-        for end in code
-        if end.target is not None and end.target < end.address
+    """The longest loop that has such an instruction in it, its first instruction first."""
+    after = successors(code)
+    before: list[list[int]] = [[] for _ in code]
+    for n, ways in enumerate(after):
+        for way in ways:
+            before[way].append(n)
+    loops: dict[int, set[int]] = {}
+    for last, first in walk(after.__getitem__)[1]:
+        loop = loops.setdefault(first, {first})
+        todo = [last]
+        while todo:
+            n = todo.pop()
+            if n not in loop:
+                loop.add(n)
+                todo += before[n]
+    found = [
+        (len(loop), first, loop)
+        for first, loop in loops.items()
+        if any(code[n].kind == kind for n in loop)
     ]
-    loops = [loop for loop in loops if any(i.kind == kind for i in loop)]
-    assert loops, f"no loop with {kind} in it"
-    return max(loops, key=len)
+    assert found, f"no loop with {kind} in it"
+    _, first, loop = max(found)
+    return [code[first], *(code[n] for n in sorted(loop - {first}))]
 
 
-def usual_path(loop: list[Instruction]) -> list[Instruction]:
+def usual_path(loop: list[Instruction], can_clip: bool = False) -> list[Instruction]:
     """The instructions of a step: at each branch the shorter way that leaves out no product, no
-    barrier, nothing of f, no full-width access to memory."""
+    barrier, nothing of f, no full-width access to memory; but what a kernel does that can clip where
+    there is a limit."""
+    index = {i.address: n for n, i in enumerate(loop)}
+    in_order = sorted(loop, key=lambda i: i.address)
+    behind = {i.address: j.address for i, j in zip(in_order, in_order[1:])}
+    again = set()  # where a wait that was in vain is tried once more
+    for i, j in zip(in_order, in_order[1:]):
+        if i.waits_for_others and j.target is not None and j.target <= i.address:
+            again.add(i.address)
+    offsets = {i.offset for i in loop if i.waits_for_others and i.address not in again}
+    clips = max(offsets) if can_clip else None  # its mbarrier is the last
 
     def worth(i: Instruction) -> float:
         narrow = re.search(r"\.(U8|S8|U16|S16)\b", i.name)
-        if i.kind in ("HMMA", "BAR", "MUFU"):
+        if i.address in again or i.kind == "I2F":  # or a division of integers
+            return -5000
+        if i.name == "MUFU.TANH":  # for eight of what another f takes
+            return 3000
+        if i.waits_for_others and i.offset == clips:
+            return -5000
+        if i.kind in ("HMMA", "BAR", "MUFU") or i.waits_for_others:
             return 1000
+        if i.kind == "STAS":
+            return 100
         return 7 if i.kind in ("LDG", "STG") and not narrow else -1
 
-    at = {i.address: n for n, i in enumerate(loop)}
-    value, follow = [float("-inf")] * (len(loop) + 1), [0] * len(loop)
-    value[len(loop)] = 0
-    for n in reversed(range(len(loop))):
-        i, ways = loop[n], [n + 1]
-        if i.target is not None and i.target > i.address:
-            taken = at.get(i.target, len(loop))
-            ways = [taken] if not i.text.startswith("@") else [n + 1, taken]
-        follow[n] = max(ways, key=lambda w: value[w])
-        value[n] = value[follow[n]] + worth(i)
-    path, n = [], 0
-    while n < len(loop):
+    def ways(n: int) -> list[int]:
+        i = loop[n]
+        goes_on = i.target is None or i.text.startswith("@")
+        if i.name == "BRA.DIV":  # what lanes do that have parted, one by one
+            return [index[behind[i.address]]]
+        found = [behind.get(i.address) if goes_on else None, i.target]
+        return [index[w] for w in found if w in index]
+
+    value: dict[int, float] = {}  # of the way from here to the next turn
+    follow: dict[int, int] = {}
+    order, _ = walk(ways)
+    for n in order:
+        known = {way: 0.0 if way == 0 else value.get(way, -math.inf) for way in ways(n)}
+        follow[n] = max(known, key=known.__getitem__, default=0)
+        value[n] = worth(loop[n]) + known.get(follow[n], -math.inf)
+    path, n = [loop[0]], follow[0]
+    while n != 0:
         path.append(loop[n])
         n = follow[n]
     return path
 
 
-def cycles(path: list[Instruction], warps: int) -> int:
-    """Of one turn, by a model of four schedulers that issue in order, one instruction a cycle."""
+def shared_part(path: list[Instruction]) -> list[Instruction]:
+    """What warps do that own no tiles: from the wait for the state until their sums are written."""
+    products = [n for n, i in enumerate(path) if i.kind == "HMMA"]
+    first = max(n for n, i in enumerate(path[: products[0]]) if i.waits_for_others)
+    last = next(n for n, i in enumerate(path) if n > products[-1] and i.kind == "BAR")
+    return path[first : last + 1]
+
+
+def cycles(
+    path: list[Instruction], warps: int, owners: int, log: Callable = lambda *_: None
+) -> int:
+    """Of one turn, by a model of four schedulers that issue in order, one instruction a cycle.
+    log(cycle, warp, instruction) is told of each."""
+    paths = [path] * owners
+    if owners < warps:
+        paths += [shared_part(path)] * (warps - owners)
     at, ready = [0] * warps, [0.0] * warps
     boards = [[0.0] * 6 for _ in range(warps)]
     tensor, memory, now = [0.0] * 4, 0.0, 0
-    waiting: dict[int, int] = {}
+    waiting: dict[int, set[int]] = {}
     opened: dict[int, float] = {}
-    while any(n < len(path) for n in at):
+
+    def passes(w: int, i: Instruction) -> bool:
+        """All warps come to a barrier; an mbarrier waits for what the owners have sent."""
+        others = i.waits_for_others
+        if i.address not in opened:
+            there = waiting.setdefault(i.address, set())
+            there.add(w)
+            if len([v for v in there if v < owners or not others]) < (owners if others else warps):
+                return False
+            opened[i.address] = now + (FLIGHT if others else BARRIER)
+        return opened[i.address] <= now
+
+    while any(n < len(p) for n, p in zip(at, paths)):
         for scheduler in range(min(4, warps)):
             mine = range(scheduler, warps, 4)
             for turn in range(len(mine)):
                 w = mine[(turn + now) % len(mine)]
-                if at[w] >= len(path) or ready[w] > now:
+                if at[w] >= len(paths[w]) or ready[w] > now:
                     continue
-                i = path[at[w]]
+                i = paths[w][at[w]]
                 if any(i.waits >> b & 1 and boards[w][b] > now for b in range(6)):
                     continue
+                if i.kind == "HMMA" and tensor[scheduler] > now:
+                    continue
+                if (i.kind == "BAR" or i.waits_for_others) and not passes(w, i):
+                    continue
                 if i.kind == "HMMA":
-                    if tensor[scheduler] > now:
-                        continue
                     tensor[scheduler] = max(tensor[scheduler], now) + HMMA
-                if i.kind == "BAR":
-                    key = at[w]
-                    if key not in opened:
-                        waiting[key] = waiting.get(key, 0) | 1 << w
-                        if waiting[key] == (1 << warps) - 1:
-                            opened[key] = now + BARRIER
-                        continue
-                    if opened[key] > now:
-                        continue
                 done = now + LATENCY.get(i.kind, OTHERS)
-                if i.kind in ("LDS", "STS", "LDG", "STG"):  # 128 bytes a cycle
+                if i.kind in ("LDS", "STS", "LDG", "STG", "STAS"):  # 128 bytes a cycle
                     width = 4 if ".128" in i.name else 2 if ".64" in i.name else 1
                     memory = max(memory, now) + width
                     done = memory + LATENCY[i.kind]
@@ -209,6 +340,7 @@ def cycles(path: list[Instruction], warps: int) -> int:
                     boards[w][i.writes] = max(boards[w][i.writes], done)
                 if i.reads < 6:
                     boards[w][i.reads] = max(boards[w][i.reads], now + OTHERS)
+                log(now, w, i)
                 at[w] += 1
                 ready[w] = now + max(1, i.stall)
                 break
@@ -216,9 +348,9 @@ def cycles(path: list[Instruction], warps: int) -> int:
     return now
 
 
-def figures(code: list[Instruction], registers: int, stack: int, warps: int) -> Figures:
+def figures(code: list[Instruction], registers: int, stack: int, kernel: Kernel) -> Figures:
     loop = time_loop(code)
-    path = usual_path(loop)
+    path = usual_path(loop, kernel.blocks > 1 and "clip" in kernel.options)
     width = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
     loads = 0
     for i in loop:
@@ -230,27 +362,26 @@ def figures(code: list[Instruction], registers: int, stack: int, warps: int) -> 
         stack,
         sum(i.kind in ("LDL", "STL") for i in code),
         sum(i.kind == "HMMA" for i in loop),
-        sum(i.kind == "BAR" for i in path),
+        sum(i.kind == "BAR" or i.waits_for_others for i in path),
         sum(i.kind in ("MEMBAR", "ERRBAR", "CCTL") for i in loop),
         loads,
         len(path),
-        cycles(path, warps),
+        cycles(path, kernel.warps, kernel.owners),
     )
 
 
 def table(objects: Path, arch: str, folder: Path) -> dict[str, Figures]:
     """{mode and kernel: figures} of the extension whose objects are in a folder."""
     found = {}
-    for mode in package.CUDA_MODES:
-        of_mode = folder / mode
-        of_mode.mkdir(exist_ok=True)
-        file = objects.resolve() / f"single_block.{mode}.o"
-        used = usage(file, arch, of_mode)
-        for name, code in sorted(kernels(file, arch, of_mode).items()):
-            if "in_block" not in name:
-                continue  # the record's, which has no product
-            words = readable(name)
-            units, tiles = map(int, re.findall(r"\d+", words)[:2])
-            warps = units // (16 * tiles)
-            found[f"{arch} {mode} {words}"] = figures(code, *used[name], warps)
+    for family in package.CUDA_FAMILIES:
+        if family == "cluster" and arch == "sm_80":
+            continue
+        for mode in package.CUDA_MODES:
+            of_kind = folder / f"{family}.{mode}"
+            of_kind.mkdir(exist_ok=True)
+            file = objects.resolve() / f"{family}.{mode}.o"
+            used = usage(file, arch, of_kind)
+            for name, code in sorted(kernels(file, arch, of_kind).items()):
+                kernel = Kernel.of(name)
+                found[f"{arch} {mode} {kernel}"] = figures(code, *used[name], kernel)
     return found

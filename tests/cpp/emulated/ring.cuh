@@ -37,7 +37,7 @@ RT_KERNEL(256) turn(Arguments a) {
     const int i = t % 2;
     for (int other = 0; other < a.cluster; ++other) {
       const std::uint32_t to = rt::address_of(words + i * half + rank * a.threads + thread);
-      rt::send(rt::in_block(to, other), value, rt::in_block(rt::address_of(&full[i]), other));
+      rt::send(rt::in_block(to, other), {value}, rt::in_block(rt::address_of(&full[i]), other));
     }
 #ifndef RING_NO_WAIT
 #ifdef RING_PARITY

@@ -1,4 +1,4 @@
-// The CUDA kernels of one block on the host, against naive recurrences in double: every mix of
+// The CUDA kernels, of one block and of clusters, on the host, against naive recurrences in double: every mix of
 // options, odd sizes, parts of a slice, outputs that start as NaN, memory between the rows that
 // must stay as it was. With fibers in many orders of the threads; with threads under the
 // sanitizers.
@@ -24,7 +24,7 @@ namespace {
 int failures = 0;
 
 struct Sizes {
-  int T, B, S, D, heads;
+  int T, B, S, D, heads, columns;
   bool norm, lengths, reset, h_0, grad_h_n, measured;
   int window;
   float limit;
@@ -44,7 +44,7 @@ struct Test {
   int G = n.D * n.heads, width = G * n.S;
   int64_t step = (n.B + 1) * width;  // one row more than there is, which nobody may touch
   int64_t states = static_cast<int64_t>(n.D) * n.B * n.heads * n.S;
-  int slices = (n.B + cuda::kColumns - 1) / cuda::kColumns;
+  int slices = (n.B + n.columns - 1) / n.columns;
   Data p = Data::random(n.T * step, 1), w_hh = Data::random(int64_t{width} * n.S, 0.3);
   Data h_0 = Data::random(states, 1), grad_y = Data::random(n.T * step, 1);
   Data grad_h_n = Data::random(states, 1);
@@ -64,22 +64,22 @@ struct Test {
     if (std::fabs(found - wanted) <= rounding * (size + std::fabs(wanted))) return;
     if (++failures > 10) return;
     std::printf(
-        "%s T%d B%d S%d D%d heads%d norm%d lengths%d reset%d window%d limit%g f%d: "
+        "%s T%d B%d S%d D%d heads%d columns%d norm%d lengths%d reset%d window%d limit%g f%d: "
         "%s is %g, wanted %g\n",
-        name, n.T, n.B, n.S, n.D, n.heads, n.norm, n.lengths, n.reset, n.window, n.limit,
+        name, n.T, n.B, n.S, n.D, n.heads, n.columns, n.norm, n.lengths, n.reset, n.window, n.limit,
         static_cast<int>(n.f), what, found, wanted);
   }
 
   template <class Kernel>
   void launch(std::size_t shared, Kernel kernel) {
-    emulation::launch({slices, G, K::kThreads, 1, shared}, kernel);
+    emulation::launch({slices * K::kBlocks, G, K::kThreads, K::kBlocks, shared}, kernel);
   }
 
   void run() {
     for (int b = 0; b < n.B; ++b) lengths.push_back(n.lengths ? pick(n.T + 1) : n.T);
     for (int i = 0; i < n.T * n.B; ++i) reset.push_back(n.reset && pick(3) == 0);
     cuda::Forward f;
-    f.shape = {n.T, n.B, n.S, n.heads, G, n.S % 2 == 0};
+    f.shape = {n.T, n.B, n.S, n.heads, G, n.columns, 1.0f / n.S, n.S % 2 == 0};
     f.nonlinearity = n.f;
     f.norm_eps = 1e-3f;
     f.p = p.get();
@@ -95,9 +95,9 @@ struct Test {
     f.rstd = rstd.get();
     f.p_strides = f.y_strides = {step, width};
     if (n.norm) {
-      launch(K::kForwardBytes, [f] { cuda::forward_in_block<K, true>(f); });
+      launch(K::kForwardBytes, [f] { cuda::forward_kernel<K, true>(f); });
     } else {
-      launch(K::kForwardBytes, [f] { cuda::forward_in_block<K, false>(f); });
+      launch(K::kForwardBytes, [f] { cuda::forward_kernel<K, false>(f); });
     }
     cuda::Backward g;
     g.shape = f.shape;
@@ -123,10 +123,11 @@ struct Test {
     g.grad_y_strides = g.y_strides = g.ahat_strides = g.dp_strides = {step, width};
     const bool clips = n.limit > 0;
     launch(K::kBackwardBytes, [this, g, clips] {
-      if (n.norm && clips) return cuda::backward_in_block<K, true, true>(g);
-      if (n.norm) return cuda::backward_in_block<K, true, false>(g);
-      if (clips) return cuda::backward_in_block<K, false, true>(g);
-      cuda::backward_in_block<K, false, false>(g);
+      const bool can_clip = clips || K::kBlocks > 1;  // as they are launched
+      if (n.norm && can_clip) return cuda::backward_kernel<K, true, true>(g);
+      if (n.norm) return cuda::backward_kernel<K, true, false>(g);
+      if (can_clip) return cuda::backward_kernel<K, false, true>(g);
+      cuda::backward_kernel<K, false, false>(g);
     });
     if (n.measured) measure(g);
     judge();
@@ -150,7 +151,7 @@ struct Test {
     m.grad_y_strides = m.y_strides = m.dp_strides = g.y_strides;
     emulation::launch(
         {n.T, n.D, 32 * cuda::kMeasureWarps, 1, cuda::kMeasureWarps * sizeof(cuda::Row)},
-        [m] { cuda::measure<S>(m); });
+        [m] { cuda::measure_kernel<S>(m); });
   }
 
   void judge() {
@@ -281,6 +282,7 @@ void try_sizes(const char* name, int number) {
     const int S = pick(3) == 0 ? K::kUnits : 1 + static_cast<int>(pick(K::kUnits));
     const Sizes sizes = {static_cast<int>(pick(3) == 0 ? 1 : 2 + pick(6)),
                          1 + static_cast<int>(pick(11)), S, 1 + static_cast<int>(pick(2)), heads,
+                         maybe() ? 8 : 1 + static_cast<int>(pick(7)),
                          maybe(), maybe(), maybe(), maybe(), maybe(), maybe(),
                          static_cast<int>(pick(4)), maybe() ? 0.7f : 0.0f,
                          // Where operands are rounded, some state crosses ReLU's corner.
@@ -295,11 +297,26 @@ void try_sizes(const char* name, int number) {
 
 int main(int argc, char** argv) {
   const int number = argc > 1 ? std::atoi(argv[1]) : 6;
+  using BFloat16 = cuda::Half<cuda::BFloat16>;
   try {
-    try_sizes<cuda::SingleBlock<cuda::Exact, 32, 1>>("exact", number);
-#ifndef ONLY_ONE_MODE
-    try_sizes<cuda::SingleBlock<cuda::Half<cuda::BFloat16>, 64, 2>>("bfloat16", number);
-    try_sizes<cuda::SingleBlock<cuda::Tf32, 48, 1>>("tf32", number);
+#ifndef ONLY_CLUSTERS
+    try_sizes<cuda::Kernel<cuda::Exact, 32, 1>>("exact", number);
+#endif
+#ifndef ONLY_BLOCKS
+    
+    try_sizes<cuda::Kernel<BFloat16, 64, 2, 2, 2>>("bfloat16, 2 blocks", number);
+    try_sizes<cuda::Kernel<cuda::Exact, 32, 1, 2>>("exact, 2 blocks", number);
+    try_sizes<cuda::Kernel<cuda::Tf32, 64, 2, 2, 2, 1>>("tf32, 2 blocks", number);
+#ifndef FAULT
+    try_sizes<cuda::Kernel<BFloat16, 64, 1, 4>>("bfloat16, 4 blocks", number);
+    try_sizes<cuda::Kernel<BFloat16, 192, 3, 2, 6, 1>>("bfloat16, 6 parts", number / 4);
+    try_sizes<cuda::Kernel<cuda::Exact, 128, 1, 8>>("exact, 8 blocks", number / 8);
+    try_sizes<cuda::Kernel<BFloat16, 256, 1, 16>>("bfloat16, 16 blocks", number / 8);
+#endif
+#endif
+#ifndef FAULT
+    try_sizes<cuda::Kernel<BFloat16, 64, 2>>("bfloat16", number);
+    try_sizes<cuda::Kernel<cuda::Tf32, 48, 1>>("tf32", number);
 #endif
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());

@@ -1,0 +1,197 @@
+// How blocks of a cluster give each other the state and sums over all units; of a lone block, its
+// warps.
+//
+// In a cluster every warp sends what it has into the shared memory of all blocks, its own too: a
+// store that is under way for some time, and that an mbarrier of the block where it goes counts once
+// it is there. A block waits for its own mbarriers, until all bytes have come that a phase is to
+// bring. No thread waits for a store to leave; nothing in the loop is a fence.
+//
+// Two halves of the state, step i in half i % 2, with an mbarrier each. What makes it safe:
+// - A half is written again (step i + 2) by blocks that have all of step i + 1, which is sent by
+//   owners behind their band's barrier, which all its warps reach with what they have read of step
+//   i in their registers. So all of its readers are done: by data, not by a barrier.
+// - An mbarrier counts bytes of step i + 2 only when its phase of step i is complete: they are sent
+//   after all of step i + 1 has come, which this block sends after its own wait for step i.
+//   They may come before thread 0 has said how many to expect: its arrival, which the phase waits
+//   for, is still to come, and bytes may be counted first.
+// - No warp can miss a phase: for the next one of the same half to complete, that warp (or the
+//   owners behind its barrier) must have gone on.
+// - Sums have one place, and an mbarrier that is a phase further in each step: they are sent again
+//   only after all owners have sent the state that they computed from them.
+// - The last thing that is sent is awaited by all blocks: none ends while a store to it is under
+//   way. (h_T is not sent: nobody reads it.)
+//
+// Of a lone block the state is a plain store and the block's barrier, one in each step. What is read
+// of a half in one step is written again two steps later, behind the barrier of the step between,
+// which nobody passes before having read. Likewise the sums.
+#pragma once
+
+#include "fragments.cuh"
+#include "place.cuh"
+#include "rt.cuh"
+
+namespace rnnfast::cuda {
+
+enum { kFirstHalf, kSecondHalf, kOfNorm, kOfClip, kBarrierCount };
+constexpr int kBarrierBytes = kBarrierCount * 8;
+
+// Of kNumber sums, float32: for every owner and column.
+template <int kEntries, int kNumber>
+constexpr int kSumsBytes = kEntries * kColumns * kNumber * 4;
+
+template <class K>
+RT_DEVICE std::uint64_t* barrier_of(int which) {
+  return K::template at<std::uint64_t>(K::kBarriers) + which;
+}
+
+template <class K>
+RT_DEVICE std::uint32_t* state_of(int i) {
+  return K::template at<std::uint32_t>(K::kState) + i % 2 * K::kStateWords;
+}
+
+// What comes of all blocks' states: lanes whose first column is a row of the batch send; the others'
+// columns nobody reads.
+template <class K>
+RT_DEVICE int state_bytes(const Place<K>& place) {
+  return K::kStateWords * 4 / 32 * K::Mode::lanes(place.rows);
+}
+
+// The thread that tells an mbarrier what its next phase is to bring.
+template <class K>
+RT_DEVICE void expect(int which, int bytes) {
+  if (rt::thread() == 0) rt::mbarrier_expect(barrier_of<K>(which), bytes);
+}
+
+// Before anything is sent, by all threads.
+template <class K>
+RT_DEVICE void begin_exchange(const Place<K>& place) {
+  if constexpr (K::kBlocks > 1) {
+    if (rt::thread() == 0) {
+      RT_UNROLL for (int i = 0; i < kBarrierCount; ++i) rt::mbarrier_init(barrier_of<K>(i), 1);
+      rt::mbarrier_fence();
+    }
+    const int bytes = state_bytes<K>(place);
+    expect<K>(kFirstHalf, bytes);
+    expect<K>(kSecondHalf, bytes);
+    expect<K>(kOfNorm, kSumsBytes<K::kEntries, 2>);
+    expect<K>(kOfClip, kSumsBytes<K::kEntries, 3>);
+    // Columns that are no rows of the batch: nothing is sent of them.
+    for (int i = rt::thread(); i < 2 * K::kStateWords; i += K::kThreads) state_of<K>(0)[i] = 0;
+    rt::sync_cluster();
+  } else {
+    rt::sync_block();
+  }
+}
+
+// The owned tiles of a warp, as they are stored in memory, into the state of step i.
+template <class K>
+RT_DEVICE void put_state(int i, const Place<K>& place, const TileWords<K>& words) {
+  using Mode = typename K::Mode;
+  // What any lane has read of partial sums and sums, it has before another's words are on their way.
+  if constexpr (K::kBlocks > 1) rt::sync_warp();
+  RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
+    std::uint32_t* tile =
+        state_of<K>(i) + (place.first_unit / kTileUnits + m) * Mode::kTileWords;
+    Mode::write(place.lane, words[m], [&](int to, const auto& what) {
+      if constexpr (K::kBlocks == 1) {
+        rt::store(tile + to, what);
+      } else if (Mode::column(place.lane) < place.rows) {
+        const std::uint32_t address = rt::address_of(tile + to);
+        const std::uint32_t barrier = rt::address_of(barrier_of<K>(i % 2));
+        RT_UNROLL for (int r = 0; r < K::kBlocks; ++r) {
+          rt::send(rt::in_block(address, r), what, rt::in_block(barrier, r));
+        }
+      }
+    });
+  }
+}
+
+// Until all of the state of step i is there.
+template <class K>
+RT_DEVICE void await_state(int i) {
+  if constexpr (K::kBlocks == 1) {
+    rt::sync_block();
+  } else {
+    rt::mbarrier_wait(barrier_of<K>(i % 2), i / 2 % 2);
+  }
+}
+
+// Behind that, for step i + 2.
+template <class K>
+RT_DEVICE void expect_state(int i, const Place<K>& place) {
+  if constexpr (K::kBlocks > 1) expect<K>(i % 2, state_bytes<K>(place));
+}
+
+// kNumber sums of each column, over the owners' units, for all of them in all blocks to read.
+template <class K, int kNumber>
+RT_DEVICE void exchange_sums(int i, const Place<K>& place, const float (&sums)[kNumber][2]) {
+  constexpr int kWhich = kNumber == 2 ? kOfNorm : kOfClip;
+  constexpr int kPlace = kNumber == 2 ? K::kNormSums : K::kClipSums;
+  // Columns 2 q and 2 q + 1 of an entry, side by side; eight lanes have the same.
+  std::uint32_t words[2 * kNumber];
+  RT_UNROLL for (int n = 0; n < kNumber; ++n) {
+    RT_UNROLL for (int e = 0; e < 2; ++e) words[e * kNumber + n] = rt::bits_of(sums[n][e]);
+  }
+  float* to = K::template at<float>(kPlace) + place.entry * kColumns * kNumber +
+              place.lane % 4 * 2 * kNumber;
+  const auto each = [&](auto put) {
+    RT_UNROLL for (int n = 0; n < 2 * kNumber; n += 2) {
+      const std::uint32_t two[2] = {words[n], words[n + 1]};
+      put(to + n, two);
+    }
+  };
+  if constexpr (K::kBlocks == 1) {
+    if (place.lane < 4) {
+      each([](float* at, const auto& two) { rt::store(at, two); });
+    }
+    rt::sync_block();
+  } else {
+    const std::uint32_t barrier = rt::address_of(barrier_of<K>(kWhich));
+    RT_UNROLL for (int r = 0; r < K::kBlocks; r += 8) {  // a block for each of the eight
+      const int rank = r + place.lane / 4;
+      if (K::kBlocks % 8 && rank >= K::kBlocks) continue;
+      each([&](float* at, const auto& two) {
+        rt::send(rt::in_block(rt::address_of(at), rank), two, rt::in_block(barrier, rank));
+      });
+    }
+    rt::mbarrier_wait(barrier_of<K>(kWhich), i % 2);
+    expect<K>(kWhich, kSumsBytes<K::kEntries, kNumber>);  // of the next step
+  }
+}
+
+// kNumber sums of an entry, of the lane's two columns.
+template <class K, int kNumber>
+RT_DEVICE void read_sums(int entry, int lane, float (&sums)[kNumber][2]) {
+  constexpr int kPlace = kNumber == 2 ? K::kNormSums : K::kClipSums;
+  constexpr int kTogether = kNumber % 2 ? 2 : 4;
+  const float* from =
+      K::template at<float>(kPlace) + (entry * kColumns + lane % 4 * 2) * kNumber;
+  RT_UNROLL for (int n = 0; n < 2 * kNumber; n += kTogether) {
+    std::uint32_t words[kTogether];
+    rt::read(from + n, words);
+    RT_UNROLL for (int k = 0; k < kTogether; ++k) {
+      sums[(n + k) % kNumber][(n + k) / kNumber] = rt::float_of(words[k]);
+    }
+  }
+}
+
+// Calls with(entry) of all entries; where they are many each of eight lanes takes some, and what
+// they have is still to be added up (over_lanes).
+template <class K>
+constexpr bool kLanesShare = K::kEntries > 8;
+
+template <class K, int kNumber, class With>
+RT_DEVICE void for_entries(int lane, With with) {
+  if constexpr (kLanesShare<K>) {
+    RT_UNROLL for (int first = 0; first < K::kEntries; first += 8) {
+      // Else all are under way at once, and there are no registers for them.
+      if (first > 0 && first % (kNumber == 2 ? 32 : 16) == 0) rt::sync_warp();
+      const int entry = first + lane / 4;
+      if (K::kEntries % 8 == 0 || entry < K::kEntries) with(entry);
+    }
+  } else {
+    RT_UNROLL for (int entry = 0; entry < K::kEntries; ++entry) with(entry);
+  }
+}
+
+}  // namespace rnnfast::cuda
