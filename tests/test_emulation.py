@@ -50,7 +50,7 @@ def program(folder: Path, name: str, *flags: str) -> subprocess.CompletedProcess
     return subprocess.run([binary, "40"], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("name", ["machine_test", "single_block_test"])
+@pytest.mark.parametrize("name", ["machine_test", "kernel_test"])
 def test_programs_find_nothing_wrong(name, sources):
     done = program(sources, name)
     assert done.returncode == 0, done.stdout
@@ -71,23 +71,24 @@ def test_fault_of_a_cluster_is_found(fault, words, sources):
     assert words in done.stdout
 
 
-FAULTS = {  # file of csrc/cuda, what stands there, what takes its place
+FAULTS_OF_BLOCK = {  # file of csrc/cuda, what stands there, what takes its place
     "no barrier before the state is read": (
-        "forward.cuh",
-        ("rt::sync_block();  // all of h_{t-1} is in its half", ""),
+        "exchange.cuh",
+        (
+            "    rt::sync_block();\n  } else {\n    rt::mbarrier_wait(barrier_of<K>(i % 2)",
+            "  } else {\n    rt::mbarrier_wait(barrier_of<K>(i % 2)",
+        ),
     ),
-    "no barrier before da is read": (
-        "backward.cuh",
-        ("rt::sync_block();  // all of da_t is in its half", "//"),
-    ),
-    "no barrier between the moments": (
-        "norms.cuh",
-        ("place.warp, place.lane);\n  rt::sync_block();", "place.warp, place.lane);"),
+    "no barrier between the sums": (
+        "exchange.cuh",
+        (
+            "    rt::sync_block();\n  } else {\n    const std::uint32_t barrier",
+            "  } else {\n    const std::uint32_t barrier",
+        ),
     ),
     "one half of the state, read late": (
-        "forward.cuh",
-        ("state + i % 2 * K::kStateWords", "state"),
-        ("write_seen((i + 1) % 2, cut)", "write_seen(0, cut)"),
+        "exchange.cuh",
+        ("(K::kState) + i % 2 * K::kStateWords", "(K::kState) + i * 0"),
     ),
     "one column too many": (
         "place.cuh",
@@ -98,17 +99,55 @@ FAULTS = {  # file of csrc/cuda, what stands there, what takes its place
         "forward.cuh",
         ("for (int i = 0; i < steps; ++i", "for (int i = 1; i < steps; ++i"),
     ),
-    "p of the step before": ("forward.cuh", ("    p.go(toward);\n", "")),
-    "a reset one step late": (
-        "forward.cuh",
-        ("cuts_before(t + toward, cut);", "cuts_before(t, cut);"),
+    "p of the step before": ("forward.cuh", ("      p.go(d);\n", "")),
+    "a reset one step late": ("forward.cuh", ("bits = look_up(t);", "bits = look_up(t - toward);")),
+    "what was looked up of the step before": (
+        "backward.cuh",
+        ("next = look_up(t + toward);", "next = look_up(t);"),
     ),
 }
+FAULTS_OF_CLUSTER = {
+    "no wait for the state": (
+        "exchange.cuh",
+        ("rt::mbarrier_wait(barrier_of<K>(i % 2), i / 2 % 2);", ""),
+    ),
+    "wrong parity": ("exchange.cuh", ("(barrier_of<K>(i % 2), i / 2 % 2)", "(barrier_of<K>(i % 2), i % 2)")),
+    "no wait for the sums": ("exchange.cuh", ("rt::mbarrier_wait(barrier_of<K>(kWhich), i % 2);", "")),
+    "told what to expect before the phase ends": (
+        "forward.cuh",
+        ("    expect_state<K>(i, place);\n", ""),
+        ("    await_state<K>(i);", "    expect_state<K>(i, place);\n    await_state<K>(i);"),
+    ),
+    "one half of the state, read late": (
+        "exchange.cuh",
+        ("(K::kState) + i % 2 * K::kStateWords", "(K::kState) + i * 0"),
+    ),
+    "columns are sent that nobody expects": (
+        "exchange.cuh",
+        ("} else if (Mode::column(place.lane) < place.rows) {", "} else {"),
+    ),
+    "a block ends early": (
+        "forward.cuh",
+        (
+            "    await_state<K>(i);",
+            "    if (place.block_unit > 0 && i + 1 == steps) return;\n    await_state<K>(i);",
+        ),
+    ),
+    "no barrier of the band": ("kernel.cuh", ("rt::sync_threads(1 + band, K::kParts * 32);", "")),
+    "stores before all mbarriers are made": ("exchange.cuh", ("    rt::sync_cluster();\n", "")),
+    "the state of the last step is sent": (
+        "forward.cuh",
+        ("if (K::kBlocks == 1 || i + 1 < steps) put_seen", "put_seen"),
+    ),
+}
+FAULTS = [("FAULT_OF_BLOCK", fault) for fault in FAULTS_OF_BLOCK]
+FAULTS += [("FAULT_OF_CLUSTER", fault) for fault in FAULTS_OF_CLUSTER]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_planted_fault_is_found(fault, sources, tmp_path):
-    file, *changes = FAULTS[fault]
+@pytest.mark.parametrize(("kind", "fault"), FAULTS)
+def test_planted_fault_is_found(kind, fault, sources, tmp_path):
+    faults = FAULTS_OF_BLOCK if kind == "FAULT_OF_BLOCK" else FAULTS_OF_CLUSTER
+    file, *changes = faults[fault]
     for name in ("csrc", "tests"):
         shutil.copytree(sources / name, tmp_path / name)
     shutil.copy(sources / "machine.o", tmp_path)
@@ -118,4 +157,4 @@ def test_planted_fault_is_found(fault, sources, tmp_path):
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     path.write_text(text)
-    assert program(tmp_path, "single_block_test", "-DONLY_ONE_MODE").returncode != 0
+    assert program(tmp_path, "kernel_test", f"-D{kind}").returncode != 0

@@ -161,7 +161,7 @@ backward_kernel(Backward a) {
             h[m][v] = normal[m][v] * gamma[unit] + beta[unit];
           }
         }
-        activate<Stored>(a.nonlinearity, h);
+        activate<float>(a.nonlinearity, h);  // of h, 1 - h^2 has fewer digits
       }
       differentiate(a.nonlinearity, da, h);
       float sums[2][2] = {};  // of dahat, and of dahat ahat

@@ -138,12 +138,20 @@ def _planned(
 ):
     """How it is launched, or why not at all."""
     mode = _mode(dtype)
-    return _plan(mode, units, groups, rows, norm, _device(kind, index, mode))
+    return _plan(mode, units, groups, rows, norm, _device(kind, index, mode), WANTED)
 
 
 @functools.lru_cache
-def _plan(mode: str, units: int, groups: int, rows: int, norm: bool, device: Device):
-    return (KERNELS or EXTENSION).cuda_plan(mode, units, groups, rows, norm, *device, *WANTED)
+def _plan(
+    mode: str,
+    units: int,
+    groups: int,
+    rows: int,
+    norm: bool,
+    device: Device,
+    wanted: tuple[int, int] = (0, 0),
+):
+    return (KERNELS or EXTENSION).cuda_plan(mode, units, groups, rows, norm, *device, *wanted)
 
 
 def _mode(dtype: torch.dtype) -> str:
@@ -263,7 +271,7 @@ def _plan_of(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options):
     G = directions(w_hh) * options.heads
     mode = _mode(x.dtype)
     device = _device(x.device.type, x.device.index, mode)
-    found = _plan(mode, w_hh.shape[-1], G, x.shape[1], gamma is not None, device)
+    found = _plan(mode, w_hh.shape[-1], G, x.shape[1], gamma is not None, device, WANTED)
     if found.refused:
         raise RuntimeError(f"backend 'cuda' cannot serve: {found.refused}")
     return found

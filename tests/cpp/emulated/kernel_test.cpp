@@ -299,24 +299,21 @@ int main(int argc, char** argv) {
   const int number = argc > 1 ? std::atoi(argv[1]) : 6;
   using BFloat16 = cuda::Half<cuda::BFloat16>;
   try {
-#ifndef ONLY_CLUSTERS
+#ifndef FAULT_OF_CLUSTER
     try_sizes<cuda::Kernel<cuda::Exact, 32, 1>>("exact", number);
 #endif
-#ifndef ONLY_BLOCKS
-    
+#ifndef FAULT_OF_BLOCK
     try_sizes<cuda::Kernel<BFloat16, 64, 2, 2, 2>>("bfloat16, 2 blocks", number);
+#endif
+#if !defined(FAULT_OF_BLOCK) && !defined(FAULT_OF_CLUSTER)
+    try_sizes<cuda::Kernel<BFloat16, 64, 2>>("bfloat16", number);
+    try_sizes<cuda::Kernel<cuda::Tf32, 48, 1>>("tf32", number);
     try_sizes<cuda::Kernel<cuda::Exact, 32, 1, 2>>("exact, 2 blocks", number);
     try_sizes<cuda::Kernel<cuda::Tf32, 64, 2, 2, 2, 1>>("tf32, 2 blocks", number);
-#ifndef FAULT
     try_sizes<cuda::Kernel<BFloat16, 64, 1, 4>>("bfloat16, 4 blocks", number);
     try_sizes<cuda::Kernel<BFloat16, 192, 3, 2, 6, 1>>("bfloat16, 6 parts", number / 4);
     try_sizes<cuda::Kernel<cuda::Exact, 128, 1, 8>>("exact, 8 blocks", number / 8);
     try_sizes<cuda::Kernel<BFloat16, 256, 1, 16>>("bfloat16, 16 blocks", number / 8);
-#endif
-#endif
-#ifndef FAULT
-    try_sizes<cuda::Kernel<BFloat16, 64, 2>>("bfloat16", number);
-    try_sizes<cuda::Kernel<cuda::Tf32, 48, 1>>("tf32", number);
 #endif
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());

@@ -1,0 +1,77 @@
+"""The kernels of clusters, run thread by thread on the host: every configuration that is compiled, and
+small ones with every option."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from cases import NONLINEARITIES, assert_good, make_case, run, run_functional
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_emulated_numbers import CASES, EVERYTHING, TF32
+
+from rnnfast import precision
+from rnnfast.backends import cuda as backend
+from rnnfast.backends.cuda import KERNELS
+
+DTYPES = {"exact": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+NAMES = [re.fullmatch(r"cluster(\d+)_(\w+)_(\d+)", name) for name in KERNELS.cuda_kernels()]
+CLUSTERS = [(m[2], int(m[3]), int(m[1])) for m in NAMES if m and m[2] in DTYPES]
+
+
+def wanted(monkeypatch: pytest.MonkeyPatch, blocks: int, columns: int = 0) -> None:
+    monkeypatch.setattr(backend, "WANTED", (blocks, columns))
+
+
+@pytest.mark.parametrize(("mode", "units", "blocks"), CLUSTERS)
+def test_every_configuration_is_within_its_budget(mode, units, blocks, monkeypatch):
+    """Padded by five units, with two of three rows in the second slice; plain, and with everything.
+    (float16 has the kernels of bfloat16.)"""
+    wanted(monkeypatch, blocks, 2)
+    for seed, options in enumerate(({}, EVERYTHING)):
+        case = make_case(3 - seed, 3, units - 5, 1, DTYPES[mode], "tanh", seed, **options)
+        with precision.tf32(mode == "tf32"):
+            found = run(case, "cuda", recorded=bool(options))
+        assert_good(case, found, **({"u_operand": TF32} if mode == "tf32" else {}))
+
+
+@pytest.mark.parametrize("blocks", [2, 4, 8])
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(CASES, st.integers(1, 8))
+def test_options_in_any_combination(blocks, monkeypatch, options, columns):
+    wanted(monkeypatch, blocks, columns)
+    options["H"] = min(options["H"], 60)
+    case = make_case(**options)
+    found = run(case, "cuda", recorded=options["per_sample"])
+    assert_good(case, found)
+    for name, value in run_functional(case, "cuda").items():
+        if value is not None:
+            assert torch.equal(value, found[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_blocks(dtype, monkeypatch):
+    for seed, H in enumerate((1, 33, 250)):
+        wanted(monkeypatch, 16, seed)
+        case = make_case(3, 4, H, 1, dtype, NONLINEARITIES[seed], seed, **EVERYTHING)
+        assert_good(case, run(case, "cuda", recorded=True))
+
+
+def test_cluster_and_block_agree_and_slices_do_not_matter(monkeypatch):
+    """In bits, for any number of columns: a row's numbers do not depend on its slice."""
+    case = make_case(5, 7, 40, 2, torch.float32, **EVERYTHING)
+    first = None
+    for columns in (1, 3, 8):
+        wanted(monkeypatch, 2, columns)
+        found = run(case, "cuda", recorded=True)
+        first = first or found
+        for name in ("y", "h_n", "dx", "dh_0"):
+            if found.get(name) is not None:
+                assert torch.equal(found[name], first[name]), name
