@@ -45,13 +45,8 @@ def test_table_is_of_these_kernels():
     assert len(ROWS) > 2000
 
 
-# Half as many rows would do without, and take twice as long.
-SPILLS = re.compile(r"sm_80 backward.tiled tf32x3 relu \d+ units 64x32 all options")
-
-
 def test_no_register_is_kept_in_local_memory():
-    spilling = {name: row for name, row in ROWS.items() if row.spills or row.stack}
-    assert all(SPILLS.match(name) and row.stack <= 16 for name, row in spilling.items())
+    assert not {name: row for name, row in ROWS.items() if row.spills or row.stack}
 
 
 def test_products_are_of_tensor_cores():
@@ -127,7 +122,8 @@ def test_weights_that_a_team_keeps_are_not_read_again(H, dtype, capability):
 
 def test_training_of_twenty_shapes_compiles_two_kernels_a_pass():
     shapes = [(T, B) for T in (1, 7, 100, 2001) for B in (1, 16, 33, 200, 2048)]
-    for H, dtype in ((100, torch.float32), (256, torch.bfloat16), (1000, torch.float16)):
+    sizes = (100, torch.float32), (256, torch.bfloat16), (1000, torch.float16), (201, torch.float16)
+    for H, dtype in sizes:
         compiled: dict[str, set[str]] = {}
         for T, B in shapes:
             for launch in variants.launches(

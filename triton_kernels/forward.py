@@ -2,10 +2,10 @@
 
     a_t = p_t + W_hh h_{t-1},  n_t = a_t or gamma ahat_t + beta,  h_t = f(n_t)
 
-Shapes: p, y, ahat [T, B, G * S], last axis dense; w_hh [G * S, S]; h_0, h_n [D, B, HEADS * S];
-rstd [T, B, G]; lengths [B] int64; reset [T, B]; gamma, beta [G * S] float32. A group of G is one
-direction of one of HEADS heads. Strides are in units of UNIT values, a whole number of which lies
-between any two rows.
+Shapes: p, y, ahat [T, B, G * S], last axis dense; w_hh [G, SW, SW], zeros beyond S; h_0, h_n
+[D, B, HEADS * S]; rstd [T, B, G]; lengths [B] int64; reset [T, B]; gamma, beta [G * S] float32. A
+group of G is one direction of one of HEADS heads. Strides are in units of UNIT values, a whole
+number of which lies between any two rows; rows of w_hh begin at 16 bytes.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ RUN_TIME = ("T", "B", "s_p_t", "s_p_b", "s_y_t", "s_y_b", "eps")
 def resident(
     p_p, p_w, p_gamma, p_beta, p_h_0, p_lengths, p_reset, p_y, p_h_n, p_ahat, p_rstd,
     T, B, s_p_t, s_p_b, s_y_t, s_y_b, eps,
-    S: tl.constexpr, HEADS: tl.constexpr, G: tl.constexpr, F: tl.constexpr,
+    S: tl.constexpr, SW: tl.constexpr, HEADS: tl.constexpr, G: tl.constexpr, F: tl.constexpr,
     PRECISION: tl.constexpr, UNIT: tl.constexpr, BS: tl.constexpr, BB: tl.constexpr,
 ):  # fmt: skip
     """W_hh of the group stays where the products read it; h_{t-1} never leaves the registers."""
     i_g = tl.program_id(1)
     i_d = i_g // HEADS
     i_s, i_b = tl.arange(0, BS), tl.program_id(0) * BB + tl.arange(0, BB)
-    b_units, b_rows = i_s < S, i_b < B
+    b_units, b_wide, b_rows = i_s < S, i_s < SW, i_b < B
     b_inside = b_units[:, None] & b_rows[None, :]
     i_unit = (i_g * S + i_s)[:, None]
     b_length = lengths_of(p_lengths, i_b, T, B)
     b_w = tl.load(
-        p_w + i_unit.to(tl.int64) * S + i_s[None, :],
-        mask=b_units[:, None] & b_units[None, :],
+        p_w + (i_g * SW + i_s).to(tl.int64)[:, None] * SW + i_s[None, :],
+        mask=b_wide[:, None] & b_wide[None, :],
         other=0,
     )
     b_w = operand(b_w, PRECISION)
@@ -97,7 +97,7 @@ def tiled(
     p_p, p_w, p_gamma, p_beta, p_h_0, p_lengths, p_reset, p_y, p_h_n, p_ahat, p_rstd,
     p_counter, p_exchange,
     T, B, s_p_t, s_p_b, s_y_t, s_y_b, eps, programs, slices, units,
-    S: tl.constexpr, HEADS: tl.constexpr, G: tl.constexpr, F: tl.constexpr,
+    S: tl.constexpr, SW: tl.constexpr, HEADS: tl.constexpr, G: tl.constexpr, F: tl.constexpr,
     PRECISION: tl.constexpr, UNIT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
     BB: tl.constexpr, BP: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
@@ -109,7 +109,7 @@ def tiled(
     """
     i_r, i_team = tl.program_id(0), tl.program_id(1)
     i_s = i_r * BR + tl.arange(0, BR)
-    b_units = i_s < S
+    b_units, b_wide = i_s < S, i_s < SW
     p_arrivals = p_counter + i_team
     dtype = p_y.dtype.element_ty
     arrived = tl.zeros([], tl.int64)
@@ -120,10 +120,10 @@ def tiled(
         b_inside = b_units[:, None] & b_rows[None, :]
         b_length = lengths_of(p_lengths, i_b, T, B)
         i_unit = (i_g * S + i_s)[:, None]
-        p_weights = p_w + i_unit.to(tl.int64) * S
+        p_weights = p_w + (i_g * SW + i_s).to(tl.int64)[:, None] * SW
         b_w = None
         if KEPT:
-            b_w = weights_of(p_weights, 1, tl.arange(0, BK), b_units, S, PRECISION)
+            b_w = weights_of(p_weights, 1, tl.arange(0, BK), b_wide, SW, PRECISION)
         b_gamma = None if p_gamma is None else of_units(p_gamma, i_unit, b_units)
         b_beta = None if p_beta is None else of_units(p_beta, i_unit, b_units)
         i_row = (i_d * B + i_b).to(tl.int64)[None, :] * (HEADS * S) + (i_g % HEADS) * S
@@ -149,8 +149,9 @@ def tiled(
             else:
                 p_before = tl.where(b_first[None, :], p_h_0 + i_row, p_before)
             b_n = product_of_all(
-                b_w, p_weights, 1, p_before, b_units, b_live, b_n, units, S, BK, PRECISION
-            )
+                b_w, p_weights, 1, p_before, b_wide, b_live, b_n, units, S, SW, BK, PRECISION,
+                UNIT,
+            )  # fmt: skip
             b_valid = (i_t < b_length)[None, :]
             i_step = i_t.to(tl.int64) * s_y_t * UNIT
             if p_gamma is not None:

@@ -48,6 +48,26 @@ def stops(p_reset, i_e, i_b, b_length, B, window, WINDOWED: tl.constexpr):
 
 
 @triton.jit
+def rows_at(i_b, i_t, T):
+    """i_b, at a step i_t < T. That every step has the same rows the compiler is not to know: it
+    would compute the addresses in all sequences once, and keep them in more registers than there
+    are."""
+    return i_b + tl.where(i_t < T, 0, 1)
+
+
+@triton.jit
+def of_rows(i_b, s_b, i_unit, UNIT: tl.constexpr):
+    """[units, rows]: where in a step of a sequence, whose rows are s_b UNIT values apart."""
+    return i_b.to(tl.int64)[None, :] * s_b * UNIT + i_unit
+
+
+@triton.jit
+def of_states(i_d, i_b, i_unit, B, WIDTH: tl.constexpr):
+    """[units, rows]: where in what is [D, B, WIDTH], such as h_n; i_unit of the direction."""
+    return (i_d * B + i_b).to(tl.int64)[None, :] * WIDTH + i_unit
+
+
+@triton.jit
 def of_units(p_x, i_unit, b_units):
     """[units, 1] of a parameter of the norm."""
     return tl.load(p_x + i_unit, mask=b_units[:, None], other=0)
@@ -72,6 +92,13 @@ def product(b_w, b_x, b_added, PRECISION: tl.constexpr):
         return tl.dot(b_w, b_x, b_added)
     else:
         return tl.dot(b_w, b_x, b_added, input_precision=PRECISION)
+
+
+@triton.jit
+def product_turned(b_w, b_x, b_added, PRECISION: tl.constexpr):
+    """The same as rows by units: a warp's registers then have 8 units; it is 16 otherwise, and two
+    warps the same ones where that makes no more parts."""
+    return tl.trans(product(tl.trans(b_x), tl.trans(b_w), tl.trans(b_added), PRECISION))
 
 
 @triton.jit
@@ -111,9 +138,10 @@ def clip_scale(b_small, b_usual, b_large, limit):
 
 
 @triton.jit
-def weights_of(p_w, s_k, i_k, b_units, S: tl.constexpr, PRECISION: tl.constexpr):
-    """[units, K], an operand: columns i_k, s_k apart, from p_w [units, 1]."""
-    b_mask = b_units[:, None] & (i_k < S)[None, :]
+def weights_of(p_w, s_k, i_k, b_units, SW: tl.constexpr, PRECISION: tl.constexpr):
+    """[units, K], an operand: columns i_k, s_k apart, from p_w [units, 1]. Masks end at SW, where
+    rows do: an end at S could lie inside of what a vector load takes, and there would be none."""
+    b_mask = b_units[:, None] & (i_k < SW)[None, :]
     b_w = tl.load(p_w + i_k.to(tl.int64)[None, :] * s_k, mask=b_mask, other=0)
     return operand(b_w, PRECISION)
 
@@ -131,22 +159,26 @@ def state_of_all(p_x, i_k, b_live, S: tl.constexpr, PRECISION: tl.constexpr):
 @triton.jit
 def product_of_all(
     b_w, p_w, s_k, p_x, b_units, b_live, b_added, units,
-    S: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    S: tl.constexpr, SW: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     """w x + added over the state of all units, w being b_w or, where that is None, BK columns at a
     time from p_w. units is S, as a number that the compiler does not know: unrolled, the loop wants
-    more registers than there are."""
+    more registers than there are. With single loads (UNIT 1) they do not do for three products of
+    16 units a warp, either."""
     if b_w is None:
         for i_start in range(0, units, BK):
             i_k = i_start + tl.arange(0, BK)
-            b_part = weights_of(p_w, s_k, i_k, b_units, S, PRECISION)
+            b_part = weights_of(p_w, s_k, i_k, b_units, SW, PRECISION)
             b_x = state_of_all(p_x, i_k, b_live, S, PRECISION)
-            b_added = product(b_part, b_x, b_added, PRECISION)
+            if UNIT == 1 and PRECISION == "tf32x3":
+                b_added = product_turned(b_part, b_x, b_added, PRECISION)
+            else:
+                b_added = product(b_part, b_x, b_added, PRECISION)
         return b_added
     else:
-        # Transposed: a warp's registers then hold the weights of 8 units; it is 16 otherwise.
         b_x = state_of_all(p_x, tl.arange(0, BK), b_live, S, PRECISION)
-        return tl.trans(product(tl.trans(b_x), tl.trans(b_w), tl.trans(b_added), PRECISION))
+        return product_turned(b_w, b_x, b_added, PRECISION)
 
 
 @triton.jit

@@ -136,7 +136,7 @@ def forward(
     plan = _plan(x, w_hh, gamma, options)
     unit = _unit(w_hh.shape[-1], p, y)
     arguments = {
-        "p_p": p, "p_w": w_hh.contiguous(), "p_gamma": dense(gamma), "p_beta": dense(beta),
+        "p_p": p, "p_w": _weights(w_hh), "p_gamma": dense(gamma), "p_beta": dense(beta),
         "p_h_0": dense(h_0), "p_lengths": dense(lengths), "p_reset": as_bytes(reset), "p_y": y,
         "p_h_n": h_n, "p_ahat": ahat, "p_rstd": rstd, "T": T, "B": B,
         **_strides("p", p, unit), **_strides("y", y, unit), "eps": options.norm_eps,
@@ -193,7 +193,7 @@ def backward(
         if gamma is not None and dw_wanted:
             d_norm = gamma.new_empty(2, plan.slices, width).unbind()
         arguments = {
-            "p_w": w_hh.contiguous(), "p_gamma": dense(gamma), "p_beta": dense(beta),
+            "p_w": _weights(w_hh), "p_gamma": dense(gamma), "p_beta": dense(beta),
             "p_ahat": ahat, "p_rstd": dense(rstd), "p_dh_0": dh_0, "p_dgamma": d_norm[0],
             "p_dbeta": d_norm[1], "p_carry": carry, **_strides("a", ahat, unit),
             "ANEW": y.dtype != torch.float32 and options.nonlinearity not in SIGN_ALONE,
@@ -226,7 +226,9 @@ def _measure(
     }  # fmt: skip
     if N:
         grid = (T * slices if options.per_sample else T, D)
-        _run(measure, grid, arguments, num_warps=4)
+        # Ten sums a row: where rows begin anywhere, a thread of eight warps has four rows, one of
+        # four warps eight, for which it lacks registers.
+        _run(measure, grid, arguments, num_warps=4 if constants["UNIT"] > 1 else 8)
 
 
 def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Plan:
@@ -240,7 +242,7 @@ def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Pl
 
 def _launch(kernels, plan: Plan, arguments: dict, exchanged: int) -> None:
     """The kernel of the plan; exchanged: how many sums of its rows a program tells the others."""
-    arguments["BB"] = plan.block_rows
+    arguments |= {"BB": plan.block_rows, "SW": arguments["p_w"].shape[-1]}
     if plan.kernel == "resident":
         grid = (plan.slices, arguments["G"])
         arguments["BS"] = plan.block_units
@@ -293,6 +295,17 @@ def _gpu(index: int) -> Device:
         facts.multi_processor_count,
         facts.shared_memory_per_block_optin,
     )
+
+
+def _weights(w_hh: Tensor) -> Tensor:
+    """[G, SW, SW], SW being S and as many zeros as let every row begin at 16 bytes: else each value
+    would be a load of its own, with an address of its own in registers that are not there."""
+    S = w_hh.shape[-1]
+    w_hh = w_hh.reshape(-1, S, S).contiguous()
+    gap = -S % (16 // w_hh.element_size())
+    if gap or w_hh.data_ptr() % 16:
+        return torch.nn.functional.pad(w_hh, (0, gap, 0, gap))
+    return w_hh
 
 
 def _constants(w_hh: Tensor, options: Options, unit: int) -> dict:

@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/cubins/record.py
 
-Twenty minutes on two cores; to be run again after every change of the kernels, which the tests ask
+Half an hour on two cores; to be run again after every change of the kernels, which the tests ask
 for by the hash of their sources.
 """
 

@@ -183,6 +183,12 @@ UNITS = {
     "tf32": (16, 32, 64, 128, 200, 384, 4096, 9000),
     "tf32x3": (16, 32, 64, 128, 384, 4096, 9000),
 }
+# Of every kernel, sizes whose rows do not begin at 16 bytes.
+UNALIGNED = {
+    "float16": (31, 63, 127, 255, 383, 599),
+    "tf32": (31, 63, 127, 199, 383),
+    "tf32x3": (31, 63, 127, 383),
+}
 # Where each option is compiled by itself, too: resident, streamed and kept.
 WITH_EACH = {"float16": (256, 384, 600), "tf32": (128, 200), "tf32x3": (128, 384)}
 ROWS = (8, 2000)
@@ -200,6 +206,8 @@ def _models() -> Iterator[tuple[str, int, str, str, Collection[str]]]:
     for kind in UNITS:
         for f, units in itertools.product(("tanh", "relu", "sigmoid"), UNITS[kind]):
             yield from ((kind, units, f, *what) for what in some.items())
+    for kind, sizes in UNALIGNED.items():
+        yield from ((kind, units, "tanh", *what) for units in sizes for what in some.items())
     for units in (256, 384):
         yield from (("bfloat16", units, "tanh", *what) for what in some.items())
     for kind, sizes in WITH_EACH.items():
