@@ -10,22 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rnnfast
+from rnnfast import precision
 from rnnfast.backends import BackendError, Problem, cuda, passed_over, select, triton
 
 pytest.importorskip("rnnfast._C")
 
-H100 = cuda.Device("H100", 90, 132, 48 << 10)
+H100 = cuda.Device("H100", 90, 132, 227 << 10, (66, 32, 15, 7))  # clusters: an estimate
+A100 = cuda.Device("A100", 80, 108, 163 << 10)
 DEVICES = [
     H100,
-    cuda.Device("A100", 80, 108, 48 << 10),
-    cuda.Device("L4", 89, 58, 48 << 10),
-    cuda.Device("B200", 100, 148, 48 << 10),
-    cuda.Device("half of a MIG slice", 90, 7, 48 << 10),
+    A100,
+    cuda.Device("L4", 89, 58, 99 << 10),
+    cuda.Device("B200", 100, 148, 227 << 10, (74, 36, 16, 8)),
+    cuda.Device("RTX 5090", 120, 170, 99 << 10, (85, 40, 20, 0)),
+    cuda.Device("half of a MIG slice", 90, 7, 227 << 10, (3, 1, 0, 0)),
 ]
-LARGEST = {"bfloat16": 256, "float16": 256, "tf32": 128, "exact": 128}
+IN_BLOCK = {"bfloat16": 256, "float16": 256, "tf32": 128, "exact": 128}
+IN_CLUSTER = {"bfloat16": 1280, "float16": 1280, "tf32": 1024, "exact": 512}
 SIZES = st.fixed_dictionaries(
     {
-        "mode": st.sampled_from(list(LARGEST)),
+        "mode": st.sampled_from(list(IN_BLOCK)),
         "units": st.integers(1, 600) | st.sampled_from([1, 16, 32, 33, 128, 129, 256, 257, 4096]),
         "groups": st.integers(1, 64),
         "rows": st.integers(0, 5000),
@@ -40,39 +44,69 @@ SIZES = st.fixed_dictionaries(
 @given(SIZES, st.sampled_from(DEVICES))
 def test_every_size_has_a_plan_that_fits_or_a_reason(size, device):
     plan = cuda._plan(**size, device=device)
-    if size["units"] > LARGEST[size["mode"]]:
-        wanted = f"{size['units']} units a head are more than the {LARGEST[size['mode']]} that one"
-        assert plan.refused.startswith(wanted)
+    mode, units = size["mode"], size["units"]
+    if plan.refused:
+        assert units > IN_BLOCK[mode]
+        assert plan.refused.startswith(f"{units} units a head are more than the ")
+        assert plan.refused.endswith(f" that {device.name} has room for")
         assert str(plan) == plan.refused
+        assert device != H100 or units > IN_CLUSTER[mode]
         return
-    assert not plan.refused
     assert plan.shared <= device.shared_memory
-    assert size["units"] <= plan.units
-    assert plan.units == 32 or plan.units < 2 * size["units"]
+    assert units <= plan.units
+    assert units <= IN_BLOCK[mode] or plan.cluster > 1
     assert plan.threads <= 1024
     # Beside its weights a thread keeps what the kernels need: 255 registers and 65536 a block.
-    assert plan.weight_registers <= 128
+    assert plan.weight_registers <= 144
     assert plan.threads * 255 <= 65536
     rows = plan.slices * plan.columns
     assert rows - plan.columns < size["rows"] <= rows
-    assert plan.blocks == plan.slices * size["groups"]
+    assert 1 <= plan.columns <= 8
+    assert plan.blocks == max(plan.slices, 1) * size["groups"] * plan.cluster
     assert plan.cycles > 0
     assert plan.step > 0
-    assert "single block" in str(plan)
-    # All weights of the padded group are in the registers of the block's threads.
-    parts = 3 if size["mode"] == "exact" else 1
-    width = 32 if size["mode"] == "tf32" else 16
-    assert plan.weight_registers * 32 * plan.threads == plan.units**2 * parts * width
+    # All weights of the padded group are in the registers of the threads, or in shared memory.
+    parts = 3 if mode == "exact" else 1
+    width = 32 if mode == "tf32" else 16
+    held = plan.weight_registers * 32 * plan.threads * plan.cluster
+    assert held == plan.units**2 * parts * width or (plan.staged and held < plan.units**2 * 48)
+    if plan.cluster == 1:
+        assert "single block" in str(plan)
+        return
+    assert f"clusters of {plan.cluster}: " in str(plan)
+    assert plan.cluster in (2, 4, 8, 16)
+    assert device.capability >= 90
+    assert device.clusters[(2, 4, 8, 16).index(plan.cluster)] > 0
 
 
 @settings(max_examples=300, deadline=None)
 @given(SIZES, st.sampled_from(DEVICES))
 def test_more_work_takes_longer(size, device):
-    if size["units"] <= LARGEST[size["mode"]]:
+    if not cuda._plan(**size, device=device).refused:
         steps = [cuda._plan(**size | {"rows": rows}, device=device).step for rows in (1, 800, 9000)]
         assert steps[0] <= steps[1] < steps[2]
         normed = cuda._plan(**size | {"norm": True}, device=device)
-        assert normed.step >= cuda._plan(**size, device=device).step
+        assert normed.step >= cuda._plan(**size | {"norm": False}, device=device).step
+
+
+@pytest.mark.parametrize(("mode", "units", "blocks"), [("bfloat16", 300, 8), ("tf32", 200, 4)])
+def test_what_is_wanted_is_planned(mode, units, blocks):
+    for columns in (1, 5, 8):
+        plan = cuda._plan(mode, units, 2, 20, False, H100, (blocks, columns))
+        assert (plan.cluster, plan.columns) == (blocks, columns)
+    refused = cuda._plan(mode, units, 2, 20, False, H100, (1, 0)).refused
+    assert refused.endswith("that H100 has room for, with 1 blocks")
+
+
+def test_fallback_from_large_clusters_to_smaller_ones():
+    """Where sixteen blocks do not come together eight do, and so on; then nothing."""
+    for clusters, wanted in (((9, 9, 9, 9), 16), ((9, 9, 9, 0), 8), ((9, 9, 0, 0), 4), ((9, 0, 0, 0), 0)):
+        device = cuda.Device("cut", 90, 64, 227 << 10, clusters)
+        plan = cuda._plan("bfloat16", 512, 1, 1, False, device)
+        assert (0 if plan.refused else plan.cluster) == wanted
+    large = cuda._plan("bfloat16", 1024, 1, 8, False, cuda.Device("", 90, 64, 227 << 10, (9, 9, 9, 0)))
+    assert large.cluster == 8
+    assert large.staged
 
 
 @pytest.mark.parametrize(
@@ -80,13 +114,13 @@ def test_more_work_takes_longer(size, device):
     [
         ("bfloat16", 1, 64),
         ("bfloat16", 33, 128),
-        ("bfloat16", 256, 256),
+        ("bfloat16", 200, 256),
         ("tf32", 128, 256),
         ("exact", 65, 256),
     ],
 )
 def test_threads_of_a_block(mode, units, threads):
-    assert cuda._plan(mode, units, 1, 8, False, H100).threads == threads
+    assert cuda._plan(mode, units, 1, 8, False, A100).threads == threads
 
 
 def test_plan_refuses_what_a_device_has_not():
@@ -96,7 +130,7 @@ def test_plan_refuses_what_a_device_has_not():
     )
     small = cuda.Device("small", 80, 40, 1 << 10)
     refused = cuda._plan("bfloat16", 256, 1, 1, False, small).refused
-    assert "bytes of shared memory, and small has 1024" in refused
+    assert refused == "256 units a head are more than the 0 that small has room for"
 
 
 # -------------------------------------------------------------------------------------- the choice
@@ -113,7 +147,7 @@ def gpu(monkeypatch):
 
     def have(device: cuda.Device) -> None:
         monkeypatch.setattr(cuda, "_device", lambda *_: device)
-        facts = triton.Device(device.name, divmod(device.capability, 10), device[2], 227 << 10)
+        facts = triton.Device(device.name, divmod(device.capability, 10), device[2], device[3])
         monkeypatch.setattr(triton, "_device", lambda *_: facts)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -139,9 +173,12 @@ def test_gpu_that_can_is_taken(gpu):
 def test_refusals_name_the_reason(gpu, monkeypatch):
     assert "it has no kernel for torch.float64" in refusal(dtype=torch.float64)
     assert "it computes on an NVIDIA GPU, and the tensors are on cpu" in refusal(device="cpu")
-    assert "129 units a head are more than the 128 that one block has room for" in refusal(
-        units=129
-    )
+    with precision.tf32(True):
+        words = "1025 units a head are more than the 1024 that H100 has room for"
+        assert words in refusal(units=1025)
+    with precision.tf32(False):
+        words = "513 units a head are more than the 512 that H100 has room for"
+        assert words in refusal(units=513)
     gpu(cuda.Device("T4", 75, 40, 48 << 10))
     assert "it needs compute capability 8.0, and T4 has 7.5" in refusal()
     with monkeypatch.context() as patch:
@@ -163,7 +200,11 @@ def test_refusals_name_the_reason(gpu, monkeypatch):
 def test_auto_on_a_gpu_prefers_what_was_compiled(gpu):
     assert select("auto", problem()) == "cuda"
     large = problem(units=1000, dtype=torch.float16, beyond=("norm",))  # torch has none
-    assert select("auto", large) == "triton"  # no room in a block
+    assert select("auto", large) == "cuda"
+    assert select("auto", large._replace(units=1300)) == "triton"  # no room in a cluster
+    gpu(A100)
+    assert select("auto", large) == "triton"  # no room in a block, no clusters
+    gpu(H100)
     assert select("auto", problem(dtype=torch.float64)) == "torch"
     many = problem(rows=100_000, dtype=torch.bfloat16)
     assert "us a step against torch's" in passed_over("cuda", many)
@@ -175,7 +216,7 @@ def test_explain_prints_the_plan(gpu, monkeypatch):
     monkeypatch.setattr(type(rnn), "_problem", lambda *_, **__: problem(units=64, groups=2))
     lines = rnnfast.explain(rnn, torch.randn(5, 2, 3)).splitlines()
     assert lines[0].startswith("cuda (auto)")
-    assert "single block: 64 units by 8 rows a block, 4 blocks of 128 threads" in lines[1]
+    assert "single block: 64 units by 8 rows, 4 blocks of 128 threads" in lines[1]
 
 
 def test_without_a_driver_a_call_says_which_kernel_and_why():
@@ -190,7 +231,7 @@ def test_without_a_driver_a_call_says_which_kernel_and_why():
     )
     sizes = dict.fromkeys(("T", "B", "S", "heads", "groups"), 1)
     strides = dict.fromkeys(("p_t", "p_b", "y_t", "y_b", "norm_eps", "device", "stream"), 0)
-    with pytest.raises(RuntimeError, match=r"single_block_forward, bfloat16, .*: CUDA driver"):
+    with pytest.raises(RuntimeError, match=r"kernel forward of bfloat16, of .*: CUDA driver"):
         cuda.EXTENSION.cuda_forward(
             mode="bfloat16",
             plan=plan,

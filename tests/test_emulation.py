@@ -103,7 +103,7 @@ FAULTS_OF_BLOCK = {  # file of csrc/cuda, what stands there, what takes its plac
     "a reset one step late": ("forward.cuh", ("bits = look_up(t);", "bits = look_up(t - toward);")),
     "what was looked up of the step before": (
         "backward.cuh",
-        ("next = look_up(t + toward);", "next = look_up(t);"),
+        ("next = look_up(time_of(i + 1));", "next = look_up(time_of(i));"),
     ),
 }
 FAULTS_OF_CLUSTER = {

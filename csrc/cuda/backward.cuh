@@ -12,7 +12,7 @@ backward_kernel(Backward a) {
   using Stored = typename K::Stored;
   using W = Words<Stored>;
   const Place<K> place(a.shape);
-  const int steps = a.shape.steps, d = place.direction, toward = d ? 1 : -1;
+  const int steps = a.shape.steps, d = place.direction;
   [[maybe_unused]] auto* gamma = K::template at<float>(K::kGamma);
   [[maybe_unused]] auto* beta = K::template at<float>(K::kBeta);
   constexpr int kOwnerThreads = 32 * K::kOwners;
@@ -38,11 +38,13 @@ backward_kernel(Backward a) {
     return steps_of_row == 0 ? -1 : d ? 0 : steps_of_row - 1;
   };
 
-  int t = d ? 0 : steps - 1;
-  Track<K, const Stored> grad_y(static_cast<const Stored*>(a.grad_y), a.grad_y_strides, place, t);
-  Track<K, const Stored> y(static_cast<const Stored*>(a.y), a.y_strides, place, t);
-  Track<K, const Stored> ahat(static_cast<const Stored*>(a.ahat), a.ahat_strides, place, t);
-  Track<K, Stored> dp(static_cast<Stored*>(a.dp), a.dp_strides, place, t);
+  // Of step i in the order of the loop.
+  const auto time_of = [&](int i) { return d ? i : steps - 1 - i; };
+  const int first = time_of(0);
+  Track<K, const Stored> grad_y(static_cast<const Stored*>(a.grad_y), a.grad_y_strides, place, first);
+  Track<K, const Stored> y(static_cast<const Stored*>(a.y), a.y_strides, place, first);
+  Track<K, const Stored> ahat(static_cast<const Stored*>(a.ahat), a.ahat_strides, place, first);
+  Track<K, Stored> dp(static_cast<Stored*>(a.dp), a.dp_strides, place, first);
 
   // grad_h_n of the rows that `here` names, added to what is given.
   const auto add_last = [&](const bool (&here)[W::kColumnsOfLane], float (&to)[K::kOwned][4]) {
@@ -101,7 +103,7 @@ backward_kernel(Backward a) {
     return step;
   };
   fetch_all();
-  Step next = look_up(t);
+  Step next = look_up(first);
   Values<K> carry = {};  // c_t
 
   // Step i up to da_t: what the owners do.
@@ -127,7 +129,7 @@ backward_kernel(Backward a) {
         RT_UNROLL for (int v = 0; v < 4; ++v) {
           if (place.column(v % 2) >= place.rows || !place.inside(m, v)) continue;
           const std::int64_t row =
-              std::int64_t{t} * a.shape.batch + place.row + place.column(v % 2);
+              std::int64_t{time_of(i)} * a.shape.batch + place.row + place.column(v % 2);
           const std::int64_t unit =
               std::int64_t{place.group} * place.size + place.padded_unit(m, v);
           a.carry[row * a.shape.groups * place.size + unit] = carry[m][v];
@@ -203,7 +205,7 @@ backward_kernel(Backward a) {
     dp.go(!d);
   };
 
-  for (int i = 0; i < steps; ++i, t += toward) {
+  for (int i = 0; i < steps; ++i) {
     const Step step = next;
     if (place.owner()) make_da(i, step);
     await_state<K>(i);  // all of da_t is in its half
@@ -219,7 +221,7 @@ backward_kernel(Backward a) {
     expect_state<K>(i, place);
     if (place.owner() && i + 1 < steps) {  // comes in while the tensor cores compute
       fetch_all();
-      next = look_up(t + toward);
+      next = look_up(time_of(i + 1));
     }
     finish<K>(sums, place, carry);
     if (!place.owner()) continue;

@@ -21,10 +21,11 @@ double cycles_of(const Size& size, const Configuration& c, int columns) {
   const double state = tiles * tile_words(size.mode) * 4;  // bytes
   const double tensor = of_block * c.units / depth(size.mode) * products(size.mode) * 6.26 / 4;
   const double read = (c.bands() * state + staged_bytes(size.mode, c)) / 128;
-  const double rest = size.mode == Mode::kExact ? 790 : size.mode == Mode::kTf32 ? 670 : 520;
-  double cycles = rest + 1.3 * std::max(tensor, read) + 2.0 * partial_bytes(c) / 128;
-  if (c.blocks == 1) return cycles + (size.norm ? 560 + 65 * c.warps() : 0);
-  if (size.norm) cycles += 560 + kFlight;
+  const bool exact = size.mode == Mode::kExact, tf32 = size.mode == Mode::kTf32;
+  const double rest = exact ? 850 : !tf32 ? 460 : c.blocks == 1 ? 560 : 450;
+  double cycles = rest + std::max((exact ? 1.4 : 1.3) * tensor, read) + partial_bytes(c) / 128.0;
+  if (c.blocks == 1) return cycles + (size.norm ? 480 + 70 * c.warps() : 0);
+  if (size.norm) cycles += 670 + kFlight + 7 * c.blocks * c.owners();
   return cycles + kFlight + state * columns / 8 / kIngress;
 }
 

@@ -85,7 +85,6 @@ constexpr Configuration kExactClusters[] = {
     {256, 2, 4, 4},
     {512, 2, 8, 4, 5},
     {512, 2, 16, 8},
-    {768, 3, 16, 8, 3},
 #ifdef RNNFAST_EMULATION
     {64, 2, 2, 2, 1},
     {64, 1, 4},

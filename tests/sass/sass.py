@@ -43,6 +43,10 @@ class Instruction(NamedTuple):
         return self.name.partition(".")[0]
 
     @property
+    def conditional(self) -> bool:
+        return self.text.startswith("@") or re.search(r"\bBRA\.U\S* !?UP", self.text) is not None
+
+    @property
     def waits_for_others(self) -> bool:
         return self.name.startswith("SYNCS.PHASECHK")
 
@@ -62,6 +66,7 @@ class Figures(NamedTuple):
     """Of one kernel; "loop" is its time loop."""
 
     registers: int
+    warps: int
     stack: int  # bytes
     spills: int  # instructions on local memory
     products: int  # HMMA in the loop
@@ -113,11 +118,11 @@ def cubin_of(object_file: Path, arch: str, folder: Path) -> Path:
     listed = run("cuobjdump", "-lelf", object_file)
     if f".{arch}.cubin" in listed:
         run("cuobjdump", "-xelf", f".{arch}.cubin", object_file, cwd=folder)
-        (made,) = folder.glob(f"*kernels*.{arch}.cubin")
+        (made,) = folder.glob(f"{object_file.stem}.*.{arch}.cubin")
         made.rename(cubin)
     else:
         run("cuobjdump", "-xptx", "all", object_file, cwd=folder)
-        (ptx,) = folder.glob("*kernels*.ptx")
+        (ptx,) = folder.glob(f"{object_file.stem}.*.ptx")
         command = [*nvcc().command, "-O3", f"-arch={arch}", "-cubin", ptx, "-o", cubin]
         subprocess.run(command, check=True)
         ptx.unlink()
@@ -177,7 +182,7 @@ def successors(code: list[Instruction]) -> list[list[int]]:
     found = []
     for n, i in enumerate(code):
         ways = [] if i.kind in ("EXIT", "RET") or i.target is not None else [n + 1]
-        if i.text.startswith("@"):
+        if i.conditional:
             ways = [n + 1]
         if i.target is not None and i.target in at:
             ways.append(at[i.target])
@@ -262,7 +267,7 @@ def usual_path(loop: list[Instruction], can_clip: bool = False) -> list[Instruct
 
     def ways(n: int) -> list[int]:
         i = loop[n]
-        goes_on = i.target is None or i.text.startswith("@")
+        goes_on = i.target is None or i.conditional
         if i.name == "BRA.DIV":  # what lanes do that have parted, one by one
             return [index[behind[i.address]]]
         found = [behind.get(i.address) if goes_on else None, i.target]
@@ -359,6 +364,7 @@ def figures(code: list[Instruction], registers: int, stack: int, kernel: Kernel)
             loads += width[found[1]] if found else 4
     return Figures(
         registers,
+        kernel.warps,
         stack,
         sum(i.kind in ("LDL", "STL") for i in code),
         sum(i.kind == "HMMA" for i in loop),
