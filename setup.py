@@ -44,8 +44,8 @@ SIMD_X86_64 = {
         "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
     ),
 }
-# The kernels for GPUs: one source, compiled once for each mode (csrc/cuda/fragments.cuh) and family;
-# clusters there are from sm_90 on.
+# The kernels for GPUs: one source, compiled once for each mode (csrc/cuda/fragments.cuh) and each
+# family; clusters there are from sm_90 on.
 CUDA_SOURCE = "csrc/cuda/kernels.cu"
 CUDA_MEASURE = "csrc/cuda/measure.cu"
 CUDA_FAMILIES = {"single_block": ("kSingleBlock", 0), "cluster": ("kCluster", 90)}

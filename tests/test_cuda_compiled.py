@@ -76,11 +76,12 @@ def test_nothing_in_the_time_loop_waits_for_memory():
 
 
 def test_weights_are_not_read_again():
-    """A thread reads as much in a step of any size as in one of 32 units, of which it has few of the
-    weights; of 256 units in a block twice as much, since it has two tiles."""
+    """A thread reads as much in a step of any size as in one of 32 units, of which it has few of
+    the weights; of 256 units in a block twice as much, since it has two tiles."""
     for name, row in ROWS.items():
-        smallest = ROWS[re.sub(r"\d+ units \d+ blocks", "32 units 1 blocks", name).replace(
-            "sm_100", "sm_90")]
+        smallest = ROWS[
+            re.sub(r"\d+ units \d+ blocks", "32 units 1 blocks", name).replace("sm_100", "sm_90")
+        ]
         tiles = 2 if "256 units 1 blocks" in name else 1
         assert row.loads <= tiles * smallest.loads + 8, name
 

@@ -100,11 +100,13 @@ def test_what_is_wanted_is_planned(mode, units, blocks):
 
 def test_fallback_from_large_clusters_to_smaller_ones():
     """Where sixteen blocks do not come together eight do, and so on; then nothing."""
-    for clusters, wanted in (((9, 9, 9, 9), 16), ((9, 9, 9, 0), 8), ((9, 9, 0, 0), 4), ((9, 0, 0, 0), 0)):
+    for sizes, wanted in ((4, 16), (3, 8), (2, 4), (1, 0)):
+        clusters = tuple(9 if i < sizes else 0 for i in range(4))
         device = cuda.Device("cut", 90, 64, 227 << 10, clusters)
         plan = cuda._plan("bfloat16", 512, 1, 1, False, device)
         assert (0 if plan.refused else plan.cluster) == wanted
-    large = cuda._plan("bfloat16", 1024, 1, 8, False, cuda.Device("", 90, 64, 227 << 10, (9, 9, 9, 0)))
+    device = cuda.Device("cut", 90, 64, 227 << 10, (9, 9, 9, 0))
+    large = cuda._plan("bfloat16", 1024, 1, 8, False, device)
     assert large.cluster == 8
     assert large.staged
 

@@ -41,7 +41,8 @@ backward_kernel(Backward a) {
   // Of step i in the order of the loop.
   const auto time_of = [&](int i) { return d ? i : steps - 1 - i; };
   const int first = time_of(0);
-  Track<K, const Stored> grad_y(static_cast<const Stored*>(a.grad_y), a.grad_y_strides, place, first);
+  Track<K, const Stored> grad_y(static_cast<const Stored*>(a.grad_y), a.grad_y_strides, place,
+                                first);
   Track<K, const Stored> y(static_cast<const Stored*>(a.y), a.y_strides, place, first);
   Track<K, const Stored> ahat(static_cast<const Stored*>(a.ahat), a.ahat_strides, place, first);
   Track<K, Stored> dp(static_cast<Stored*>(a.dp), a.dp_strides, place, first);

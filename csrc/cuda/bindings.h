@@ -91,8 +91,9 @@ inline void bind_kernels(pybind11::module_& module) {
          int heads, int groups, bool paired, int64_t p_t, int64_t p_b, int64_t y_t, int64_t y_b,
          float norm_eps, int device, Address stream) {
         Forward problem;
-        problem.shape = {steps,  batch, size, heads, groups, plan.columns, 1.0f / static_cast<float>(size),
-                         paired};
+        problem.shape = {
+            steps, batch, size, heads, groups, plan.columns, 1.0f / static_cast<float>(size),
+            paired};
         problem.nonlinearity = function_named(nonlinearity);
         problem.norm_eps = norm_eps;
         problem.p = at(p);
@@ -127,8 +128,9 @@ inline void bind_kernels(pybind11::module_& module) {
          int64_t dp_t, int64_t dp_b, int window, float limit, bool anew, int device,
          Address stream) {
         Backward problem;
-        problem.shape = {steps,  batch, size, heads, groups, plan.columns, 1.0f / static_cast<float>(size),
-                         paired};
+        problem.shape = {
+            steps, batch, size, heads, groups, plan.columns, 1.0f / static_cast<float>(size),
+            paired};
         problem.nonlinearity = function_named(nonlinearity);
         problem.window = window;
         problem.limit = limit;

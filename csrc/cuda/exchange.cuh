@@ -2,9 +2,9 @@
 // warps.
 //
 // In a cluster every warp sends what it has into the shared memory of all blocks, its own too: a
-// store that is under way for some time, and that an mbarrier of the block where it goes counts once
-// it is there. A block waits for its own mbarriers, until all bytes have come that a phase is to
-// bring. No thread waits for a store to leave; nothing in the loop is a fence.
+// store that is under way for some time, and that an mbarrier of the block where it goes counts
+// once it is there. A block waits for its own mbarriers, until all bytes have come that a phase is
+// to bring. No thread waits for a store to leave; nothing in the loop is a fence.
 //
 // Two halves of the state, step i in half i % 2, with an mbarrier each. What makes it safe:
 // - A half is written again (step i + 2) by blocks that have all of step i + 1, which is sent by
@@ -21,9 +21,9 @@
 // - The last thing that is sent is awaited by all blocks: none ends while a store to it is under
 //   way. (h_T is not sent: nobody reads it.)
 //
-// Of a lone block the state is a plain store and the block's barrier, one in each step. What is read
-// of a half in one step is written again two steps later, behind the barrier of the step between,
-// which nobody passes before having read. Likewise the sums.
+// Of a lone block the state is a plain store and the block's barrier, one in each step. What is
+// read of a half in one step is written again two steps later, behind the barrier of the step
+// between, which nobody passes before having read. Likewise the sums.
 #pragma once
 
 #include "fragments.cuh"
@@ -49,8 +49,8 @@ RT_DEVICE std::uint32_t* state_of(int i) {
   return K::template at<std::uint32_t>(K::kState) + i % 2 * K::kStateWords;
 }
 
-// What comes of all blocks' states: lanes whose first column is a row of the batch send; the others'
-// columns nobody reads.
+// What comes of all blocks' states: lanes whose first column is a row of the batch send; the
+// others' columns nobody reads.
 template <class K>
 RT_DEVICE int state_bytes(const Place<K>& place) {
   return K::kStateWords * 4 / 32 * K::Mode::lanes(place.rows);
@@ -87,11 +87,11 @@ RT_DEVICE void begin_exchange(const Place<K>& place) {
 template <class K>
 RT_DEVICE void put_state(int i, const Place<K>& place, const TileWords<K>& words) {
   using Mode = typename K::Mode;
-  // What any lane has read of partial sums and sums, it has before another's words are on their way.
+  // What any lane has read of partial sums and sums, it has before another's words are on their
+  // way.
   if constexpr (K::kBlocks > 1) rt::sync_warp();
   RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-    std::uint32_t* tile =
-        state_of<K>(i) + (place.first_unit / kTileUnits + m) * Mode::kTileWords;
+    std::uint32_t* tile = state_of<K>(i) + (place.first_unit / kTileUnits + m) * Mode::kTileWords;
     Mode::write(place.lane, words[m], [&](int to, const auto& what) {
       if constexpr (K::kBlocks == 1) {
         rt::store(tile + to, what);
@@ -164,8 +164,7 @@ template <class K, int kNumber>
 RT_DEVICE void read_sums(int entry, int lane, float (&sums)[kNumber][2]) {
   constexpr int kPlace = kNumber == 2 ? K::kNormSums : K::kClipSums;
   constexpr int kTogether = kNumber % 2 ? 2 : 4;
-  const float* from =
-      K::template at<float>(kPlace) + (entry * kColumns + lane % 4 * 2) * kNumber;
+  const float* from = K::template at<float>(kPlace) + (entry * kColumns + lane % 4 * 2) * kNumber;
   RT_UNROLL for (int n = 0; n < 2 * kNumber; n += kTogether) {
     std::uint32_t words[kTogether];
     rt::read(from + n, words);

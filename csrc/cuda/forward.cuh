@@ -30,8 +30,8 @@ forward_kernel(Forward a) {
   TileWords<K> h, next;
   fetch<K>(state_track<K>(static_cast<const Stored*>(a.h_0), a.shape, place), true, place, h);
   fetch<K>(p, true, place, next);
-  // Of the lane's columns: whether the row has step t, and whether a reset lies before the step after
-  // it, which sees nothing of the state then. In bits, since registers are scarce.
+  // Of the lane's columns: whether the row has step t, and whether a reset lies before the step
+  // after it, which sees nothing of the state then. In bits, since registers are scarce.
   const auto look_up = [&](int t) {
     unsigned bits = 0;
     RT_UNROLL for (int c = 0; c < W::kColumnsOfLane; ++c) {

@@ -134,8 +134,8 @@ struct Words<float> {
 //
 // A mode has: Stored; kDepth, units that one product goes over; kWeights and kFactors, the
 // registers of its two sides; kSums, the sums that it goes into; kTileWords, 32-bit
-// words of a tile of the state in shared memory. write() calls put(place, words), words side by side
-// from a place in the tile on, as often as kWrites says; what all lanes have put there read()
+// words of a tile of the state in shared memory. write() calls put(place, words), words side by
+// side from a place in the tile on, as often as kWrites says; what all lanes have put there read()
 // returns. column() is that of a lane's words, of the first where there are two; lanes(), how many
 // have one that is among the first rows.
 
@@ -207,8 +207,8 @@ struct Tf32 {
   static constexpr int kTileWords = 128;  // [lane][value]
 
   // In which order a product goes over its units is free. This one lets a lane write its four words
-  // at once, and read two without meeting another in a bank of shared memory: of tile s / 2 factor j
-  // is unit 4 (s % 2) + 2 j + q % 2 + 8 (q / 2).
+  // at once, and read two without meeting another in a bank of shared memory: of tile s / 2 factor
+  // j is unit 4 (s % 2) + 2 j + q % 2 + 8 (q / 2).
   RT_DEVICE static int unit(int step, int j, int lane) {
     return step % 2 * 4 + 2 * j + lane % 2 + lane % 4 / 2 * 8;
   }

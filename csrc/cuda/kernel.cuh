@@ -35,7 +35,8 @@ namespace rnnfast::cuda {
 
 // Sizes of a kernel: kUnits are a multiple of 16; a group has as many or fewer, of which the rest
 // is padding, zeros throughout.
-template <class Mode_, int kUnits_, int kTiles_, int kBlocks_ = 1, int kParts_ = 1, int kStaged_ = 0>
+template <class Mode_, int kUnits_, int kTiles_, int kBlocks_ = 1, int kParts_ = 1,
+          int kStaged_ = 0>
 struct Kernel {
   using Mode = Mode_;
   using Stored = typename Mode::Stored;
@@ -172,9 +173,9 @@ RT_DEVICE void start(const Weights<K>& weights, const std::uint32_t* state, cons
         std::uint32_t a[Mode::kWeights];
         RT_UNROLL for (int i = 0; i < Mode::kWeights; i += 4) {
           std::uint32_t four[4];
-          rt::read(staged_weights<K>(place, s - (K::kSteps - K::kStaged), m) + i * 32 +
-                       place.lane * 4,
-                   four);
+          rt::read(
+              staged_weights<K>(place, s - (K::kSteps - K::kStaged), m) + i * 32 + place.lane * 4,
+              four);
           RT_UNROLL for (int k = 0; k < 4; ++k) a[i + k] = four[k];
         }
         Mode::multiply(sums[m][s % K::kChains], a, factors);

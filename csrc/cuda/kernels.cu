@@ -1,6 +1,6 @@
 // The kernels that go through time, of one mode and one family: RNNFAST_MODE is its name,
-// RNNFAST_MODE_TYPE its type, RNNFAST_FAMILY single_block or cluster. Compiled once for each, and by
-// the host's compiler for the emulation.
+// RNNFAST_MODE_TYPE its type, RNNFAST_FAMILY single_block or cluster. Compiled once for each, and
+// by the host's compiler for the emulation.
 #include <algorithm>
 #include <iterator>
 #include <string>
@@ -96,13 +96,11 @@ void choose(const Plan& plan, With with) {
 }  // namespace
 
 void forward(const Plan& plan, const Forward& problem, const Stream& stream) {
-  choose(plan,
-         [&](auto at) { forward_of<typename decltype(at)::K>(plan, problem, stream); });
+  choose(plan, [&](auto at) { forward_of<typename decltype(at)::K>(plan, problem, stream); });
 }
 
 void backward(const Plan& plan, const Backward& problem, const Stream& stream) {
-  choose(plan,
-         [&](auto at) { backward_of<typename decltype(at)::K>(plan, problem, stream); });
+  choose(plan, [&](auto at) { backward_of<typename decltype(at)::K>(plan, problem, stream); });
 }
 
 int clusters(int device, int blocks) {

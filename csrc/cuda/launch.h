@@ -18,11 +18,11 @@ struct Stream {
 };
 
 // Defined by kernels.cu, compiled once for each mode and family.
-#define RNNFAST_DECLARE(family)                                 \
-  namespace family {                                            \
-  void forward(const Plan&, const Forward&, const Stream&);     \
-  void backward(const Plan&, const Backward&, const Stream&);   \
-  int clusters(int device, int blocks);                         \
+#define RNNFAST_DECLARE(family)                               \
+  namespace family {                                          \
+  void forward(const Plan&, const Forward&, const Stream&);   \
+  void backward(const Plan&, const Backward&, const Stream&); \
+  int clusters(int device, int blocks);                       \
   }
 #define RNNFAST_DECLARE_MODE(mode) \
   namespace mode {                 \

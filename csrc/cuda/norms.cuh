@@ -53,9 +53,7 @@ RT_DEVICE void moments(const float (&a)[K::kOwned][4], int i, const Place<K>& pl
   constexpr float kUnits = K::kOwnUnits;
   // How many of an entry's units there are, in parts of all.
   const float entries = static_cast<float>(rt::anew(shape.size)) / kUnits;
-  const auto part_of = [&](int entry) {
-    return rt::saturate(entries - static_cast<float>(entry));
-  };
+  const auto part_of = [&](int entry) { return rt::saturate(entries - static_cast<float>(entry)); };
   const float units = kUnits * part_of(place.entry), each = units > 0.0f ? 1.0f / units : 0.0f;
   float sum[1][2] = {}, squares[1][2] = {};
   RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
@@ -89,7 +87,8 @@ RT_DEVICE void moments(const float (&a)[K::kOwned][4], int i, const Place<K>& pl
     }
   });
   if constexpr (kLanesShare<K>) over_lanes(squares);
-  RT_UNROLL for (int e = 0; e < 2; ++e) rstd[e] = rt::inverse_root(squares[0][e] * shape.each + eps);
+  RT_UNROLL for (int e = 0; e < 2; ++e) rstd[e] =
+      rt::inverse_root(squares[0][e] * shape.each + eps);
 }
 
 // ------------------------------------------------------------------------------ Blue's sums

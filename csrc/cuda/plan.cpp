@@ -11,8 +11,8 @@ constexpr int kOldest = 80;
 constexpr int kOldestWithClusters = 90;
 constexpr int kMostGroups = 65535;  // blocks of a grid in y
 constexpr double kMegahertz = 1700;
-constexpr double kFlight = 230;   // cycles of a store into another block, and of waking up for it
-constexpr double kIngress = 20;   // bytes a cycle that come into a block, until it is measured
+constexpr double kFlight = 230;  // cycles of a store into another block, and of waking up for it
+constexpr double kIngress = 20;  // bytes a cycle that come into a block, until it is measured
 
 // A product takes 6.26 cycles of one of four tensor cores, shared memory gives 128 bytes a cycle;
 // the rest of a step, latencies above all, is fitted to the model of the machine code (tests/sass).
@@ -115,13 +115,13 @@ std::string text(const Plan& plan) {
   if (!plan.refused.empty()) return plan.refused;
   const Configuration& c = plan.configuration;
   char words[320];
-  std::snprintf(words, sizeof words,
-                "%s: %d units by %d rows, %d blocks of %d threads, weights in %d registers of each"
-                "%s, %.1f KiB of shared memory, %.2f us a step of forward (estimated)",
-                c.blocks == 1 ? "single block"
-                              : ("clusters of " + std::to_string(c.blocks)).c_str(),
-                c.units, plan.columns, plan.blocks, plan.threads, plan.weight_registers,
-                c.staged ? " and in shared memory" : "", plan.shared / 1024.0, plan.step);
+  std::snprintf(
+      words, sizeof words,
+      "%s: %d units by %d rows, %d blocks of %d threads, weights in %d registers of each"
+      "%s, %.1f KiB of shared memory, %.2f us a step of forward (estimated)",
+      c.blocks == 1 ? "single block" : ("clusters of " + std::to_string(c.blocks)).c_str(), c.units,
+      plan.columns, plan.blocks, plan.threads, plan.weight_registers,
+      c.staged ? " and in shared memory" : "", plan.shared / 1024.0, plan.step);
   return words;
 }
 

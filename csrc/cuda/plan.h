@@ -54,41 +54,22 @@ struct Configuration {
 constexpr Configuration kHalfBlocks[] = {{32, 1}, {64, 1}, {128, 1}, {256, 2, 1, 1, 1}};
 constexpr Configuration kSingleBlocks[] = {{32, 1}, {64, 1}, {128, 1}};
 constexpr Configuration kHalfClusters[] = {
-    {512, 2, 4, 2},
-    {512, 2, 8, 4},
-    {512, 2, 16, 4},
-    {768, 3, 8, 4, 3},
-    {768, 3, 16, 8},
-    {1024, 2, 8, 2, 18},
-    {1024, 2, 16, 4, 2},
-    {1280, 5, 16, 8, 5},
+    {512, 2, 4, 2},  {512, 2, 8, 4},      {512, 2, 16, 4},     {768, 3, 8, 4, 3},
+    {768, 3, 16, 8}, {1024, 2, 8, 2, 18}, {1024, 2, 16, 4, 2}, {1280, 5, 16, 8, 5},
 #ifdef RNNFAST_EMULATION  // where large ones take long
-    {64, 2, 2, 2},
-    {64, 1, 4},
-    {128, 1, 8},
-    {256, 1, 16},
+    {64, 2, 2, 2},   {64, 1, 4},          {128, 1, 8},         {256, 1, 16},
 #endif
 };
 constexpr Configuration kTf32Clusters[] = {
-    {256, 2, 4, 4},
-    {512, 2, 8, 4, 1},
-    {512, 2, 16, 8},
-    {768, 3, 16, 8, 2},
-    {1024, 4, 16, 8, 8},
+    {256, 2, 4, 4},   {512, 2, 8, 4, 1}, {512, 2, 16, 8}, {768, 3, 16, 8, 2}, {1024, 4, 16, 8, 8},
 #ifdef RNNFAST_EMULATION
-    {64, 2, 2, 2, 1},
-    {64, 1, 4},
-    {128, 1, 8},
+    {64, 2, 2, 2, 1}, {64, 1, 4},        {128, 1, 8},
 #endif
 };
 constexpr Configuration kExactClusters[] = {
-    {256, 2, 4, 4},
-    {512, 2, 8, 4, 5},
-    {512, 2, 16, 8},
+    {256, 2, 4, 4},   {512, 2, 8, 4, 5}, {512, 2, 16, 8},
 #ifdef RNNFAST_EMULATION
-    {64, 2, 2, 2, 1},
-    {64, 1, 4},
-    {128, 1, 8},
+    {64, 2, 2, 2, 1}, {64, 1, 4},        {128, 1, 8},
 #endif
 };
 
@@ -141,7 +122,8 @@ constexpr int forward_bytes(Mode mode, const Configuration& c) {
          2 * c.units / c.blocks * 4 + sums + barriers;
 }
 constexpr int backward_bytes(Mode mode, const Configuration& c) {
-  const int kept = 2 * c.owned() * 4 * 32 * c.owners() * 4, sums = c.blocks * c.owners() * 8 * 3 * 4;
+  const int kept = 2 * c.owned() * 4 * 32 * c.owners() * 4,
+            sums = c.blocks * c.owners() * 8 * 3 * 4;
   return forward_bytes(mode, c) + sums + kept;
 }
 

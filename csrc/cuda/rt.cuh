@@ -208,8 +208,8 @@ RT_DEVICE std::uint32_t to_tf32(float value) {
   return out;
 }
 
-// These two volatile, so that they stay in the order in which they stand: several under way at once.
-// Within 2 ulp and the rounding of x log2(e); 0 where the result would be subnormal.
+// These two volatile, so that they stay in the order in which they stand: several under way at
+// once. Within 2 ulp and the rounding of x log2(e); 0 where the result would be subnormal.
 RT_DEVICE float exp(float x) {
   float out;
   asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x * 1.4426950408889634f));
@@ -239,8 +239,8 @@ RT_DEVICE float at_most(float x, float most, float a, float b) {
   return out;
 }
 RT_DEVICE float saturate(float x) { return __saturatef(x); }  // to 0 and 1
-// x, of which the compiler no longer knows that it is the same elsewhere: what is made of it it makes
-// again, and keeps in no register until then.
+// x, of which the compiler no longer knows that it is the same elsewhere: what is made of it it
+// makes again, and keeps in no register until then.
 RT_DEVICE float anew(float x) {
   asm volatile("" : "+f"(x));
   return x;

@@ -132,9 +132,9 @@ int most_clusters(void (*kernel)(Arguments), const Grid& grid, int device) {
     const OnDevice on_device(device, what);
     load(reinterpret_cast<const void*>(kernel), grid, what);
     const Configured launch(grid, 0);
-    check(cudaOccupancyMaxActiveClusters(&most, reinterpret_cast<const void*>(kernel),
-                                         launch.get()),
-          what);
+    check(
+        cudaOccupancyMaxActiveClusters(&most, reinterpret_cast<const void*>(kernel), launch.get()),
+        what);
   } catch (const std::runtime_error&) {
     cudaGetLastError();  // no error of the next launch
     return 0;

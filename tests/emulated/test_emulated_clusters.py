@@ -1,5 +1,5 @@
-"""The kernels of clusters, run thread by thread on the host: every configuration that is compiled, and
-small ones with every option."""
+"""The kernels of clusters, run thread by thread on the host: every configuration that is compiled,
+and small ones with every option."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def wanted(monkeypatch: pytest.MonkeyPatch, blocks: int, columns: int = 0) -> No
 
 @pytest.mark.parametrize(("mode", "units", "blocks"), CLUSTERS)
 def test_every_configuration_is_within_its_budget(mode, units, blocks, monkeypatch):
-    """Padded by five units, two columns of three being rows; plain, and with everything. (float16 has
-    the kernels of bfloat16.)"""
+    """Padded by five units, two columns of three being rows; plain, and with everything. (float16
+    has the kernels of bfloat16.)"""
     wanted(monkeypatch, blocks, 3)
     for seed, options in enumerate(({}, EVERYTHING)):
         case = make_case(2, 2, units - 5, 1, DTYPES[mode], "tanh", seed, **options)

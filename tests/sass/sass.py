@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import subprocess
@@ -239,13 +240,13 @@ def time_loop(code: list[Instruction], kind: str = "HMMA") -> list[Instruction]:
 
 def usual_path(loop: list[Instruction], can_clip: bool = False) -> list[Instruction]:
     """The instructions of a step: at each branch the shorter way that leaves out no product, no
-    barrier, nothing of f, no full-width access to memory; but what a kernel does that can clip where
-    there is a limit."""
+    barrier, nothing of f, no full-width access to memory; but what a kernel that can clip does
+    only where there is a limit."""
     index = {i.address: n for n, i in enumerate(loop)}
     in_order = sorted(loop, key=lambda i: i.address)
-    behind = {i.address: j.address for i, j in zip(in_order, in_order[1:])}
+    behind = {i.address: j.address for i, j in itertools.pairwise(in_order)}
     again = set()  # where a wait that was in vain is tried once more
-    for i, j in zip(in_order, in_order[1:]):
+    for i, j in itertools.pairwise(in_order):
         if i.waits_for_others and j.target is not None and j.target <= i.address:
             again.add(i.address)
     offsets = {i.offset for i in loop if i.waits_for_others and i.address not in again}

@@ -181,7 +181,7 @@ void faults() {
   finds("an address beyond the shared memory", {2, 1, 32, 2, 64}, [] {
     rt::sync_cluster();
     const std::uint32_t to = rt::in_block(rt::address_of(rt::shared() + 64), 1);
-    if (rt::thread() == 0 && rt::cluster_rank() == 0) rt::send(to, 0, to);
+    if (rt::thread() == 0 && rt::cluster_rank() == 0) rt::send(to, {0u}, to);
     rt::sync_cluster();
     for (int i = 0; i < 50; ++i) rt::sync_cluster();
   });
@@ -189,7 +189,7 @@ void faults() {
     if (rt::cluster_rank() == 1) return;
     for (int i = 0; i < 50; ++i) rt::sync_block();
     const std::uint32_t to = rt::in_block(rt::address_of(rt::shared()), 1);
-    if (rt::thread() == 0) rt::send(to, 0, to + 8);
+    if (rt::thread() == 0) rt::send(to, {0u}, to + 8);
     for (int i = 0; i < 50; ++i) rt::sync_block();
   });
   finds("more arrivals at an mbarrier", {1, 1, 32, 1, 64}, [] {
