@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,7 +104,8 @@ def main() -> int:
     except package.Unavailable as error:
         print(error, file=sys.stderr)
         return 1
-    results = [passes(program) for program in programs]
+    with ThreadPoolExecutor(os.cpu_count()) as each:  # processes; threads only wait for them
+        results = list(each.map(passes, programs))
     if not results:
         print("no program in tests/cpp: nothing was checked", file=sys.stderr)
     return 0 if results and all(results) else 1

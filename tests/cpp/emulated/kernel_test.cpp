@@ -296,7 +296,7 @@ void try_sizes(const char* name, int number) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int number = argc > 1 ? std::atoi(argv[1]) : 6;
+  const int number = argc > 1 ? std::atoi(argv[1]) : 4;
   using BFloat16 = cuda::Half<cuda::BFloat16>;
   try {
 #ifndef FAULT_OF_CLUSTER
