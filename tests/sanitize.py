@@ -1,5 +1,6 @@
-"""`make sanitize`: builds each program of tests/cpp for each SIMD level, and those of its emulated,
-once with each set of sanitizers, and runs it. Compiler, levels and flags are those of setup.py.
+"""`make sanitize`: builds each program of tests/cpp for the two best SIMD levels of this machine,
+and those of its emulated, once with each set of sanitizers, and runs it. Compiler, levels and flags
+are those of setup.py.
 
 Which thread reads and writes what is the same at every level: one is enough for that sanitizer.
 """
@@ -99,7 +100,7 @@ def main() -> int:
     levels = levels_of_this_machine()
     print(f"SIMD levels of this machine: {', '.join(levels)}", flush=True)
     try:
-        programs = [*build("address", levels), *build("thread", levels[-1:])]
+        programs = [*build("address", levels[-2:]), *build("thread", levels[-1:])]
         programs += [p for sanitizer in SANITIZERS for p in build_emulated(sanitizer)]
     except package.Unavailable as error:
         print(error, file=sys.stderr)

@@ -95,7 +95,15 @@ def test_what_is_wanted_is_planned(mode, units, blocks):
         plan = cuda._plan(mode, units, 2, 20, False, H100, (blocks, columns))
         assert (plan.cluster, plan.columns) == (blocks, columns)
     refused = cuda._plan(mode, units, 2, 20, False, H100, (1, 0)).refused
-    assert refused.endswith("that H100 has room for, with 1 blocks")
+    words = f"given 1, which has no kernel for {units} units a head on H100"
+    assert refused == f"RNNFAST_CUDA_BLOCKS: {words}"
+    refused = cuda._plan(mode, units, 2, 20, False, H100, (0, 9)).refused
+    assert refused == "RNNFAST_CUDA_COLUMNS: given 9, wanted 1 to 8, or 0 for the plan's choice"
+
+
+def test_more_blocks_than_a_grid_has_are_no_plan():
+    assert cuda._plan("bfloat16", 256, 65535, 2**31 - 1, False, H100).refused
+    assert cuda._plan("bfloat16", 256, 4, 2**31 - 1, False, H100).blocks == 2**30
 
 
 def test_fallback_from_large_clusters_to_smaller_ones():

@@ -1,10 +1,10 @@
 // How blocks of a cluster give each other the state and sums over all units; of a lone block, its
 // warps.
 //
-// In a cluster every warp sends what it has into the shared memory of all blocks, its own too: a
-// store that is under way for some time, and that an mbarrier of the block where it goes counts
-// once it is there. A block waits for its own mbarriers, until all bytes have come that a phase is
-// to bring. No thread waits for a store to leave; nothing in the loop is a fence.
+// In a cluster every warp that owns tiles sends what it has into the shared memory of all blocks,
+// its own too: a store that is under way for some time, and that an mbarrier of the block where it
+// goes counts once it is there. A block waits for its own mbarriers, until all bytes have come that
+// a phase is to bring. No thread waits for a store to leave; nothing in the loop is a fence.
 //
 // Two halves of the state, step i in half i % 2, with an mbarrier each. What makes it safe:
 // - A half is written again (step i + 2) by blocks that have all of step i + 1, which is sent by

@@ -110,7 +110,7 @@ int clusters(int device, int blocks) {
     if (K::kBlocks != blocks) return;
     const Grid grid = {blocks, 1, K::kThreads, K::kBackwardBytes, blocks};
     const int found = most_clusters(backward_kernel<K, true, true>, grid, device);
-    least = least < 0 ? found : std::min(least, found);
+    if (found >= 0) least = least < 0 ? found : std::min(least, found);
   };
   for_each(one, std::make_index_sequence<std::size(kConfigurations)>{});
   return std::max(least, 0);

@@ -1,8 +1,10 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <iterator>
+#include <limits>
 
 namespace rnnfast::cuda {
 namespace {
@@ -79,6 +81,11 @@ Plan plan(const Size& size, const Device& device, const Wanted& wanted) {
                    std::to_string(kMostGroups) + " of one launch";
     return best;
   }
+  if (wanted.columns < 0 || wanted.columns > 8) {
+    best.refused = "RNNFAST_CUDA_COLUMNS: given " + std::to_string(wanted.columns) +
+                   ", wanted 1 to 8, or 0 for the plan's choice";
+    return best;
+  }
   for (Family family : {Family::kSingleBlock, Family::kCluster}) {
     for (const Configuration& c : configurations(size.mode, family)) {
       const int most = at_once(c, device);
@@ -86,23 +93,30 @@ Plan plan(const Size& size, const Device& device, const Wanted& wanted) {
       if (wanted.blocks > 0 && wanted.blocks != c.blocks) continue;
       for (int columns = 8; columns > 0; --columns) {
         if (wanted.columns > 0 && wanted.columns != columns) continue;
-        const int slices = (size.rows + columns - 1) / columns;
-        const int turns = std::max((slices * size.groups + most - 1) / most, 1);
+        const std::int64_t slices = (std::int64_t{size.rows} + columns - 1) / columns;
+        const std::int64_t clusters = std::max<std::int64_t>(slices, 1) * size.groups;
+        if (clusters * c.blocks > std::numeric_limits<int>::max()) continue;
+        const double turns = static_cast<double>((clusters + most - 1) / most);
         const double cycles = cycles_of(size, c, columns), step = turns * cycles / kMegahertz;
         if (best.blocks > 0 && step >= best.step) continue;
         best.configuration = c;
         best.columns = columns;
-        best.slices = slices;
-        best.blocks = std::max(slices, 1) * size.groups * c.blocks;
+        best.slices = static_cast<int>(slices);
+        best.blocks = static_cast<int>(clusters * c.blocks);
         best.cycles = cycles;
         best.step = step;
       }
     }
   }
+  if (best.blocks == 0 && wanted.blocks > 0) {
+    best.refused = "RNNFAST_CUDA_BLOCKS: given " + std::to_string(wanted.blocks) +
+                   ", which has no kernel for " + std::to_string(size.units) + " units a head on " +
+                   device.name;
+    return best;
+  }
   if (best.blocks == 0) {
     best.refused = std::to_string(size.units) + " units a head are more than the " +
                    most_units(size, device) + " that " + device.name + " has room for";
-    if (wanted.blocks > 0) best.refused += ", with " + std::to_string(wanted.blocks) + " blocks";
     return best;
   }
   best.threads = 32 * best.configuration.warps();

@@ -70,11 +70,11 @@ constexpr int kUsualCluster = 8;                // blocks; likewise
 
 // Loads a kernel's code, and tells it what it may have: at its first launch it could be in the
 // capture of a graph, which forbids that unless it is told otherwise.
-inline void load(const void* kernel, const Grid& grid, const std::string& what) {
+inline cudaError_t load(const void* kernel, const Grid& grid, cudaFuncAttributes& attributes) {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  check(cudaThreadExchangeStreamCaptureMode(&mode), what);
-  cudaFuncAttributes attributes;
-  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
+  if (error != cudaSuccess) return error;
+  error = cudaFuncGetAttributes(&attributes, kernel);
   if (error == cudaSuccess && grid.shared > kUsualShared) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(grid.shared));
@@ -83,7 +83,7 @@ inline void load(const void* kernel, const Grid& grid, const std::string& what) 
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }
   cudaThreadExchangeStreamCaptureMode(&mode);
-  check(error, what);
+  return error;
 }
 
 // A launch as the runtime has it. Not to be copied: it points into itself.
@@ -115,7 +115,8 @@ inline std::string why_not(const void* kernel, int device) {
   const std::string what = "the CUDA kernels cannot run";
   try {
     const OnDevice on_device(device, what);
-    load(kernel, {}, what);
+    cudaFuncAttributes attributes;
+    check(load(kernel, {}, attributes), what);
   } catch (const std::runtime_error& error) {
     cudaGetLastError();  // it is told, and no error of the next launch
     return error.what();
@@ -123,22 +124,32 @@ inline std::string why_not(const void* kernel, int device) {
   return "";
 }
 
-// How many clusters like this one the device has room for at once; 0 where it takes none.
+// How many clusters like this one the device has room for at once; 0 where it takes none, -1 where
+// a block is too large for it.
 template <class Arguments>
 int most_clusters(void (*kernel)(Arguments), const Grid& grid, int device) {
   const std::string what = "clusters are asked for";
-  int most = 0;
-  try {
-    const OnDevice on_device(device, what);
-    load(reinterpret_cast<const void*>(kernel), grid, what);
+  const OnDevice on_device(device, what);
+  const void* address = reinterpret_cast<const void*>(kernel);
+  int shared = 0, most = 0;
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), what);
+  if (grid.shared > static_cast<std::size_t>(shared)) return -1;
+  cudaFuncAttributes attributes;
+  cudaError_t error = load(address, grid, attributes);
+  if (error == cudaSuccess) {
+    // Code for older devices, which a newer one would run: without the exchange.
+    if (attributes.ptxVersion < 90) return 0;
     const Configured launch(grid, 0);
-    check(
-        cudaOccupancyMaxActiveClusters(&most, reinterpret_cast<const void*>(kernel), launch.get()),
-        what);
-  } catch (const std::runtime_error&) {
-    cudaGetLastError();  // no error of the next launch
+    error = cudaOccupancyMaxActiveClusters(&most, address, launch.get());
+  }
+  for (cudaError_t none :
+       {cudaErrorInvalidValue, cudaErrorInvalidClusterSize, cudaErrorNotSupported,
+        cudaErrorInvalidDeviceFunction, cudaErrorNoKernelImageForDevice}) {
+    if (error != none) continue;
+    cudaGetLastError();  // it is understood, and no error of the next launch
     return 0;
   }
+  check(error, what);
   return most;
 }
 
@@ -150,7 +161,8 @@ void start(const Arguments& arguments, const Grid& grid, const Stream& stream,
   const OnDevice on_device(stream.device, what);
   const std::uint64_t bit = std::uint64_t{1} << (stream.device % 64);
   if ((loaded.load() & bit) == 0) {  // once for each device
-    load(kernel, grid, what);
+    cudaFuncAttributes attributes;
+    check(load(kernel, grid, attributes), what);
     loaded.fetch_or(bit);
   }
   void* pointer = const_cast<Arguments*>(&arguments);

@@ -12,6 +12,7 @@ import importlib.machinery
 import importlib.util
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,7 +114,8 @@ def _unusable(kind: str, index: int | None) -> str:
 
 @functools.cache
 def _code_refused(index: int) -> str:
-    return KERNELS.cuda_unusable(index)
+    with torch.cuda.device(index):
+        return KERNELS.cuda_unusable(index)
 
 
 @_told
@@ -168,13 +170,16 @@ def _device(kind: str, index: int | None, mode: str) -> Device:
 
 @functools.cache
 def _gpu(index: int, mode: str) -> Device:
-    facts = torch.cuda.get_device_properties(index)
+    facts, clusters = torch.cuda.get_device_properties(index), (0, 0, 0, 0)
+    if KERNELS is not None and facts.major >= 9:
+        with torch.cuda.device(index):
+            clusters = tuple(KERNELS.cuda_clusters(mode, index))
     return Device(
         facts.name,
         10 * facts.major + facts.minor,
         facts.multi_processor_count,
         facts.shared_memory_per_block_optin,
-        tuple(KERNELS.cuda_clusters(mode, index)) if KERNELS else (0, 0, 0, 0),
+        clusters,
     )
 
 
@@ -199,12 +204,13 @@ def forward(
     if x.shape[1] == 0:
         return results
     kept = w_hh, dense(gamma), dense(beta), h_0, dense(lengths), as_bytes(reset)
-    KERNELS.cuda_forward(
-        _mode(x.dtype), _plan_of(x, w_hh, gamma, options), options.nonlinearity, p.data_ptr(),
-        *map(_address, (*kept, y, h_n, ahat, rstd)), *_shape(y, w_hh, options),
-        _paired(w_hh, (p, y), h_0, h_n),
-        *p.stride()[:2], *y.stride()[:2], options.norm_eps, *_stream(x.device),
-    )  # fmt: skip
+    with _on(x.device):
+        KERNELS.cuda_forward(
+            _mode(x.dtype), _plan_of(x, w_hh, gamma, options), options.nonlinearity, p.data_ptr(),
+            *map(_address, (*kept, y, h_n, ahat, rstd)), *_shape(y, w_hh, options),
+            _paired(w_hh, (p, y), h_0, h_n),
+            *p.stride()[:2], *y.stride()[:2], options.norm_eps, *_stream(x.device),
+        )  # fmt: skip
     return results
 
 
@@ -239,26 +245,28 @@ def backward(
     d_norm = None, None
     if gamma is not None and dw_wanted:
         d_norm = gamma.new_empty(2, planned.slices, width).unbind()
+    resets = as_bytes(reset)
     if B > 0:
         kept = w_hh, dense(gamma), dense(beta), ahat, dense(rstd), lengths
-        KERNELS.cuda_backward(
-            _mode(y.dtype), planned, options.nonlinearity, _address(grad_y),
-            _address(grad_h_n), y.data_ptr(), *map(_address, kept),
-            _address(as_bytes(reset)), dp.data_ptr(), *map(_address, (dh_0, *d_norm, carry)),
-            *_shape(y, w_hh, options), _paired(w_hh, (y, dp, grad_y, ahat), grad_h_n, dh_0),
-            *_strides(grad_y), *y.stride()[:2], *_strides(ahat), *dp.stride()[:2],
-            *_limits(T, options),
-            y.dtype != torch.float32 and options.nonlinearity not in SIGN_ALONE,
-            *_stream(y.device),
-        )  # fmt: skip
+        with _on(y.device):
+            KERNELS.cuda_backward(
+                _mode(y.dtype), planned, options.nonlinearity, _address(grad_y),
+                _address(grad_h_n), y.data_ptr(), *map(_address, kept), _address(resets),
+                dp.data_ptr(), *map(_address, (dh_0, *d_norm, carry)), *_shape(y, w_hh, options),
+                _paired(w_hh, (y, dp, grad_y, ahat), grad_h_n, dh_0),
+                *_strides(grad_y), *y.stride()[:2], *_strides(ahat), *dp.stride()[:2],
+                *_limits(T, options),
+                y.dtype != torch.float32 and options.nonlinearity not in SIGN_ALONE,
+                *_stream(y.device),
+            )  # fmt: skip
     if record is not None and record.shape[2]:
-        KERNELS.cuda_measure(
-            _mode(y.dtype), options.nonlinearity,
-            *map(_address, (carry, grad_y, grad_h_n, y, dp, lengths, as_bytes(reset), record)),
-            options.per_sample, *_shape(y, w_hh, options), *_strides(grad_y), *y.stride()[:2],
-            *dp.stride()[:2], *_limits(T, options),
-            *_stream(y.device),
-        )  # fmt: skip
+        with _on(y.device):
+            KERNELS.cuda_measure(
+                _mode(y.dtype), options.nonlinearity,
+                *map(_address, (carry, grad_y, grad_h_n, y, dp, lengths, resets, record)),
+                options.per_sample, *_shape(y, w_hh, options), *_strides(grad_y),
+                *y.stride()[:2], *dp.stride()[:2], *_limits(T, options), *_stream(y.device),
+            )  # fmt: skip
     return (
         *products.projected_back(dp, x, w_ih, dx_wanted, dw_wanted),
         products.dw_hh(dp, y, h_0, lengths, reset, w_hh, options.heads) if dw_wanted else None,
@@ -304,6 +312,11 @@ def _strides(x: Tensor | None) -> tuple[int, int]:
 
 def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """torch's way to another GPU and back, which leaves one alone that nobody has used."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _stream(device: torch.device) -> tuple[int, int]:
