@@ -35,7 +35,7 @@ ENVIRONMENT = {
 
 def build(sanitizer: str, levels: list[str]) -> list[str]:
     """The programs: each is one source, which includes the kernels, and the threads."""
-    flags = ["-O1", "-g", "-fno-omit-frame-pointer", *SANITIZERS[sanitizer]]
+    flags = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS[sanitizer]]
     folder = f"build/sanitize/{sanitizer}"
     compiler = package.Compiler.find()
     threads = package.compile_step(compiler, "csrc/cpu/parallel.cpp", f"{folder}/parallel.o", flags)
@@ -55,7 +55,7 @@ def build(sanitizer: str, levels: list[str]) -> list[str]:
 
 def build_emulated(sanitizer: str) -> list[str]:
     """The programs whose kernels are those of GPUs, their threads threads of the host."""
-    flags = ["-O0", "-g", "-DRNNFAST_EMULATION", "-DRNNFAST_EMULATION_THREADS"]
+    flags = ["-O0", "-g1", "-DRNNFAST_EMULATION", "-DRNNFAST_EMULATION_THREADS"]
     flags += SANITIZERS[sanitizer]
     folder = f"build/sanitize/{sanitizer}/emulated"
     compiler = package.Compiler.find()
