@@ -14,12 +14,13 @@ OF_EVERY_LEVEL := $(addprefix tests/test_,numerics.py module_sequences.py)
 # in the emulation.
 OF_GPU := tests/gpu $(addprefix tests/test_,gradient_flow.py module_contract.py module_sequences.py)
 
-# Two processes, whose idle threads let go of the cores; a file's fixtures are made once, but where
-# one file is most of the work. What is timed runs alone.
+# Two processes, whose idle threads let go of the cores. BY_FILE: a file's fixtures are made once, for
+# where no file is most of the work. What is timed runs alone.
 TIMED := tests/test_speed.py
 # The peer beside which lower levels are judged: MKL's products without AVX-512, too.
 PEER_BELOW := MKL_ENABLE_INSTRUCTIONS=AVX2
-PYTEST_IN_TWO := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist
+PYTEST_IN_TWO := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2
+BY_FILE := --dist loadfile
 
 .PHONY: demo test lint sanitize extension wheel format bench \
 	gpu-probe gpu-check gpu-profile clean
@@ -32,14 +33,14 @@ test: export RNNFAST_REQUIRE_EXTENSION = 1  # its tests must not be skipped
 test: export TRITON_CACHE_DIR = $(CURDIR)/build/triton
 test: export RNNFAST_CUDA_ARCHS = sm_90,compute_90  # less than is installed: minutes matter here
 test: lint extension sanitize  ## everything that can be shown without a GPU
-	$(PYTEST_IN_TWO) loadfile --ignore $(TIMED)
+	$(PYTEST_IN_TWO) $(BY_FILE) --ignore $(TIMED)
 	$(BIN)/python -m pytest $(TIMED)
-	TRITON_INTERPRET=1 $(PYTEST_IN_TWO) loadfile -k "triton or interpreted" tests/interpreted $(OF_GPU)
+	TRITON_INTERPRET=1 $(PYTEST_IN_TWO) $(BY_FILE) -k "triton or interpreted" tests/interpreted $(OF_GPU)
 	RNNFAST_EMULATION="$$($(BIN)/python tests/emulation.py | tail -1)" \
-		$(PYTEST_IN_TWO) load -k "cuda or emulated" tests/emulated $(OF_GPU)
+		$(PYTEST_IN_TWO) -k "cuda or emulated" tests/emulated $(OF_GPU)
 	levels=$$($(BIN)/python -c 'from rnnfast import _C; print(*_C.simd_levels()[:-1])') && \
 		for level in $$levels; do echo "SIMD level $$level:" && \
-		RNNFAST_SIMD=$$level $(PEER_BELOW) $(PYTEST_IN_TWO) load $(OF_EVERY_LEVEL) || exit 1; done
+		RNNFAST_SIMD=$$level $(PEER_BELOW) $(PYTEST_IN_TWO) $(OF_EVERY_LEVEL) || exit 1; done
 
 lint: .venv/dev
 	$(BIN)/ruff check .

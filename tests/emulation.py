@@ -1,4 +1,4 @@
-"""`make emulation`: builds the CUDA kernels for the host, as a module that the cuda backend loads
+"""Builds the CUDA kernels for the host, as a module that the cuda backend loads
 where RNNFAST_EMULATION names its file (printed at the end). For tests alone."""
 
 from __future__ import annotations

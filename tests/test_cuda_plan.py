@@ -233,7 +233,7 @@ def test_without_a_driver_a_call_says_which_kernel_and_why():
     """The extension imports and plans without one; here no machine has it."""
     if torch.cuda.is_available() or not hasattr(cuda.EXTENSION, "cuda_forward"):
         pytest.skip("there is a GPU, or nvcc has not compiled the kernels")
-    said = cuda.EXTENSION.cuda_unusable(0)
+    said = cuda.EXTENSION.cuda_unusable()
     assert said.startswith("the CUDA kernels cannot run: CUDA driver")
     plan = cuda._plan("bfloat16", 8, 1, 1, False, H100)
     zeros = dict.fromkeys(

@@ -195,6 +195,7 @@ def test_refusals_name_the_reason(gpu, monkeypatch):
     wanted = "128 units a head need more than the 2 multiprocessors and 8 KiB of shared memory"
     assert f"{wanted} a block of a slice" in refusal()
     gpu(H100)
+    assert "1073741824 rows of the batch are more than the 1073741823" in refusal(rows=2**30)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.5.1"))
         triton._without_triton.cache_clear()

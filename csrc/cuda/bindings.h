@@ -72,7 +72,7 @@ inline void bind_kernels(pybind11::module_& module) {
   namespace py = pybind11;
   using std::int64_t;
   const py::call_guard<py::gil_scoped_release> no_gil;
-  module.def("cuda_unusable", &unusable, no_gil, py::arg("device"));
+  module.def("cuda_unusable", &unusable, no_gil);
   module.def("cuda_kernels", &kernels);
   module.def(
       "cuda_clusters",

@@ -43,15 +43,6 @@ struct Words {
     }
   }
 
-  // As they are once stored.
-  RT_DEVICE static void round(float (&values)[4]) {
-    RT_UNROLL for (int j = 0; j < 2; ++j) {
-      const std::uint32_t pair = rt::pack(Stored{}, values[2 * j], values[2 * j + 1]);
-      values[2 * j] = rt::widen(low(pair));
-      values[2 * j + 1] = rt::widen(high(pair));
-    }
-  }
-
   // Calls with(kPaired): once around many words, so that each is no branch but a predicate.
   template <class With>
   RT_DEVICE static void paired_or_not(bool paired, With with) {
@@ -114,7 +105,6 @@ struct Words<float> {
   RT_DEVICE static void to_values(const std::uint32_t* words, float (&values)[4]) {
     RT_UNROLL for (int v = 0; v < 4; ++v) values[v] = rt::float_of(words[v]);
   }
-  RT_DEVICE static void round(float (&)[4]) {}
 
   template <class With>
   RT_DEVICE static void paired_or_not(bool, With with) {
@@ -135,7 +125,7 @@ struct Words<float> {
 // A mode has: Stored; kDepth, units that one product goes over; kWeights and kFactors, the
 // registers of its two sides; kSums, the sums that it goes into; kTileWords, 32-bit
 // words of a tile of the state in shared memory. write() calls put(place, words), words side by
-// side from a place in the tile on, as often as kWrites says; what all lanes have put there read()
+// side from a place in the tile on, once or for each part; what all lanes have put there read()
 // returns. column() is that of a lane's words, of the first where there are two; lanes(), how many
 // have one that is among the first rows.
 
@@ -164,7 +154,6 @@ struct Half {
   }
 
   // The words of a tile are factors already.
-  static constexpr int kWrites = 1;
   template <class Put>
   RT_DEVICE static void write(int lane, const std::uint32_t (&words)[2], Put put) {
     put(lane * 2, words);
@@ -223,7 +212,6 @@ struct Tf32 {
     }
   }
 
-  static constexpr int kWrites = 1;
   template <class Put>
   RT_DEVICE static void write(int lane, const std::uint32_t (&words)[4], Put put) {
     std::uint32_t rounded[4];
@@ -286,7 +274,6 @@ struct Exact {
     }
   }
 
-  static constexpr int kWrites = kParts;
   template <class Put>
   RT_DEVICE static void write(int lane, const std::uint32_t (&words)[4], Put put) {
     std::uint32_t pairs[2][kParts];

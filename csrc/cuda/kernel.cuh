@@ -17,7 +17,8 @@
 //
 // One time step of backward, with W_hh^T, whose owners have c_t in their registers when it begins:
 //   1. dh_t = c_t + g_t; c_t to memory, where there is to be a record.
-//   2. Clipping (Sums::add), f', layer norm (Sums::add): one exchange each. That is da_t: into its
+//   2. Clipping, f', layer norm (add_up, of the sums over all units): one exchange each. That is
+//   da_t: into its
 //      half as factors, and from the registers to memory.
 //   3. await_state: all of da_t is in its half.
 //   4. The product, which is c of the step before in time. Meanwhile what that step reads sets out.
@@ -202,7 +203,7 @@ RT_DEVICE void finish(const Products<K>& sums, const Place<K>& place, Values<K>&
     }
   } else {
     // Where registers are scarcest, anew at every step.
-    const int warp = K::kStaged > 0 ? rt::anew(place.warp) : place.warp;
+    const int warp = K::kStaged > 0 ? rt::opaque(place.warp) : place.warp;
     const int band = warp % K::kBands;
     const auto parts = [&](int part, int tile) {
       const int index = (band * K::kParts + part) * K::kTiles + tile;

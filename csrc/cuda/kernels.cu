@@ -47,7 +47,7 @@ Grid grid_of(const Plan& plan, const Shape& shape, int shared) {
 template <class K>
 void forward_of(const Plan& plan, const Forward& problem, const Stream& stream) {
   const Grid grid = grid_of(plan, problem.shape, K::kForwardBytes);
-  const std::string name = what("forward", plan);
+  const auto name = [&] { return what("forward", plan); };
   if (problem.gamma != nullptr) {
     start<forward_kernel<K, true>>(problem, grid, stream, name);
   } else {
@@ -59,7 +59,7 @@ void forward_of(const Plan& plan, const Forward& problem, const Stream& stream) 
 template <class K>
 void backward_of(const Plan& plan, const Backward& problem, const Stream& stream) {
   const Grid grid = grid_of(plan, problem.shape, K::kBackwardBytes);
-  const std::string name = what("backward", plan);
+  const auto name = [&] { return what("backward", plan); };
   const bool norm = problem.gamma != nullptr;
   if constexpr (K::kBlocks == 1) {
     if (problem.limit <= 0) {

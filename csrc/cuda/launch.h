@@ -1,5 +1,5 @@
-// The kernels as plain functions: on a stream of a device, without waiting for it. An error throws
-// std::runtime_error with the kernel's name and its plan.
+// The kernels as plain functions: on a stream of the current device, without waiting for it. An
+// error throws std::runtime_error with the kernel's name and its plan.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace rnnfast::cuda {
 
-// Where a launch goes: the ordinal of a device and a cudaStream_t of it.
+// Where a launch goes: the ordinal of the current device and a cudaStream_t of it.
 struct Stream {
   int device = 0;
   std::uintptr_t handle = 0;
@@ -46,8 +46,8 @@ void measure(Mode mode, const Measured& problem, const Stream& stream);
 // build none for it.
 int clusters(Mode mode, int device, int blocks);
 
-// Why no kernel of this build runs on a device (its code, the driver); "" where they do.
-std::string unusable(int device);
+// Why no kernel of this build runs on the current device (its code, the driver); "" where they do.
+std::string unusable();
 
 // Kernels of this build, by name.
 std::vector<std::string> kernels();

@@ -52,7 +52,7 @@ RT_DEVICE void moments(const float (&a)[K::kOwned][4], int i, const Place<K>& pl
                        const Shape& shape, float eps, float (&mean)[2], float (&rstd)[2]) {
   constexpr float kUnits = K::kOwnUnits;
   // How many of an entry's units there are, in parts of all.
-  const float entries = static_cast<float>(rt::anew(shape.size)) / kUnits;
+  const float entries = static_cast<float>(rt::opaque(shape.size)) / kUnits;
   const auto part_of = [&](int entry) { return rt::saturate(entries - static_cast<float>(entry)); };
   const float units = kUnits * part_of(place.entry), each = units > 0.0f ? 1.0f / units : 0.0f;
   float sum[1][2] = {}, squares[1][2] = {};

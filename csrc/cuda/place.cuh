@@ -129,7 +129,7 @@ RT_DEVICE void put(const Track<K, typename K::Stored>& track, const Place<K>& pl
 // A state [D, B, heads * S], of which a loop over time needs little: one step of its direction.
 template <class K, class Pointer>
 RT_DEVICE Track<K, Pointer> state_track(Pointer* base, const Shape& shape, Place<K> place) {
-  place.row = rt::anew(place.row);
+  place.row = rt::opaque(place.row);
   const std::int64_t width = std::int64_t{shape.heads} * shape.size;
   // Its columns are those of a head: a group's, less those of the directions before.
   return {base, {(shape.batch - 1) * width, width}, place, place.direction};

@@ -10,7 +10,7 @@ namespace rnnfast::cuda {
 
 enum class Mode { kBFloat16, kFloat16, kTf32, kExact };  // fragments.cuh
 
-// Blocks of a cluster; more than 8 only where a device lets them.
+// Blocks of a cluster; more than 8 only where a device lets them. (Those of 2 are the emulation's.)
 constexpr int kClusterSizes[] = {2, 4, 8, 16};
 
 struct Device {

@@ -26,7 +26,6 @@ struct Float16 {
 #define RT_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
 #define RT_DEVICE __device__ __forceinline__
 #define RT_UNROLL _Pragma("unroll")
-#define RT_UNROLL_2 _Pragma("unroll 2")  // where all at once would take too many registers
 
 namespace rnnfast::cuda::rt {
 
@@ -241,11 +240,11 @@ RT_DEVICE float at_most(float x, float most, float a, float b) {
 RT_DEVICE float saturate(float x) { return __saturatef(x); }  // to 0 and 1
 // x, of which the compiler no longer knows that it is the same elsewhere: what is made of it it
 // makes again, and keeps in no register until then.
-RT_DEVICE float anew(float x) {
+RT_DEVICE float opaque(float x) {
   asm volatile("" : "+f"(x));
   return x;
 }
-RT_DEVICE int anew(int x) {
+RT_DEVICE int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }
@@ -268,9 +267,6 @@ RT_DEVICE float inverse_root(float x) {
 }
 RT_DEVICE bool is_finite(float x) { return fabsf(x) < __builtin_inff(); }
 RT_DEVICE float magnitude(float x) { return fabsf(x); }
-RT_DEVICE float larger(float a, float b) {
-  return fmaxf(a, b);
-}  // of a number and a NaN the number
 
 // Words of shared memory, side by side from a multiple of their bytes on.
 RT_DEVICE void store(void* to, const std::uint32_t (&w)[2]) {

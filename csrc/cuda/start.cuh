@@ -1,4 +1,5 @@
-// Starts a kernel: on the device by the CUDA runtime, on the host by the emulation.
+// Starts a kernel: on the current device by the CUDA runtime, on the host by the emulation. what()
+// says what is being done, for an error.
 #pragma once
 
 #include <cstddef>
@@ -23,17 +24,17 @@ struct Grid {
 
 #ifdef RNNFAST_EMULATION
 
-template <auto kKernel, class Arguments>
-void start(const Arguments& arguments, const Grid& grid, const Stream&, const std::string& what) {
+template <auto kKernel, class Arguments, class What>
+void start(const Arguments& arguments, const Grid& grid, const Stream&, What what) {
   try {
     emulation::launch({grid.x, grid.y, grid.threads, grid.cluster, grid.shared},
                       [&] { kKernel(arguments); });
   } catch (const std::runtime_error& error) {
-    throw std::runtime_error(what + ": " + error.what());
+    throw std::runtime_error(what() + ": " + error.what());
   }
 }
 
-inline std::string why_not(const void*, int) { return ""; }
+inline std::string why_not(const void*) { return ""; }
 
 template <class Arguments>
 int most_clusters(void (*)(Arguments), const Grid&, int) {
@@ -42,28 +43,10 @@ int most_clusters(void (*)(Arguments), const Grid&, int) {
 
 #else
 
-inline void check(cudaError_t error, const std::string& what) {
-  if (error != cudaSuccess) throw std::runtime_error(what + ": " + cudaGetErrorString(error));
+template <class What>
+void check(cudaError_t error, What what) {
+  if (error != cudaSuccess) throw std::runtime_error(what() + ": " + cudaGetErrorString(error));
 }
-
-// The current device of the thread, while it lives.
-class OnDevice {
- public:
-  OnDevice(int device, const std::string& what) {
-    check(cudaGetDevice(&before_), what);
-    if (device != before_) check(cudaSetDevice(device), what);
-    moved_ = device != before_;
-  }
-  ~OnDevice() {
-    if (moved_) cudaSetDevice(before_);
-  }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  int before_ = 0;
-  bool moved_ = false;
-};
 
 constexpr std::size_t kUsualShared = 48 << 10;  // bytes; for more a kernel has to be told
 constexpr int kUsualCluster = 8;                // blocks; likewise
@@ -111,25 +94,19 @@ class Configured {
 };
 
 // Why the device or its driver does not take the code of a kernel; "" where they do.
-inline std::string why_not(const void* kernel, int device) {
-  const std::string what = "the CUDA kernels cannot run";
-  try {
-    const OnDevice on_device(device, what);
-    cudaFuncAttributes attributes;
-    check(load(kernel, {}, attributes), what);
-  } catch (const std::runtime_error& error) {
-    cudaGetLastError();  // it is told, and no error of the next launch
-    return error.what();
-  }
-  return "";
+inline std::string why_not(const void* kernel) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = load(kernel, {}, attributes);
+  if (error == cudaSuccess) return "";
+  cudaGetLastError();  // it is told, and no error of the next launch
+  return std::string("the CUDA kernels cannot run: ") + cudaGetErrorString(error);
 }
 
 // How many clusters like this one the device has room for at once; 0 where it takes none, -1 where
 // a block is too large for it.
 template <class Arguments>
 int most_clusters(void (*kernel)(Arguments), const Grid& grid, int device) {
-  const std::string what = "clusters are asked for";
-  const OnDevice on_device(device, what);
+  const auto what = [] { return std::string("clusters are asked for"); };
   const void* address = reinterpret_cast<const void*>(kernel);
   int shared = 0, most = 0;
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), what);
@@ -153,12 +130,10 @@ int most_clusters(void (*kernel)(Arguments), const Grid& grid, int device) {
   return most;
 }
 
-template <auto kKernel, class Arguments>
-void start(const Arguments& arguments, const Grid& grid, const Stream& stream,
-           const std::string& what) {
+template <auto kKernel, class Arguments, class What>
+void start(const Arguments& arguments, const Grid& grid, const Stream& stream, What what) {
   static std::atomic<std::uint64_t> loaded{0};  // of this kernel
   const void* kernel = reinterpret_cast<const void*>(kKernel);
-  const OnDevice on_device(stream.device, what);
   const std::uint64_t bit = std::uint64_t{1} << (stream.device % 64);
   if ((loaded.load() & bit) == 0) {  // once for each device
     cudaFuncAttributes attributes;

@@ -12,7 +12,6 @@
 #define RT_KERNEL(threads) static void
 #define RT_DEVICE [[gnu::always_inline]] inline
 #define RT_UNROLL
-#define RT_UNROLL_2
 
 namespace rnnfast::cuda::rt {
 
@@ -161,7 +160,7 @@ inline float exp(float x) { return std::exp(x); }
 inline float at_most(float x, float most, float a, float b) { return x <= most ? a : b; }
 inline float saturate(float x) { return std::fmin(std::fmax(x, 0.0f), 1.0f); }
 template <class T>
-inline T anew(T x) {
+inline T opaque(T x) {
   return x;
 }
 inline float with_sign(float x, float of) { return std::copysign(x, of); }
@@ -174,7 +173,6 @@ inline float square_root(float x) { return std::sqrt(x); }
 inline float inverse_root(float x) { return 1 / std::sqrt(x); }
 inline bool is_finite(float x) { return std::isfinite(x); }
 inline float magnitude(float x) { return std::fabs(x); }
-inline float larger(float a, float b) { return std::fmax(a, b); }
 
 // ------------------------------------------------------------------------------ tensor cores
 

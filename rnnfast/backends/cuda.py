@@ -115,7 +115,7 @@ def _unusable(kind: str, index: int | None) -> str:
 @functools.cache
 def _code_refused(index: int) -> str:
     with torch.cuda.device(index):
-        return KERNELS.cuda_unusable(index)
+        return KERNELS.cuda_unusable()
 
 
 @_told
