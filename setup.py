@@ -44,11 +44,15 @@ SIMD_X86_64 = {
         "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
     ),
 }
-# The kernels for GPUs: one source, compiled once for each mode (csrc/cuda/fragments.cuh) and each
-# family; clusters there are from sm_90 on.
+# The kernels for GPUs, compiled once for each mode (csrc/cuda/fragments.cuh) and each family: its
+# name in C++, its source, and the oldest architecture that it is for.
 CUDA_SOURCE = "csrc/cuda/kernels.cu"
 CUDA_MEASURE = "csrc/cuda/measure.cu"
-CUDA_FAMILIES = {"single_block": ("kSingleBlock", 0), "cluster": ("kCluster", 90)}
+CUDA_FAMILIES = {
+    "streaming": ("kStreaming", "csrc/cuda/streaming.cu", 0),
+    "single_block": ("kSingleBlock", CUDA_SOURCE, 0),
+    "cluster": ("kCluster", CUDA_SOURCE, 90),
+}
 CUDA_MODES = {
     "bfloat16": ("Half<BFloat16>", "kBFloat16"),
     "float16": ("Half<Float16>", "kFloat16"),
@@ -180,7 +184,7 @@ def level_flags(compiler: Compiler, level: str) -> list[str]:
 
 
 def kernel_flags(mode: str, family: str) -> list[str]:
-    (kind, value), (of_family, _) = CUDA_MODES[mode], CUDA_FAMILIES[family]
+    (kind, value), (of_family, *_) = CUDA_MODES[mode], CUDA_FAMILIES[family]
     return [
         f"-DRNNFAST_MODE={mode}",
         f"-DRNNFAST_MODE_TYPE={kind}",
@@ -200,9 +204,9 @@ def cuda_steps(nvcc: Nvcc, compiler: Compiler, folder: str) -> list[Step]:
         all_flags = [*CUDA_COMMON, *nvcc.gencode(oldest), *flags, nvcc.define(), "-Icsrc"]
         steps.append(Step("compile", [source], output, [*nvcc.command, *all_flags, *files]))
 
-    for family, (_, oldest) in reversed(CUDA_FAMILIES.items()):  # what takes longest first
+    for family, (_, source, oldest) in reversed(CUDA_FAMILIES.items()):  # the longest first
         for mode in CUDA_MODES:
-            add(CUDA_SOURCE, f"{family}.{mode}", oldest, kernel_flags(mode, family))
+            add(source, f"{family}.{mode}", oldest, kernel_flags(mode, family))
     add(CUDA_MEASURE, "cuda_measure", 0, [])
     steps.append(compile_step(compiler, "csrc/cuda/launch.cpp", f"{folder}/cuda_launch.o", []))
     return steps

@@ -22,10 +22,10 @@ def steps(compiler: package.Compiler, folder: str, flags: list[str]) -> list[pac
     """The kernels and the machine that they run on."""
     found = []
     for mode in package.CUDA_MODES:
-        for family in package.CUDA_FAMILIES:
+        for family, (_, source, _) in package.CUDA_FAMILIES.items():
             output = f"{folder}/{family}.{mode}.o"
             of_kernel = [*flags, *package.kernel_flags(mode, family)]
-            found.append(package.compile_step(compiler, package.CUDA_SOURCE, output, of_kernel))
+            found.append(package.compile_step(compiler, source, output, of_kernel))
     sources = "cuda/measure.cu", "cuda/plan.cpp", "cuda/launch.cpp", "emulation/machine.cpp"
     for source in (f"csrc/{source}" for source in sources):
         output = f"{folder}/{Path(source).stem}.o"

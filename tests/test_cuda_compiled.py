@@ -27,7 +27,9 @@ import record_sass as record  # noqa: E402
 import sass  # noqa: E402
 
 TABLE = json.loads(record.RECORDED.read_text())
-ROWS = {name: sass.Figures(*row) for name, row in TABLE["kernels"].items()}
+ALL = {name: sass.Figures(*row) for name, row in TABLE["kernels"].items()}
+STREAMING = {name: row for name, row in ALL.items() if "streaming" in name}
+ROWS = {name: row for name, row in ALL.items() if name not in STREAMING}
 
 
 def same_nvcc() -> bool:
@@ -50,10 +52,12 @@ def test_table_is_of_these_kernels():
     # Sizes by forward (layer norm or not) and backward (layer norm, clipping, or not); of clusters,
     # which sm_80 has not, backward always can clip.
     assert len(ROWS) == 3 * (2 * 4 + 2 * 3) * 6 + 2 * (2 * 8 + 5 + 3) * 4
+    # Blocks by forward and backward; W packed, transposed or not, the beginning and two endings.
+    assert len(STREAMING) == 3 * (2 * (3 * 5 + 4) + 4 * 5)
 
 
 def test_no_register_is_kept_in_local_memory():
-    assert not [name for name, row in ROWS.items() if row.spills or row.stack]
+    assert not [name for name, row in ALL.items() if row.spills or row.stack]
 
 
 def test_products_are_of_tensor_cores_and_all_of_them_there():
@@ -63,6 +67,21 @@ def test_products_are_of_tensor_cores_and_all_of_them_there():
         depth, each = {"tf32": (8, 1), "exact": (16, 6)}.get(mode, (16, 1))
         wanted = (int(units) // 16) * (int(units) // depth) * each
         assert row.products * row.warps * int(blocks) == wanted, name
+
+
+def test_loop_of_a_streamed_product_multiplies_all_that_it_loads():
+    """With no barrier and no fence; where it is unrolled, a multiple."""
+    for name, row in STREAMING.items():
+        _, mode, _, which, *block = name.split()
+        if which not in ("forward", "backward"):
+            continue
+        tiles, slices = (int(n) // of for n, of in zip(block[0].split("x"), (16, 8)))
+        each = 6 if mode == "exact" else 1
+        weights, state = (48, 24) if mode == "exact" else (16, 8)
+        turns = row.products / (tiles * slices * each)
+        assert turns in (2, 4, 8), name
+        assert row.loads == turns * (tiles * weights + slices * state), name
+        assert (row.barriers, row.fences) == (0, 0), name
 
 
 def test_nothing_in_the_time_loop_waits_for_memory():
@@ -112,7 +131,7 @@ def test_compiler_makes_what_the_table_says(arch, tmp_path):
     if f".{arch}.cubin" not in sass.run("cuobjdump", "-lelf", objects / "cuda_measure.o"):
         pytest.skip(f"the extension was not compiled for {arch}")
     found = sass.table(objects, arch, tmp_path)
-    assert found == {name: row for name, row in ROWS.items() if name.startswith(f"{arch} ")}
+    assert found == {name: row for name, row in ALL.items() if name.startswith(f"{arch} ")}
 
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rnnfast
-from rnnfast import precision
 from rnnfast.backends import BackendError, Problem, cuda, passed_over, select, triton
 
 pytest.importorskip("rnnfast._C")
@@ -42,18 +41,18 @@ SIZES = st.fixed_dictionaries(
 
 @settings(max_examples=3000, deadline=None)
 @given(SIZES, st.sampled_from(DEVICES))
-def test_every_size_has_a_plan_that_fits_or_a_reason(size, device):
+def test_every_size_has_a_plan_that_fits(size, device):
     plan = cuda._plan(**size, device=device)
     mode, units = size["mode"], size["units"]
-    if plan.refused:
-        assert units > IN_BLOCK[mode]
-        assert plan.refused.startswith(f"{units} units a head are more than the ")
-        assert plan.refused.endswith(f" that {device.name} has room for")
-        assert str(plan) == plan.refused
-        assert device != H100 or units > IN_CLUSTER[mode]
-        return
+    assert not plan.refused
     assert plan.shared <= device.shared_memory
     assert units <= plan.units
+    assert plan.cycles > 0
+    assert plan.step > 0
+    if plan.streaming:
+        check_streaming(plan, **size)
+        return
+    assert plan.workspace == 0
     assert units <= IN_BLOCK[mode] or plan.cluster > 1
     assert plan.threads <= 1024
     # Beside its weights a thread keeps what the kernels need: 255 registers and 65536 a block.
@@ -63,8 +62,6 @@ def test_every_size_has_a_plan_that_fits_or_a_reason(size, device):
     assert rows - plan.columns < size["rows"] <= rows
     assert 1 <= plan.columns <= 8
     assert plan.blocks == max(plan.slices, 1) * size["groups"] * plan.cluster
-    assert plan.cycles > 0
-    assert plan.step > 0
     # All weights of the padded group are in the registers of the threads, or in shared memory.
     parts = 3 if mode == "exact" else 1
     width = 32 if mode == "tf32" else 16
@@ -79,14 +76,39 @@ def test_every_size_has_a_plan_that_fits_or_a_reason(size, device):
     assert device.clusters[(2, 4, 8, 16).index(plan.cluster)] > 0
 
 
+def check_streaming(plan, mode, units, groups, rows, norm):
+    assert str(plan).startswith("streaming: a launch a step, ")
+    assert plan.cluster == 1
+    assert plan.columns in (8, 16, 32, 64)
+    assert plan.slices == max(-(-rows // 8), 1)
+    # Bytes of a tile of W as factors, and of one of the state, twice; of its values and its sums.
+    tiles, of_tile = -(-units // 16), {"tf32": 1024, "exact": 1536}.get(mode, 512)
+    of_rows = plan.slices * tiles * (of_tile + 512 + 160)
+    assert plan.workspace == groups * (tiles**2 * of_tile + of_rows)
+
+
+@pytest.mark.parametrize("mode", IN_BLOCK)
+def test_no_shape_is_refused(mode):
+    """Streaming serves what has no room elsewhere, and whatever it is told to."""
+    for device in DEVICES:
+        for units, rows in ((1, 1), (1281, 7), (4096, 256), (20_000, 3)):
+            assert not cuda._plan(mode, units, 1, rows, False, device).refused
+            plan = cuda._plan(mode, units, 1, rows, True, device, (-1, 0))
+            check_streaming(plan, mode, units, 1, rows, True)
+    for rows in (8, 16, 32, 64):
+        plan = cuda._plan("bfloat16", 100, 2, 5, False, H100, (-1, rows))
+        assert (plan.streaming, plan.columns) == (True, rows)
+    assert cuda._plan("exact", IN_CLUSTER["exact"] + 1, 1, 8, False, H100).streaming
+    assert not cuda._plan("tf32", IN_CLUSTER["tf32"], 1, 8, False, H100).streaming
+
+
 @settings(max_examples=300, deadline=None)
 @given(SIZES, st.sampled_from(DEVICES))
 def test_more_work_takes_longer(size, device):
-    if not cuda._plan(**size, device=device).refused:
-        steps = [cuda._plan(**size | {"rows": rows}, device=device).step for rows in (1, 800, 9000)]
-        assert steps[0] <= steps[1] < steps[2]
-        normed = cuda._plan(**size | {"norm": True}, device=device)
-        assert normed.step >= cuda._plan(**size | {"norm": False}, device=device).step
+    steps = [cuda._plan(**size | {"rows": rows}, device=device).step for rows in (1, 800, 9000)]
+    assert steps[0] <= steps[1] <= steps[2]
+    normed = cuda._plan(**size | {"norm": True}, device=device)
+    assert normed.step >= cuda._plan(**size | {"norm": False}, device=device).step
 
 
 @pytest.mark.parametrize(("mode", "units", "blocks"), [("bfloat16", 300, 8), ("tf32", 200, 4)])
@@ -95,24 +117,24 @@ def test_what_is_wanted_is_planned(mode, units, blocks):
         plan = cuda._plan(mode, units, 2, 20, False, H100, (blocks, columns))
         assert (plan.cluster, plan.columns) == (blocks, columns)
     refused = cuda._plan(mode, units, 2, 20, False, H100, (1, 0)).refused
-    words = f"given 1, which has no kernel for {units} units a head on H100"
-    assert refused == f"RNNFAST_CUDA_BLOCKS: {words}"
-    refused = cuda._plan(mode, units, 2, 20, False, H100, (0, 9)).refused
-    assert refused == "RNNFAST_CUDA_COLUMNS: given 9, wanted 1 to 8, or 0 for the plan's choice"
+    words = f"none that serves {units} units a head and 20 rows on H100"
+    assert refused == f"RNNFAST_CUDA_KERNEL and RNNFAST_CUDA_COLUMNS name {words}"
+    assert cuda._plan(mode, units, 2, 20, False, H100, (0, 9)).refused == refused
 
 
 def test_more_blocks_than_a_grid_has_are_no_plan():
-    assert cuda._plan("bfloat16", 256, 65535, 2**31 - 1, False, H100).refused
+    refused = cuda._plan("bfloat16", 256, 65535, 2**31 - 1, False, H100).refused
+    assert refused == f"there is no kernel for 256 units a head and {2**31 - 1} rows on H100"
     assert cuda._plan("bfloat16", 256, 4, 2**31 - 1, False, H100).blocks == 2**30
 
 
 def test_fallback_from_large_clusters_to_smaller_ones():
-    """Where sixteen blocks do not come together eight do, and so on; then nothing."""
+    """Where sixteen blocks do not come together eight do, and so on; then streaming."""
     for sizes, wanted in ((4, 16), (3, 8), (2, 4), (1, 0)):
         clusters = tuple(9 if i < sizes else 0 for i in range(4))
         device = cuda.Device("cut", 90, 64, 227 << 10, clusters)
         plan = cuda._plan("bfloat16", 512, 1, 1, False, device)
-        assert (0 if plan.refused else plan.cluster) == wanted
+        assert (0 if plan.streaming else plan.cluster) == wanted
     device = cuda.Device("cut", 90, 64, 227 << 10, (9, 9, 9, 0))
     large = cuda._plan("bfloat16", 1024, 1, 8, False, device)
     assert large.cluster == 8
@@ -133,14 +155,11 @@ def test_threads_of_a_block(mode, units, threads):
     assert cuda._plan(mode, units, 1, 8, False, A100).threads == threads
 
 
-def test_plan_refuses_what_a_device_has_not():
+def test_plan_refuses_an_old_device():
     old = cuda.Device("T4", 75, 40, 48 << 10)
     assert (
         "compute capability 8.0, and T4 has 7.5" in cuda._plan("tf32", 8, 1, 1, False, old).refused
     )
-    small = cuda.Device("small", 80, 40, 1 << 10)
-    refused = cuda._plan("bfloat16", 256, 1, 1, False, small).refused
-    assert refused == "256 units a head are more than the 0 that small has room for"
 
 
 # -------------------------------------------------------------------------------------- the choice
@@ -183,12 +202,6 @@ def test_gpu_that_can_is_taken(gpu):
 def test_refusals_name_the_reason(gpu, monkeypatch):
     assert "it has no kernel for torch.float64" in refusal(dtype=torch.float64)
     assert "it computes on an NVIDIA GPU, and the tensors are on cpu" in refusal(device="cpu")
-    with precision.tf32(True):
-        words = "1025 units a head are more than the 1024 that H100 has room for"
-        assert words in refusal(units=1025)
-    with precision.tf32(False):
-        words = "513 units a head are more than the 512 that H100 has room for"
-        assert words in refusal(units=513)
     gpu(cuda.Device("T4", 75, 40, 48 << 10))
     assert "it needs compute capability 8.0, and T4 has 7.5" in refusal()
     with monkeypatch.context() as patch:
@@ -211,12 +224,16 @@ def test_auto_on_a_gpu_prefers_what_was_compiled(gpu):
     assert select("auto", problem()) == "cuda"
     large = problem(units=1000, dtype=torch.float16, beyond=("norm",))  # torch has none
     assert select("auto", large) == "cuda"
-    assert select("auto", large._replace(units=1300)) == "triton"  # no room in a cluster
+    huge = large._replace(units=4000)  # no room in a cluster
+    assert select("auto", huge) == "triton"
+    assert "us a step against triton's" in passed_over("cuda", huge)
+    assert select("auto", huge._replace(rows=256)) == "cuda"
+    assert select("auto", huge._replace(rows=256, beyond=())) == "torch"
     gpu(A100)
     assert select("auto", large) == "triton"  # no room in a block, no clusters
     gpu(H100)
     assert select("auto", problem(dtype=torch.float64)) == "torch"
-    many = problem(rows=100_000, dtype=torch.bfloat16)
+    many = problem(rows=20_000, units=512, dtype=torch.bfloat16)
     assert "us a step against torch's" in passed_over("cuda", many)
     assert select("auto", many._replace(beyond=("norm",))) == "cuda"
 
@@ -236,9 +253,8 @@ def test_without_a_driver_a_call_says_which_kernel_and_why():
     said = cuda.EXTENSION.cuda_unusable()
     assert said.startswith("the CUDA kernels cannot run: CUDA driver")
     plan = cuda._plan("bfloat16", 8, 1, 1, False, H100)
-    zeros = dict.fromkeys(
-        ("p", "w_hh", "gamma", "beta", "h_0", "lengths", "reset", "y", "h_n", "ahat", "rstd"), 0
-    )
+    names = "p w_hh gamma beta h_0 lengths reset y h_n ahat rstd workspace"
+    zeros = dict.fromkeys(names.split(), 0)
     sizes = dict.fromkeys(("T", "B", "S", "heads", "groups"), 1)
     strides = dict.fromkeys(("p_t", "p_b", "y_t", "y_b", "norm_eps", "device", "stream"), 0)
     with pytest.raises(RuntimeError, match=r"kernel forward of bfloat16, of .*: CUDA driver"):
@@ -251,6 +267,19 @@ def test_without_a_driver_a_call_says_which_kernel_and_why():
             **sizes,
             **strides,
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("KERNEL", "blok", "given 'blok', wanted one of"), ("COLUMNS", "-1", "given '-1', wanted rows")],
+)
+def test_names_of_no_plan_are_refused(name, value, words, monkeypatch):
+    monkeypatch.setenv(f"RNNFAST_CUDA_{name}", value)
+    with pytest.raises(ValueError, match=f"RNNFAST_CUDA_{name}: {words}"):
+        cuda._wanted()
+    monkeypatch.setenv("RNNFAST_CUDA_KERNEL", "cluster8")
+    monkeypatch.setenv("RNNFAST_CUDA_COLUMNS", "5")
+    assert cuda._wanted() == (8, 5)
 
 
 def test_info_names_what_was_compiled(monkeypatch):

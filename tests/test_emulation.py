@@ -52,7 +52,7 @@ def program(folder: Path, name: str, *flags: str, number: int = 40) -> subproces
 
 @pytest.mark.parametrize("name", ["machine_test", "kernel_test"])
 def test_programs_find_nothing_wrong(name, sources):
-    done = program(sources, name, number=16)
+    done = program(sources, name, number=8)
     assert done.returncode == 0, done.stdout
 
 
@@ -92,7 +92,10 @@ FAULTS_OF_BLOCK = {  # file of csrc/cuda, what stands there, what takes its plac
     ),
     "one column too many": (
         "place.cuh",
-        ("inside = W::column(place.lane, j) < place", "inside = W::column(place.lane, j) <= place"),
+        (
+            "W::column(place.lane, j) < place.rows && (col",
+            "W::column(place.lane, j) <= place.rows && (col",
+        ),
     ),
     "one unit too many": ("place.cuh", ("return size - word_unit", "return 1 + size - word_unit")),
     "one step too few": (
@@ -146,14 +149,45 @@ FAULTS_OF_CLUSTER = {
         ("if (K::kBlocks == 1 || i + 1 < steps) put_seen", "put_seen"),
     ),
 }
-FAULTS = [("FAULT_OF_BLOCK", fault) for fault in FAULTS_OF_BLOCK]
-FAULTS += [("FAULT_OF_CLUSTER", fault) for fault in FAULTS_OF_CLUSTER]
+FAULTS_OF_STREAMING = {
+    "no barrier before the parts are added": (
+        "streaming.cuh",
+        ("    rt::sync_block();\n    RT_UNROLL for (int v = 0; v < 4; ++v) mine", "    RT_UNROLL for (int v = 0; v < 4; ++v) mine"),
+    ),
+    "no barrier between a block's sums": (
+        "streaming.cuh",
+        ("  rt::sync_block();\n  RT_UNROLL for (int n = 0; n < kNumber; ++n) {", "  RT_UNROLL for (int n = 0; n < kNumber; ++n) {"),
+    ),
+    "one half of the state": ("streaming.cuh", ("std::int64_t{i % 2} * groups", "i * 0 * groups")),
+    "the last step of a product left out": (
+        "streaming.cuh",
+        ("end = steps * (warp + 1) / kWarps;", "end = (steps - 1) * (warp + 1) / kWarps;"),
+    ),
+    "another slice's sums": (
+        "streaming.cuh",
+        ("const Place<K> place(a.shape, tile, slice);\n  const int t = forward", "const Place<K> place(a.shape, tile, 0);\n  const int t = forward"),
+    ),
+    "a slice past the last": (
+        "streaming.cuh",
+        ("return tile < w.tiles && slice < w.slices;", "return tile < w.tiles;"),
+    ),
+    "a row that has not begun forgets h_0": ("streaming.cuh", ("if (rt::any(valid != kAllColumns)) {", "if (rt::any(valid != kAllColumns) && i < 0) {")),
+    "dh_0 of the last launch alone": ("streaming.cuh", ("row.begun = i > 0 &&", "row.begun = i == a.shape.steps &&")),
+    "dgamma of the last step alone": ("streaming.cuh", ("gain[k] + (step.i > 0 ? a.dgamma[unit] : 0.0f);", "gain[k];")),
+    "clipped twice": ("streaming.cuh", ("const float mean = sums[3][v % 2] * scale[v % 2] * a.shape.each;", "const float mean = sums[3][v % 2] * a.shape.each;")),
+    "a launch too few": ("streaming.cu", ("for (; step.i < problem.shape.steps; ++step.i)", "for (step.i = 1; step.i < problem.shape.steps; ++step.i)")),
+}
+ALL_FAULTS = {
+    "FAULT_OF_BLOCK": FAULTS_OF_BLOCK,
+    "FAULT_OF_CLUSTER": FAULTS_OF_CLUSTER,
+    "FAULT_OF_STREAMING": FAULTS_OF_STREAMING,
+}
+FAULTS = [(kind, fault) for kind, faults in ALL_FAULTS.items() for fault in faults]
 
 
 @pytest.mark.parametrize(("kind", "fault"), FAULTS)
 def test_planted_fault_is_found(kind, fault, sources, tmp_path):
-    faults = FAULTS_OF_BLOCK if kind == "FAULT_OF_BLOCK" else FAULTS_OF_CLUSTER
-    file, *changes = faults[fault]
+    file, *changes = ALL_FAULTS[kind][fault]
     for name in ("csrc", "tests"):
         shutil.copytree(sources / name, tmp_path / name)
     shutil.copy(sources / "machine.o", tmp_path)
@@ -163,4 +197,4 @@ def test_planted_fault_is_found(kind, fault, sources, tmp_path):
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     path.write_text(text)
-    assert program(tmp_path, "kernel_test", f"-D{kind}").returncode != 0
+    assert program(tmp_path, "kernel_test", "-DFAULT", f"-D{kind}").returncode != 0

@@ -47,6 +47,9 @@ inline void bind_plan(pybind11::module_& module) {
       .def_readonly("shared", &Plan::shared)
       .def_readonly("cycles", &Plan::cycles)
       .def_readonly("step", &Plan::step)
+      .def_readonly("workspace", &Plan::workspace)
+      .def_property_readonly("streaming",
+                             [](const Plan& plan) { return plan.family == Family::kStreaming; })
       .def_property_readonly("cluster", [](const Plan& plan) { return plan.configuration.blocks; })
       .def_property_readonly("staged",
                              [](const Plan& plan) { return plan.configuration.staged > 0; })
@@ -87,9 +90,9 @@ inline void bind_kernels(pybind11::module_& module) {
       "cuda_forward",
       [](const std::string& mode, const Plan& plan, const std::string& nonlinearity, Address p,
          Address w_hh, Address gamma, Address beta, Address h_0, Address lengths, Address reset,
-         Address y, Address h_n, Address ahat, Address rstd, int steps, int batch, int size,
-         int heads, int groups, bool paired, int64_t p_t, int64_t p_b, int64_t y_t, int64_t y_b,
-         float norm_eps, int device, Address stream) {
+         Address y, Address h_n, Address ahat, Address rstd, Address workspace, int steps,
+         int batch, int size, int heads, int groups, bool paired, int64_t p_t, int64_t p_b,
+         int64_t y_t, int64_t y_b, float norm_eps, int device, Address stream) {
         Forward problem;
         problem.shape = {
             steps, batch, size, heads, groups, plan.columns, 1.0f / static_cast<float>(size),
@@ -107,6 +110,7 @@ inline void bind_kernels(pybind11::module_& module) {
         problem.h_n = at(h_n);
         problem.ahat = at(ahat);
         problem.rstd = at<float>(rstd);
+        problem.workspace = at(workspace);
         problem.p_strides = {p_t, p_b};
         problem.y_strides = {y_t, y_b};
         forward(mode_named(mode), plan, problem, {device, stream});
@@ -114,18 +118,18 @@ inline void bind_kernels(pybind11::module_& module) {
       no_gil, py::arg("mode"), py::arg("plan"), py::arg("nonlinearity"), py::arg("p"),
       py::arg("w_hh"), py::arg("gamma"), py::arg("beta"), py::arg("h_0"), py::arg("lengths"),
       py::arg("reset"), py::arg("y"), py::arg("h_n"), py::arg("ahat"), py::arg("rstd"),
-      py::arg("T"), py::arg("B"), py::arg("S"), py::arg("heads"), py::arg("groups"),
-      py::arg("paired"), py::arg("p_t"), py::arg("p_b"), py::arg("y_t"), py::arg("y_b"),
-      py::arg("norm_eps"), py::arg("device"), py::arg("stream"));
+      py::arg("workspace"), py::arg("T"), py::arg("B"), py::arg("S"), py::arg("heads"),
+      py::arg("groups"), py::arg("paired"), py::arg("p_t"), py::arg("p_b"), py::arg("y_t"),
+      py::arg("y_b"), py::arg("norm_eps"), py::arg("device"), py::arg("stream"));
 
   module.def(
       "cuda_backward",
       [](const std::string& mode, const Plan& plan, const std::string& nonlinearity, Address grad_y,
          Address grad_h_n, Address y, Address w_hh, Address gamma, Address beta, Address ahat,
          Address rstd, Address lengths, Address reset, Address dp, Address dh_0, Address dgamma,
-         Address dbeta, Address carry, int steps, int batch, int size, int heads, int groups,
-         bool paired, int64_t g_t, int64_t g_b, int64_t y_t, int64_t y_b, int64_t a_t, int64_t a_b,
-         int64_t dp_t, int64_t dp_b, int window, float limit, bool anew, int device,
+         Address dbeta, Address carry, Address workspace, int steps, int batch, int size, int heads,
+         int groups, bool paired, int64_t g_t, int64_t g_b, int64_t y_t, int64_t y_b, int64_t a_t,
+         int64_t a_b, int64_t dp_t, int64_t dp_b, int window, float limit, bool anew, int device,
          Address stream) {
         Backward problem;
         problem.shape = {
@@ -150,6 +154,7 @@ inline void bind_kernels(pybind11::module_& module) {
         problem.dgamma = at<float>(dgamma);
         problem.dbeta = at<float>(dbeta);
         problem.carry = at<float>(carry);
+        problem.workspace = at(workspace);
         problem.grad_y_strides = {g_t, g_b};
         problem.y_strides = {y_t, y_b};
         problem.ahat_strides = {a_t, a_b};
@@ -159,11 +164,11 @@ inline void bind_kernels(pybind11::module_& module) {
       no_gil, py::arg("mode"), py::arg("plan"), py::arg("nonlinearity"), py::arg("grad_y"),
       py::arg("grad_h_n"), py::arg("y"), py::arg("w_hh"), py::arg("gamma"), py::arg("beta"),
       py::arg("ahat"), py::arg("rstd"), py::arg("lengths"), py::arg("reset"), py::arg("dp"),
-      py::arg("dh_0"), py::arg("dgamma"), py::arg("dbeta"), py::arg("carry"), py::arg("T"),
-      py::arg("B"), py::arg("S"), py::arg("heads"), py::arg("groups"), py::arg("paired"),
-      py::arg("g_t"), py::arg("g_b"), py::arg("y_t"), py::arg("y_b"), py::arg("a_t"),
-      py::arg("a_b"), py::arg("dp_t"), py::arg("dp_b"), py::arg("window"), py::arg("limit"),
-      py::arg("anew"), py::arg("device"), py::arg("stream"));
+      py::arg("dh_0"), py::arg("dgamma"), py::arg("dbeta"), py::arg("carry"), py::arg("workspace"),
+      py::arg("T"), py::arg("B"), py::arg("S"), py::arg("heads"), py::arg("groups"),
+      py::arg("paired"), py::arg("g_t"), py::arg("g_b"), py::arg("y_t"), py::arg("y_b"),
+      py::arg("a_t"), py::arg("a_b"), py::arg("dp_t"), py::arg("dp_b"), py::arg("window"),
+      py::arg("limit"), py::arg("anew"), py::arg("device"), py::arg("stream"));
 
   module.def(
       "cuda_measure",

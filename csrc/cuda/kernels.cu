@@ -14,9 +14,6 @@
 namespace rnnfast::cuda::RNNFAST_MODE::RNNFAST_FAMILY {
 namespace {
 
-#define RNNFAST_TEXT(word) #word
-#define RNNFAST_NAME(word) RNNFAST_TEXT(word)
-
 using Type = RNNFAST_MODE_TYPE;
 constexpr Mode kMode = RNNFAST_MODE_VALUE;
 constexpr Family kFamily = RNNFAST_FAMILY_VALUE;

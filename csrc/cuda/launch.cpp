@@ -8,42 +8,55 @@ namespace {
 struct Functions {
   void (*forward)(const Plan&, const Forward&, const Stream&);
   void (*backward)(const Plan&, const Backward&, const Stream&);
-  int (*clusters)(int device, int blocks);
 };
 
-#define RNNFAST_FUNCTIONS(mode, family) \
-  Functions { &mode::family::forward, &mode::family::backward, &mode::family::clusters }
+#define RNNFAST_FUNCTIONS(mode)                                             \
+  switch (family) {                                                         \
+    case Family::kSingleBlock:                                              \
+      return {&mode::single_block::forward, &mode::single_block::backward}; \
+    case Family::kCluster:                                                  \
+      return {&mode::cluster::forward, &mode::cluster::backward};           \
+    case Family::kStreaming:                                                \
+      return {&mode::streaming::forward, &mode::streaming::backward};       \
+  }                                                                         \
+  return {}
 
-Functions functions(Mode mode, bool cluster) {
+Functions functions(Mode mode, Family family) {
   switch (mode) {
     case Mode::kBFloat16:
-      return cluster ? RNNFAST_FUNCTIONS(bfloat16, cluster)
-                     : RNNFAST_FUNCTIONS(bfloat16, single_block);
+      RNNFAST_FUNCTIONS(bfloat16);
     case Mode::kFloat16:
-      return cluster ? RNNFAST_FUNCTIONS(float16, cluster)
-                     : RNNFAST_FUNCTIONS(float16, single_block);
+      RNNFAST_FUNCTIONS(float16);
     case Mode::kTf32:
-      return cluster ? RNNFAST_FUNCTIONS(tf32, cluster) : RNNFAST_FUNCTIONS(tf32, single_block);
+      RNNFAST_FUNCTIONS(tf32);
     case Mode::kExact:
-      return cluster ? RNNFAST_FUNCTIONS(exact, cluster) : RNNFAST_FUNCTIONS(exact, single_block);
+      RNNFAST_FUNCTIONS(exact);
   }
   return {};
 }
 
-bool is_cluster(const Plan& plan) { return plan.configuration.blocks > 1; }
-
 }  // namespace
 
 void forward(Mode mode, const Plan& plan, const Forward& problem, const Stream& stream) {
-  functions(mode, is_cluster(plan)).forward(plan, problem, stream);
+  functions(mode, plan.family).forward(plan, problem, stream);
 }
 
 void backward(Mode mode, const Plan& plan, const Backward& problem, const Stream& stream) {
-  functions(mode, is_cluster(plan)).backward(plan, problem, stream);
+  functions(mode, plan.family).backward(plan, problem, stream);
 }
 
 int clusters(Mode mode, int device, int blocks) {
-  return functions(mode, true).clusters(device, blocks);
+  switch (mode) {
+    case Mode::kBFloat16:
+      return bfloat16::cluster::clusters(device, blocks);
+    case Mode::kFloat16:
+      return float16::cluster::clusters(device, blocks);
+    case Mode::kTf32:
+      return tf32::cluster::clusters(device, blocks);
+    case Mode::kExact:
+      return exact::cluster::clusters(device, blocks);
+  }
+  return 0;
 }
 
 std::vector<std::string> kernels() {
@@ -59,6 +72,11 @@ std::vector<std::string> kernels() {
     for (const Configuration& c : configurations(mode, Family::kCluster)) {
       names.push_back("cluster" + std::to_string(c.blocks) + "_" + name + "_" +
                       std::to_string(c.units));
+    }
+    for (int i = 0; i < streamed_blocks(mode); ++i) {
+      names.push_back("streaming_" + std::string(name) + "_" +
+                      std::to_string(16 * kStreamedBlocks[i].tiles) + "x" +
+                      std::to_string(8 * kStreamedBlocks[i].slices));
     }
   }
   return names;

@@ -17,17 +17,20 @@ struct Stream {
   std::uintptr_t handle = 0;
 };
 
-// Defined by kernels.cu, compiled once for each mode and family.
+// Defined by kernels.cu and streaming.cu, compiled once for each mode (and family).
 #define RNNFAST_DECLARE(family)                               \
   namespace family {                                          \
   void forward(const Plan&, const Forward&, const Stream&);   \
   void backward(const Plan&, const Backward&, const Stream&); \
-  int clusters(int device, int blocks);                       \
   }
-#define RNNFAST_DECLARE_MODE(mode) \
-  namespace mode {                 \
-  RNNFAST_DECLARE(single_block)    \
-  RNNFAST_DECLARE(cluster)         \
+#define RNNFAST_DECLARE_MODE(mode)      \
+  namespace mode {                      \
+  RNNFAST_DECLARE(single_block)         \
+  RNNFAST_DECLARE(cluster)              \
+  RNNFAST_DECLARE(streaming)            \
+  namespace cluster {                   \
+  int clusters(int device, int blocks); \
+  }                                     \
   }
 RNNFAST_DECLARE_MODE(bfloat16)
 RNNFAST_DECLARE_MODE(float16)
@@ -35,6 +38,9 @@ RNNFAST_DECLARE_MODE(tf32)
 RNNFAST_DECLARE_MODE(exact)
 #undef RNNFAST_DECLARE_MODE
 #undef RNNFAST_DECLARE
+
+#define RNNFAST_TEXT(word) #word
+#define RNNFAST_NAME(word) RNNFAST_TEXT(word)
 
 void forward(Mode mode, const Plan& plan, const Forward& problem, const Stream& stream);
 void backward(Mode mode, const Plan& plan, const Backward& problem, const Stream& stream);

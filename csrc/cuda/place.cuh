@@ -14,7 +14,7 @@ struct Place {
   using W = Words<typename K::Stored>;
   static constexpr int kColumnsOfLane = W::kColumnsOfLane;
 
-  int lane, warp, group, direction, head;
+  int lane, warp, group, direction;
   int band, part;  // which tiles of the block the warp multiplies, and with which part of the state
   int size;        // S
   bool paired;
@@ -29,25 +29,25 @@ struct Place {
   int rows;        // how many columns are rows of the batch
 
   RT_DEVICE explicit Place(const Shape& shape) {
-    lane = rt::thread() % 32;
-    warp = rt::thread() / 32;
-    group = rt::block_y();
-    direction = group / shape.heads;
-    head = group % shape.heads;
-    size = shape.size;
-    paired = shape.paired;
+    stand(shape);
     band = warp % K::kBands;
     part = warp / K::kBands;
     const int rank = K::kBlocks > 1 ? rt::cluster_rank() : 0;
     block_unit = rank * K::kBlockUnits;
     band_unit = block_unit + band * K::kTiles * kTileUnits;
-    first_unit = band_unit + part * K::kOwnUnits;
-    entry = first_unit / K::kOwnUnits;
-    unit = first_unit + lane / 4;
-    word_unit = first_unit + W::unit(lane);
     slice = rt::block_x() / K::kBlocks;
-    row = slice * shape.columns;
-    rows = shape.batch - row < shape.columns ? shape.batch - row : shape.columns;
+    take(shape, band_unit + part * K::kOwnUnits, slice * shape.columns, shape.columns);
+    entry = first_unit / K::kOwnUnits;
+  }
+
+  // Of one tile: its 16 units, and as many rows of the batch as there are in slice `slice_`.
+  RT_DEVICE Place(const Shape& shape, int tile, int slice_) {
+    stand(shape);
+    band = part = block_unit = 0;
+    slice = slice_;
+    take(shape, tile * kTileUnits, slice * kColumns, kColumns);
+    band_unit = first_unit;
+    entry = tile;
   }
 
   // Whether the warp has tiles of its own: only what all warps take part in is for the others.
@@ -65,6 +65,24 @@ struct Place {
   // How many units of a word are inside, in a row of the batch that is.
   RT_DEVICE int units_of(int tile, int word) const {
     return size - word_unit - tile * kTileUnits - W::units_on(word);
+  }
+
+ private:
+  RT_DEVICE void stand(const Shape& shape) {
+    lane = rt::thread() % 32;
+    warp = rt::thread() / 32;
+    group = rt::block_y();
+    direction = group / shape.heads;
+    size = shape.size;
+    paired = shape.paired;
+  }
+
+  RT_DEVICE void take(const Shape& shape, int first_unit_, int first_row, int most_rows) {
+    first_unit = first_unit_;
+    unit = first_unit + lane / 4;
+    word_unit = first_unit + W::unit(lane);
+    row = first_row;
+    rows = shape.batch - row < most_rows ? shape.batch - row : most_rows;
   }
 };
 
@@ -111,14 +129,16 @@ RT_DEVICE void fetch(const Track<K, const typename K::Stored>& track, bool there
   });
 }
 
+// columns: which of the lane's, a bit for each.
 template <class K>
 RT_DEVICE void put(const Track<K, typename K::Stored>& track, const Place<K>& place,
-                   const TileWords<K>& words) {
+                   const TileWords<K>& words, unsigned columns = ~0u) {
   using W = Words<typename K::Stored>;
   W::paired_or_not(place.paired, [&](auto paired) {
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
       RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
-        const bool inside = W::column(place.lane, j) < place.rows;
+        const bool inside =
+            W::column(place.lane, j) < place.rows && (columns >> j % W::kColumnsOfLane & 1) != 0;
         const int units = inside ? place.units_of(m, j) : 0;
         W::template store<paired>(track.at(m, j), words[m][j], units);
       }

@@ -5,6 +5,9 @@
 #include <cstdio>
 #include <iterator>
 #include <limits>
+#include <vector>
+
+#include "streaming.h"
 
 namespace rnnfast::cuda {
 namespace {
@@ -12,9 +15,17 @@ namespace {
 constexpr int kOldest = 80;
 constexpr int kOldestWithClusters = 90;
 constexpr int kMostGroups = 65535;  // blocks of a grid in y
+constexpr std::int64_t kMostBlocks = std::numeric_limits<int>::max();
 constexpr double kMegahertz = 1700;
-constexpr double kFlight = 230;  // cycles of a store into another block, and of waking up for it
-constexpr double kIngress = 20;  // bytes a cycle that come into a block, until it is measured
+constexpr double kFlight = 230;     // cycles of a store into another block, and of waking up for it
+constexpr double kIngress = 20;     // bytes a cycle that come into a block, until it is measured
+constexpr double kFromL2 = 32;      // likewise, from L2 into a multiprocessor
+constexpr double kLaunched = 1500;  // cycles from the end of a launch to the first load of the next
+constexpr double kBegun = 1500;     // of a block, but for the product
+constexpr double kDispatched = 2.2;  // microseconds that the host takes for a launch
+
+// Of numbers from 0 on.
+std::int64_t up(std::int64_t number, std::int64_t of) { return (number + of - 1) / of; }
 
 // A product takes 6.26 cycles of one of four tensor cores, shared memory gives 128 bytes a cycle;
 // the rest of a step, latencies above all, is fitted to the model of the machine code (tests/sass).
@@ -43,21 +54,73 @@ int at_once(const Configuration& c, const Device& device) {
   return has ? device.clusters[size - std::begin(kClusterSizes)] : 0;
 }
 
-std::string most_units(const Size& size, const Device& device) {
-  int most = 0;
-  for (Family family : {Family::kSingleBlock, Family::kCluster}) {
-    for (const Configuration& c : configurations(size.mode, family)) {
-      if (at_once(c, device) > 0 && backward_bytes(size.mode, c) <= device.shared_memory) {
-        most = std::max(most, c.units);
-      }
-    }
+// A launch of the streaming kernel: every byte that a block multiplies comes from L2.
+double cycles_of(const Size& size, const StreamedBlock& block, double tiles, double turns) {
+  const int steps = 16 / depth(size.mode);
+  const double bytes =
+      4 * tiles *
+      (block.tiles * steps * 32 * weight_words(size.mode) + block.slices * tile_words(size.mode));
+  const double tensor = block.tiles * block.slices * tiles * steps * products(size.mode) * 6.26 / 4;
+  return kLaunched + turns * (kBegun + std::max(bytes / kFromL2, 1.2 * tensor));
+}
+
+void add(const Size& size, const Device& device, Family family, const Configuration& c,
+         const Wanted& wanted, std::vector<Plan>& to) {
+  const int most = at_once(c, device);
+  if (most == 0 || !fits(size, c, device)) return;
+  if (wanted.blocks != 0 && wanted.blocks != c.blocks) return;
+  for (int columns = 8; columns > 0; --columns) {
+    if (wanted.columns > 0 && wanted.columns != columns) continue;
+    const std::int64_t slices = up(size.rows, columns);
+    const std::int64_t clusters = std::max<std::int64_t>(slices, 1) * size.groups;
+    if (clusters * c.blocks > kMostBlocks) continue;
+    Plan plan;
+    plan.family = family;
+    plan.configuration = c;
+    plan.columns = columns;
+    plan.slices = static_cast<int>(slices);
+    plan.blocks = static_cast<int>(clusters * c.blocks);
+    plan.threads = 32 * c.warps();
+    plan.weight_registers = weight_registers(size.mode, c);
+    plan.shared = backward_bytes(size.mode, c);
+    plan.cycles = cycles_of(size, c, columns);
+    plan.step = static_cast<double>(up(clusters, most)) * plan.cycles / kMegahertz;
+    to.push_back(plan);
   }
-  return std::to_string(most);
+}
+
+void add(const Size& size, const Device& device, const StreamedBlock& block, const Wanted& wanted,
+         std::vector<Plan>& to) {
+  if (wanted.blocks != 0 && wanted.blocks != kStreaming) return;
+  if (wanted.columns > 0 && wanted.columns != 8 * block.slices) return;
+  const std::int64_t tiles = up(size.units, 16),
+                     slices = std::max<std::int64_t>(up(size.rows, 8), 1);
+  const std::int64_t blocks = up(tiles, block.tiles) * up(slices, block.slices);
+  // Those beside the product are of a tile and a slice each, or of two tiles.
+  const std::int64_t most = std::max({blocks, tiles * slices, tiles * tiles * 2}) * size.groups;
+  if (most > kMostBlocks) return;
+  Plan plan;
+  plan.family = Family::kStreaming;
+  plan.streamed = block;
+  plan.configuration.units = static_cast<int>(16 * tiles);
+  plan.columns = 8 * block.slices;
+  plan.slices = static_cast<int>(slices);
+  plan.blocks = static_cast<int>(blocks * size.groups);
+  plan.threads = kStreamedThreads;
+  plan.shared = streamed_bytes(block);
+  plan.workspace =
+      streaming::WorkspaceWords(size.mode, size.groups, static_cast<int>(tiles), plan.slices)
+          .bytes();
+  const double turns = static_cast<double>(up(plan.blocks, device.multiprocessors));
+  plan.cycles = cycles_of(size, block, tiles, turns);
+  plan.step = std::max(plan.cycles / kMegahertz, kDispatched) + (size.norm ? kDispatched : 0);
+  to.push_back(plan);
 }
 
 }  // namespace
 
 std::span<const Configuration> configurations(Mode mode, Family family) {
+  if (family == Family::kStreaming) return {};
   const bool block = family == Family::kSingleBlock;
   if (mode == Mode::kTf32 || mode == Mode::kExact) {
     if (block) return kSingleBlocks;
@@ -68,67 +131,56 @@ std::span<const Configuration> configurations(Mode mode, Family family) {
   return kHalfClusters;
 }
 
-Plan plan(const Size& size, const Device& device, const Wanted& wanted) {
-  Plan best;
-  if (device.capability < kOldest) {
-    best.refused = "it needs compute capability 8.0, and " + device.name + " has " +
-                   std::to_string(device.capability / 10) + "." +
-                   std::to_string(device.capability % 10);
-    return best;
-  }
-  if (size.groups > kMostGroups) {
-    best.refused = std::to_string(size.groups) + " heads and directions are more than the " +
-                   std::to_string(kMostGroups) + " of one launch";
-    return best;
-  }
-  if (wanted.columns < 0 || wanted.columns > 8) {
-    best.refused = "RNNFAST_CUDA_COLUMNS: given " + std::to_string(wanted.columns) +
-                   ", wanted 1 to 8, or 0 for the plan's choice";
-    return best;
-  }
+std::vector<Plan> plans(const Size& size, const Device& device, const Wanted& wanted) {
+  std::vector<Plan> found;
   for (Family family : {Family::kSingleBlock, Family::kCluster}) {
     for (const Configuration& c : configurations(size.mode, family)) {
-      const int most = at_once(c, device);
-      if (most == 0 || !fits(size, c, device)) continue;
-      if (wanted.blocks > 0 && wanted.blocks != c.blocks) continue;
-      for (int columns = 8; columns > 0; --columns) {
-        if (wanted.columns > 0 && wanted.columns != columns) continue;
-        const std::int64_t slices = (std::int64_t{size.rows} + columns - 1) / columns;
-        const std::int64_t clusters = std::max<std::int64_t>(slices, 1) * size.groups;
-        if (clusters * c.blocks > std::numeric_limits<int>::max()) continue;
-        const double turns = static_cast<double>((clusters + most - 1) / most);
-        const double cycles = cycles_of(size, c, columns), step = turns * cycles / kMegahertz;
-        if (best.blocks > 0 && step >= best.step) continue;
-        best.configuration = c;
-        best.columns = columns;
-        best.slices = static_cast<int>(slices);
-        best.blocks = static_cast<int>(clusters * c.blocks);
-        best.cycles = cycles;
-        best.step = step;
-      }
+      add(size, device, family, c, wanted, found);
     }
   }
-  if (best.blocks == 0 && wanted.blocks > 0) {
-    best.refused = "RNNFAST_CUDA_BLOCKS: given " + std::to_string(wanted.blocks) +
-                   ", which has no kernel for " + std::to_string(size.units) + " units a head on " +
-                   device.name;
-    return best;
+  for (int i = 0; i < streamed_blocks(size.mode); ++i) {
+    add(size, device, kStreamedBlocks[i], wanted, found);
   }
-  if (best.blocks == 0) {
-    best.refused = std::to_string(size.units) + " units a head are more than the " +
-                   most_units(size, device) + " that " + device.name + " has room for";
-    return best;
+  std::stable_sort(found.begin(), found.end(),
+                   [](const Plan& a, const Plan& b) { return a.step < b.step; });
+  return found;
+}
+
+Plan plan(const Size& size, const Device& device, const Wanted& wanted) {
+  Plan refused;
+  if (device.capability < kOldest) {
+    refused.refused = "it needs compute capability 8.0, and " + device.name + " has " +
+                      std::to_string(device.capability / 10) + "." +
+                      std::to_string(device.capability % 10);
+    return refused;
   }
-  best.threads = 32 * best.configuration.warps();
-  best.weight_registers = weight_registers(size.mode, best.configuration);
-  best.shared = backward_bytes(size.mode, best.configuration);
-  return best;
+  if (size.groups > kMostGroups) {
+    refused.refused = std::to_string(size.groups) + " heads and directions are more than the " +
+                      std::to_string(kMostGroups) + " of one launch";
+    return refused;
+  }
+  std::vector<Plan> found = plans(size, device, wanted);
+  if (!found.empty()) return found.front();
+  const bool any = wanted.blocks == 0 && wanted.columns == 0;
+  refused.refused = std::string(any ? "" : "RNNFAST_CUDA_KERNEL and RNNFAST_CUDA_COLUMNS name ") +
+                    (any ? "there is no kernel for " : "none that serves ") +
+                    std::to_string(size.units) + " units a head and " + std::to_string(size.rows) +
+                    " rows on " + device.name;
+  return refused;
 }
 
 std::string text(const Plan& plan) {
   if (!plan.refused.empty()) return plan.refused;
   const Configuration& c = plan.configuration;
   char words[320];
+  if (plan.family == Family::kStreaming) {
+    std::snprintf(words, sizeof words,
+                  "streaming: a launch a step, %d blocks of %d threads (%d units by %d rows), %.1f "
+                  "MiB of memory, %.2f us a step of forward (estimated)",
+                  plan.blocks, plan.threads, 16 * plan.streamed.tiles, plan.columns,
+                  static_cast<double>(plan.workspace) / (1 << 20), plan.step);
+    return words;
+  }
   std::snprintf(
       words, sizeof words,
       "%s: %d units by %d rows, %d blocks of %d threads, weights in %d registers of each"

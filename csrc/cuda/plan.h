@@ -3,8 +3,10 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace rnnfast::cuda {
 
@@ -30,8 +32,9 @@ struct Size {
 };
 
 // What is not left to the plan; 0 is.
+constexpr int kStreaming = -1;
 struct Wanted {
-  int blocks = 0;  // of a cluster, or 1
+  int blocks = 0;  // of a cluster, 1 for a single block, or kStreaming
   int columns = 0;
 };
 
@@ -73,7 +76,22 @@ constexpr Configuration kExactClusters[] = {
 #endif
 };
 
-enum class Family { kSingleBlock, kCluster };
+// Of the streaming kernel a block multiplies tiles of 16 units with slices of 8 rows of the batch.
+struct StreamedBlock {
+  int tiles, slices;
+};
+constexpr int kStreamedThreads = 256;
+constexpr StreamedBlock kStreamedBlocks[] = {{1, 1}, {1, 2}, {1, 4}, {2, 4}, {4, 8}};
+// The largest has no registers for the sums of so many products.
+constexpr int streamed_blocks(Mode mode) { return mode == Mode::kExact ? 4 : 5; }
+
+constexpr int streamed_bytes(const StreamedBlock& b) {  // of shared memory
+  const int together = b.tiles * b.slices < 8 ? b.tiles * b.slices : 8;
+  return kStreamedThreads / 32 * together * 32 * 16;
+}
+
+// kStreaming is no configuration: it serves every size.
+enum class Family { kSingleBlock, kCluster, kStreaming };
 
 template <Mode kMode, Family kFamily>
 constexpr const auto& configurations_of() {
@@ -129,17 +147,23 @@ constexpr int backward_bytes(Mode mode, const Configuration& c) {
 
 struct Plan {
   std::string refused;  // why there is none; the rest says nothing then
+  Family family = Family::kSingleBlock;
   Configuration configuration = {};
-  int columns = 8;  // rows of the batch of a block, or of a cluster
-  int slices = 0;   // of the batch: blocks, or clusters, of a group
+  StreamedBlock streamed = {};  // where it is that family
+  int columns = 8;              // rows of the batch of a block, or of a cluster
+  int slices = 0;               // of the batch, each with sums of its own
   int blocks = 0;
   int threads = 0;
-  int weight_registers = 0;  // of a thread
-  int shared = 0;            // bytes of a block, of the larger of the two passes
-  double cycles = 0;         // of a step of forward
-  double step = 0;           // microseconds of it, all blocks having had theirs
+  int weight_registers = 0;    // of a thread
+  int shared = 0;              // bytes of a block, of the larger of the two passes
+  std::int64_t workspace = 0;  // bytes of memory beside the tensors
+  double cycles = 0;           // of a step of forward
+  double step = 0;             // microseconds of it, all blocks having had theirs
 };
 
+// All that serve a size, the fastest first, as far as an estimate goes; the first, or why none
+// does.
+std::vector<Plan> plans(const Size& size, const Device& device, const Wanted& wanted = {});
 Plan plan(const Size& size, const Device& device, const Wanted& wanted = {});
 std::string text(const Plan& plan);
 

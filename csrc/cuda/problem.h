@@ -45,6 +45,7 @@ struct Forward {
   void* h_n = nullptr;
   void* ahat = nullptr;
   float* rstd = nullptr;
+  void* workspace = nullptr;  // of the plan, at a multiple of 16 bytes
   Strides p_strides, y_strides;
 };
 
@@ -69,6 +70,7 @@ struct Backward {
   float* dgamma = nullptr;  // [slices, G * S]: one part of the sum for each slice of the batch
   float* dbeta = nullptr;   // likewise
   float* carry = nullptr;   // [T, B, G * S]: c_t, where there is to be a record
+  void* workspace = nullptr;
   Strides grad_y_strides, y_strides, ahat_strides, dp_strides;
 };
 

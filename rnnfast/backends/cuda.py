@@ -37,9 +37,21 @@ except ImportError:  # the cpu backend says why
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The file of tests/emulation.py: the kernels compute on CPU tensors then, slowly. For tests.
 EMULATION = os.environ.get("RNNFAST_EMULATION", "")
-# Plans that are not left to the estimate, for tests and benchmarks: blocks of a cluster (1: none),
-# and rows of the batch that it takes. 0: the plan's choice.
-WANTED = tuple(int(os.environ.get(f"RNNFAST_CUDA_{n}") or 0) for n in ("BLOCKS", "COLUMNS"))
+# What a plan is told as `Wanted` (csrc/cuda/plan.h).
+NAMES = {"": 0, "streaming": -1, "single_block": 1, "cluster4": 4, "cluster8": 8, "cluster16": 16}
+
+
+def _wanted() -> tuple[int, int]:
+    """Plans that are not left to the estimate, for tests and benchmarks."""
+    name, columns = (os.environ.get(f"RNNFAST_CUDA_{n}", "") for n in ("KERNEL", "COLUMNS"))
+    if name not in NAMES:
+        raise ValueError(f"RNNFAST_CUDA_KERNEL: given {name!r}, wanted one of {list(NAMES)}")
+    if columns and not columns.isdecimal():
+        raise ValueError(f"RNNFAST_CUDA_COLUMNS: given {columns!r}, wanted rows of the batch")
+    return NAMES[name], int(columns or 0)
+
+
+WANTED = _wanted()
 
 
 class Device(NamedTuple):
@@ -86,6 +98,11 @@ def estimates(problem: Problem) -> tuple[float, float]:
     return _estimated(*_size(problem))
 
 
+def streams(problem: Problem) -> bool:
+    """Whether each of its time steps is a launch: the kernels that keep W_hh have no room for it."""
+    return _streams(*_size(problem))
+
+
 def _size(problem: Problem) -> tuple:
     device = problem.device, problem.index, problem.dtype
     return *device, problem.units, problem.groups, problem.rows, "norm" in problem.beyond
@@ -127,6 +144,11 @@ def _estimated(kind: str, index: int | None, dtype: torch.dtype, *size) -> tuple
         Size(units, groups, rows, precision, norm), Facts(name, divmod(capability, 10), *facts[:2])
     )
     return _planned(kind, index, dtype, *size).step, theirs
+
+
+@_told
+def _streams(*size) -> bool:
+    return _planned(*size).streaming
 
 
 def _planned(
@@ -204,10 +226,12 @@ def forward(
     if x.shape[1] == 0:
         return results
     kept = w_hh, dense(gamma), dense(beta), h_0, dense(lengths), as_bytes(reset)
+    planned = _plan_of(x, w_hh, gamma, options)
+    workspace = _workspace(planned, x)
     with _on(x.device):
         KERNELS.cuda_forward(
-            _mode(x.dtype), _plan_of(x, w_hh, gamma, options), options.nonlinearity, p.data_ptr(),
-            *map(_address, (*kept, y, h_n, ahat, rstd)), *_shape(y, w_hh, options),
+            _mode(x.dtype), planned, options.nonlinearity, p.data_ptr(),
+            *map(_address, (*kept, y, h_n, ahat, rstd, workspace)), *_shape(y, w_hh, options),
             _paired(w_hh, (p, y), h_0, h_n),
             *p.stride()[:2], *y.stride()[:2], options.norm_eps, *_stream(x.device),
         )  # fmt: skip
@@ -248,12 +272,13 @@ def backward(
     resets = as_bytes(reset)
     if B > 0:
         kept = w_hh, dense(gamma), dense(beta), ahat, dense(rstd), lengths
+        workspace = _workspace(planned, y)
         with _on(y.device):
             KERNELS.cuda_backward(
                 _mode(y.dtype), planned, options.nonlinearity, _address(grad_y),
                 _address(grad_h_n), y.data_ptr(), *map(_address, kept), _address(resets),
-                dp.data_ptr(), *map(_address, (dh_0, *d_norm, carry)), *_shape(y, w_hh, options),
-                _paired(w_hh, (y, dp, grad_y, ahat), grad_h_n, dh_0),
+                dp.data_ptr(), *map(_address, (dh_0, *d_norm, carry, workspace)),
+                *_shape(y, w_hh, options), _paired(w_hh, (y, dp, grad_y, ahat), grad_h_n, dh_0),
                 *_strides(grad_y), *y.stride()[:2], *_strides(ahat), *dp.stride()[:2],
                 *_limits(T, options),
                 y.dtype != torch.float32 and options.nonlinearity not in SIGN_ALONE,
@@ -283,6 +308,13 @@ def _plan_of(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options):
     if found.refused:
         raise RuntimeError(f"backend 'cuda' cannot serve: {found.refused}")
     return found
+
+
+def _workspace(planned, like: Tensor) -> Tensor | None:
+    """Memory that a launch has beside its tensors: of torch's allocator, which knows the stream."""
+    if not planned.workspace:
+        return None
+    return torch.empty(planned.workspace, dtype=torch.uint8, device=like.device)
 
 
 def _limits(T: int, options: Options) -> tuple[int, float]:

@@ -174,6 +174,28 @@ class Kernel(NamedTuple):
         return self.bands * self.tiles // -(-self.tiles // self.parts)
 
 
+class Streamed(NamedTuple):
+    """Of a kernel whose time steps are launches: of those that multiply a block's tiles and slices,
+    too."""
+
+    which: str  # forward, backward, pack, begin, finish_forward, finish_backward
+    tiles: int = 0
+    slices: int = 0
+    transposed: bool = False
+    warps: int = 8
+
+    @classmethod
+    def of(cls, name: str) -> Streamed:
+        which = re.search(r"streaming\d+([a-z_]+)_kernel", name)[1]
+        block = re.search(r"E" + r"Li(\d+)E" * 2 + "E", name)
+        sizes = map(int, block.groups()) if block else (0, 0)
+        return cls(which, *sizes, transposed="Lb1E" in name)
+
+    def __str__(self) -> str:
+        of_block = [f"{16 * self.tiles}x{8 * self.slices}"] if self.tiles else []
+        return " ".join(["streaming", self.which, *of_block, *["transposed"] * self.transposed])
+
+
 # ------------------------------------------------------------------------------------ the time loop
 
 
@@ -357,12 +379,6 @@ def cycles(
 def figures(code: list[Instruction], registers: int, stack: int, kernel: Kernel) -> Figures:
     loop = time_loop(code)
     path = usual_path(loop, kernel.blocks > 1 and "clip" in kernel.options)
-    width = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
-    loads = 0
-    for i in loop:
-        if i.kind == "LDG":
-            found = re.search(r"\.(128|64|U16|S16|U8|S8)\b", i.name)
-            loads += width[found[1]] if found else 4
     return Figures(
         registers,
         kernel.warps,
@@ -371,10 +387,30 @@ def figures(code: list[Instruction], registers: int, stack: int, kernel: Kernel)
         sum(i.kind == "HMMA" for i in loop),
         sum(i.kind == "BAR" or i.waits_for_others for i in path),
         sum(i.kind in ("MEMBAR", "ERRBAR", "CCTL") for i in loop),
-        loads,
+        loaded(loop),
         len(path),
         cycles(path, kernel.warps, kernel.owners),
     )
+
+
+def streamed(code: list[Instruction], registers: int, stack: int, kernel: Streamed) -> Figures:
+    """Its loop is the product's; what it takes is what L2 gives, and not estimated here."""
+    loop = time_loop(code) if kernel.tiles else []
+    spills = sum(i.kind in ("LDL", "STL") for i in code)
+    kinds = [i.kind for i in loop]
+    waits = sum(kinds.count(kind) for kind in ("BAR", "SYNCS"))
+    fences = sum(kinds.count(kind) for kind in ("MEMBAR", "ERRBAR", "CCTL"))
+    return Figures(
+        *(registers, kernel.warps, stack, spills, kinds.count("HMMA"), waits, fences),
+        *(loaded(loop), len(loop), 0),
+    )
+
+
+def loaded(code: list[Instruction]) -> int:
+    """Bytes that a thread reads from global memory."""
+    width = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+    found = [re.search(r"\.(128|64|U16|S16|U8|S8)\b", i.name) for i in code if i.kind == "LDG"]
+    return sum(width[w[1]] if w else 4 for w in found)
 
 
 def table(objects: Path, arch: str, folder: Path) -> dict[str, Figures]:
@@ -384,11 +420,12 @@ def table(objects: Path, arch: str, folder: Path) -> dict[str, Figures]:
         if family == "cluster" and arch == "sm_80":
             continue
         for mode in package.CUDA_MODES:
-            of_kind = folder / f"{family}.{mode}"
-            of_kind.mkdir(exist_ok=True)
+            inside = folder / f"{family}.{mode}"
+            inside.mkdir(exist_ok=True)
             file = objects.resolve() / f"{family}.{mode}.o"
-            used = usage(file, arch, of_kind)
-            for name, code in sorted(kernels(file, arch, of_kind).items()):
-                kernel = Kernel.of(name)
-                found[f"{arch} {mode} {kernel}"] = figures(code, *used[name], kernel)
+            used = usage(file, arch, inside)
+            for name, code in sorted(kernels(file, arch, inside).items()):
+                kind, of_kind = (Streamed, streamed) if family == "streaming" else (Kernel, figures)
+                kernel = kind.of(name)
+                found[f"{arch} {mode} {kernel}"] = of_kind(code, *used[name], kernel)
     return found

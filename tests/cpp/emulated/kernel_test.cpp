@@ -1,4 +1,4 @@
-// The CUDA kernels, of one block and of clusters, on the host, against naive recurrences in double:
+// The CUDA kernels, of one block, of clusters and of a launch a step, on the host, against naive recurrences in double:
 // every mix of options, odd sizes, parts of a slice, outputs that start as NaN, memory between the
 // rows that must stay as it was. With fibers in many orders of the threads; with threads under the
 // sanitizers.
@@ -12,6 +12,18 @@
 #include "../../../csrc/cuda/backward.cuh"
 #include "../../../csrc/cuda/forward.cuh"
 #include "../../../csrc/cuda/measure.cuh"
+#include "../../../csrc/cuda/plan.cpp"
+#include "../../../csrc/cuda/streaming.cuh"
+#if defined(FAULT_OF_STREAMING) || !defined(FAULT)
+#define STREAMING
+#define RNNFAST_MODE exact
+#define RNNFAST_MODE_TYPE Exact
+#define RNNFAST_MODE_VALUE Mode::kExact
+#include "../../../csrc/cuda/streaming.cu"
+#undef RNNFAST_MODE
+#undef RNNFAST_MODE_TYPE
+#undef RNNFAST_MODE_VALUE
+#endif
 #include "../buffer.h"
 #include "../reference.h"
 
@@ -35,6 +47,18 @@ reference::Kind kind_of(cuda::Nonlinearity f) {
   if (f == cuda::Nonlinearity::kTanh) return reference::Kind::kTanh;
   return f == cuda::Nonlinearity::kRelu ? reference::Kind::kRelu : reference::Kind::kSigmoid;
 }
+
+// As Kernel, of the streaming kernel.
+template <int kTiles_, int kSlices_>
+struct Streamed {
+  using Mode = cuda::Exact;
+  using Stored = typename Mode::Stored;
+  static constexpr int kUnits = 48;  // that are tried
+  static constexpr cuda::StreamedBlock kBlock = {kTiles_, kSlices_};
+};
+
+template <class K>
+concept is_streamed = requires { K::kBlock; };
 
 template <class K>
 struct Test {
@@ -75,6 +99,22 @@ struct Test {
     emulation::launch({slices * K::kBlocks, G, K::kThreads, K::kBlocks, shared}, kernel);
   }
 
+  // By the launcher of the product.
+  template <class Problem>
+  void stream([[maybe_unused]] const Problem& problem) {
+    cuda::Plan plan;
+    plan.family = cuda::Family::kStreaming;
+    plan.streamed = K::kBlock;
+    plan.slices = slices;
+#ifdef STREAMING
+    if constexpr (std::is_same_v<Problem, cuda::Forward>) {
+      cuda::exact::streaming::forward(plan, problem, {});
+    } else {
+      cuda::exact::streaming::backward(plan, problem, {});
+    }
+#endif
+  }
+
   void run() {
     for (int b = 0; b < n.B; ++b) lengths.push_back(n.lengths ? pick(n.T + 1) : n.T);
     for (int i = 0; i < n.T * n.B; ++i) reset.push_back(n.reset && pick(3) == 0);
@@ -94,7 +134,11 @@ struct Test {
     f.ahat = ahat.get();
     f.rstd = rstd.get();
     f.p_strides = f.y_strides = {step, width};
-    if (n.norm) {
+    Buffer<float> workspace(is_streamed<K> ? 1 << 16 : 0);
+    f.workspace = workspace.get();
+    if constexpr (is_streamed<K>) {
+      stream(f);
+    } else if (n.norm) {
       launch(K::kForwardBytes, [f] { cuda::forward_kernel<K, true>(f); });
     } else {
       launch(K::kForwardBytes, [f] { cuda::forward_kernel<K, false>(f); });
@@ -121,14 +165,19 @@ struct Test {
     g.dbeta = dbeta.get();
     g.carry = n.measured ? carry.get() : nullptr;
     g.grad_y_strides = g.y_strides = g.ahat_strides = g.dp_strides = {step, width};
-    const bool clips = n.limit > 0;
-    launch(K::kBackwardBytes, [this, g, clips] {
-      const bool can_clip = clips || K::kBlocks > 1;  // as they are launched
-      if (n.norm && can_clip) return cuda::backward_kernel<K, true, true>(g);
-      if (n.norm) return cuda::backward_kernel<K, true, false>(g);
-      if (can_clip) return cuda::backward_kernel<K, false, true>(g);
-      cuda::backward_kernel<K, false, false>(g);
-    });
+    g.workspace = workspace.get();
+    if constexpr (is_streamed<K>) {
+      stream(g);
+    } else {
+      const bool clips = n.limit > 0;
+      launch(K::kBackwardBytes, [this, g, clips] {
+        const bool can_clip = clips || K::kBlocks > 1;  // as they are launched
+        if (n.norm && can_clip) return cuda::backward_kernel<K, true, true>(g);
+        if (n.norm) return cuda::backward_kernel<K, true, false>(g);
+        if (can_clip) return cuda::backward_kernel<K, false, true>(g);
+        cuda::backward_kernel<K, false, false>(g);
+      });
+    }
     if (n.measured) measure(g);
     judge();
   }
@@ -276,13 +325,13 @@ template <class K>
 void try_sizes(const char* name, int number) {
   constexpr bool kRounds = !std::is_same_v<typename K::Mode, cuda::Exact>;
   const bool flags[] = {false, true};
-  for (int i = 0; i < number; ++i) {
+  for (int i = 0; i < number && failures == 0; ++i) {
     const auto maybe = [&] { return flags[pick(2)]; };
     const int heads = 1 + static_cast<int>(pick(2));
     const int S = pick(3) == 0 ? K::kUnits : 1 + static_cast<int>(pick(K::kUnits));
     const Sizes sizes = {static_cast<int>(pick(3) == 0 ? 1 : 2 + pick(6)),
                          1 + static_cast<int>(pick(11)), S, 1 + static_cast<int>(pick(2)), heads,
-                         maybe() ? 8 : 1 + static_cast<int>(pick(7)), maybe(), maybe(), maybe(),
+                         is_streamed<K> || maybe() ? 8 : 1 + static_cast<int>(pick(7)), maybe(), maybe(), maybe(),
                          maybe(), maybe(), maybe(), static_cast<int>(pick(4)),
                          maybe() ? 0.7f : 0.0f,
                          // Where operands are rounded, some state crosses ReLU's corner.
@@ -299,13 +348,17 @@ int main(int argc, char** argv) {
   const int number = argc > 1 ? std::atoi(argv[1]) : 4;
   using BFloat16 = cuda::Half<cuda::BFloat16>;
   try {
-#ifndef FAULT_OF_CLUSTER
+#if defined(FAULT_OF_BLOCK) || !defined(FAULT)
     try_sizes<cuda::Kernel<cuda::Exact, 32, 1>>("exact", number);
 #endif
-#ifndef FAULT_OF_BLOCK
+#if defined(FAULT_OF_CLUSTER) || !defined(FAULT)
     try_sizes<cuda::Kernel<BFloat16, 64, 2, 2, 2>>("bfloat16, 2 blocks", number);
 #endif
-#if !defined(FAULT_OF_BLOCK) && !defined(FAULT_OF_CLUSTER)
+#ifdef STREAMING
+    try_sizes<Streamed<1, 2>>("exact, streaming", number / 4);
+#endif
+#ifndef FAULT
+    try_sizes<Streamed<2, 4>>("exact, streaming, 2 tiles", number / 4);
     try_sizes<cuda::Kernel<BFloat16, 64, 2>>("bfloat16", number);
     try_sizes<cuda::Kernel<cuda::Tf32, 48, 1>>("tf32", number);
     try_sizes<cuda::Kernel<cuda::Exact, 32, 1, 2>>("exact, 2 blocks", number);

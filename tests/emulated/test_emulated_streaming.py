@@ -1,0 +1,72 @@
+"""The streaming kernel, run thread by thread on the host: every block that is compiled, every
+option."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import NONLINEARITIES, assert_good, make_case, run, run_functional
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_emulated_numbers import CASES, EVERYTHING, TF32
+
+from rnnfast import precision
+from rnnfast.backends import cuda as backend
+from rnnfast.backends.cuda import KERNELS, NAMES
+
+MODES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+MODES |= {"tf32": torch.float32, "exact": torch.float32}
+BLOCKS = [n.split("_")[1:] for n in KERNELS.cuda_kernels() if n.startswith("streaming_")]
+
+
+def wanted(monkeypatch: pytest.MonkeyPatch, rows: int = 0) -> None:
+    monkeypatch.setattr(backend, "WANTED", (NAMES["streaming"], rows))
+
+
+@pytest.mark.parametrize(("mode", "block"), BLOCKS)
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_every_block_is_within_its_budget(mode, block, options, monkeypatch):
+    """With tiles and slices past the last that are there, and a part of the last ones."""
+    rows = int(block.split("x")[1])
+    wanted(monkeypatch, rows)
+    case = make_case(3, rows + 9, 37, 1, MODES[mode], "tanh", rows, **options)
+    with precision.tf32(mode == "tf32"):
+        found = run(case, "cuda", recorded=bool(options))
+    assert_good(case, found, **({"u_operand": TF32} if mode == "tf32" else {}))
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(CASES, st.sampled_from([8, 16, 32]))
+def test_options_in_any_combination(monkeypatch, options, rows):
+    wanted(monkeypatch, rows)
+    options["H"] = min(options["H"], 60)
+    case = make_case(**options)
+    found = run(case, "cuda", recorded=options["per_sample"])
+    assert_good(case, found)
+    for name, value in run_functional(case, "cuda").items():
+        if value is not None:
+            assert torch.equal(value, found[name]), name
+
+
+@pytest.mark.parametrize("f", NONLINEARITIES)
+def test_more_units_than_any_other_kernel_has(f, monkeypatch):
+    wanted(monkeypatch)
+    case = make_case(3, 2, 1301, 1, torch.bfloat16, f, 1, norm=True)
+    assert_good(case, run(case, "cuda"))
+
+
+def test_numbers_of_a_row_do_not_depend_on_its_block(monkeypatch):
+    """In bits."""
+    case = make_case(4, 19, 40, 2, torch.float32, **EVERYTHING)
+    first = None
+    for rows in (8, 16, 32):
+        wanted(monkeypatch, rows)
+        found = run(case, "cuda", recorded=True)
+        first = first or found
+        for name in ("y", "h_n", "ahat", "rstd", "dp", "dh_0"):
+            assert torch.equal(found[name], first[name]), name
