@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import rnnfast.bench.providers as providers
@@ -21,12 +22,13 @@ from bench import options
 from bench.gpu_probe import canned, plan
 from bench.ladder import call_cost, limits
 from rnnfast.__main__ import main, parser
-from rnnfast.backends import cpu
+from rnnfast.backends import BACKENDS, cpu
 from rnnfast.bench import command, compare, floors, points, rows, table, timing
 from rnnfast.bench.gate import Gate, shortened
 from rnnfast.bench.providers.layer import Layer, saved_bytes
+from rnnfast.bench.providers.rnnfast_rnn import RnnfastRNN, problem
 from rnnfast.bench.providers.torch_rnn import TorchRNN, algorithm
-from rnnfast.bench.workload import BOTH, FORWARD, STEP, Data, Workload
+from rnnfast.bench.workload import BOTH, FORWARD, GRAPH, STEP, Data, Workload
 
 ROOT = Path(__file__).parents[1]
 FAST = ["--seconds-per-workload", "0.001", "--threads", "1"]
@@ -217,6 +219,7 @@ def test_layers_of_every_kind_are_measured(tmp_path):
     assert {row.work for row in found} == {work}
     assert {row.provider for row in found} == {"torch", "rnnfast-cpu"}
     assert facts["torch"] == torch.__version__
+    assert {row.estimated_us_per_step for row in found} == {None}  # of kernels on a GPU alone
     norm = ["--points", "6,3,5", "--norm", "layer", "--providers", "rnnfast-cpu", "loop"]
     assert bench(tmp_path, *norm) == 0
     assert {row.provider for row in rows.read_csv(tmp_path / "cpu.csv")[0]} == {
@@ -384,6 +387,46 @@ def test_targets_name_what_was_missed():
     assert "  (128, 64, 512), 1 thread to 2: 1.50x of 1.70x" in lines
 
 
+def shown(found: list[rows.Row]) -> str:
+    console = Console(width=150)
+    with console.capture() as capture:
+        console.print(table.table(found, "a GPU"))
+    return capture.get()
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_forward_on_a_gpu_stands_beside_its_launch_plans_estimate(backend, monkeypatch):
+    asked = []
+    monkeypatch.setattr(BACKENDS[backend], "estimates", lambda p: asked.append(p) or (0.077, 9.0))
+    work, ways = Workload(5, 4, 8, layers=3, device="cuda"), (FORWARD, BOTH, STEP, GRAPH)
+    ours = RnnfastRNN(backend)
+    layer = replace(ours.build(work, work.data()), saved_bytes=lambda: None)  # none is called
+    assert asked == [problem(work)]
+    layers = {"torch": Layer({}, dict), ours.name: layer}
+    samples = {what: {name: [2e-6] * 3 for name in layers} for what in ways}
+    found = rows.rows(work, samples, layers, None, None)
+    (timed,) = (row for row in found if row.estimated_us_per_step is not None)
+    assert (timed.provider, timed.what) == (ours.name, FORWARD)
+    assert timed.estimated_us_per_step == pytest.approx(3 * 0.077)  # a layer after the other
+    assert "estimate " in shown(found)
+    assert "0.4 │    0.231" in shown(found)
+    assert "estimate " not in shown([row for row in found if row is not timed])
+
+
+def test_nothing_is_estimated_on_a_cpu(monkeypatch):
+    """Where the kernels for a GPU are emulated, they serve there."""
+    monkeypatch.setattr(BACKENDS["cuda"], "estimates", lambda p: (0.077, 9.0))
+    work = Workload(5, 4, 8)
+    for name in BACKENDS:
+        assert RnnfastRNN(name).build(work, work.data()).estimated_us_per_step is None
+
+
+def test_a_backend_is_asked_about_what_the_module_computes():
+    for work in [*points.quick("cpu"), Workload(5, 4, 8, directions=2, norm="layer")]:
+        x = work.data().x.to(work.dtype)
+        assert problem(work) == work.module("reference")._problem(x)
+
+
 def test_drawn_points_are_the_same_in_every_run():
     assert points.drawn(20) == points.drawn(20)
     assert len(set(points.drawn(20))) == 20
@@ -399,7 +442,7 @@ def written(folder: Path, name: str, found: list[rows.Row], **facts: str) -> Pat
 
 
 def test_a_file_reads_as_it_was_written(tmp_path):
-    given = [a_row(), a_row(over_jax=None, packed=True, gemm_gflops=None)]
+    given = [a_row(estimated_us_per_step=1.25), a_row(over_jax=None, packed=True, gemm_gflops=None)]
     found, machine = rows.read_csv(written(tmp_path, "a.csv", given))
     for a, b in zip(found, given):
         assert a.work == b.work
@@ -411,6 +454,26 @@ def test_a_file_reads_as_it_was_written(tmp_path):
 
 
 FLOATS = [n for n, f in rows.Row.__dataclass_fields__.items() if "float" in f.type]
+
+
+def without(path: Path, column: str) -> Path:
+    lines = [{n: v for n, v in line.items() if n != column} for line in read(path)]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    return path
+
+
+def test_an_older_file_without_estimates_reads_and_compares(tmp_path):
+    new = written(tmp_path, "new.csv", [a_row(estimated_us_per_step=1.25)])
+    old = without(written(tmp_path, "old.csv", [a_row()]), "estimated_us_per_step")
+    (row,), machine = rows.read_csv(old)
+    assert row.estimated_us_per_step is None
+    assert list(machine) == ["processor", "simd", "commit", "date"]
+    assert compare.compare(old, new)[1][-1] == "0 slower, 0 faster, 1 within the noise"
+    with pytest.raises(rows.FormatError, match="other columns"):
+        rows.read_csv(without(old, "saved_bytes"))
 
 
 def spread(ratio: float, noise: float = 0.01) -> dict[str, float]:

@@ -25,7 +25,13 @@ LAYERS = [
     {"rnnfast.products"},
     {"rnnfast.layout"},
     {"rnnfast.cells"},
-    {"rnnfast.precision", "rnnfast.record", "rnnfast.arguments", "rnnfast.drawing"},
+    {
+        "rnnfast.precision",
+        "rnnfast.record",
+        "rnnfast.arguments",
+        "rnnfast.drawing",
+        "rnnfast.tuning",
+    },
 ]
 # Within a layer, and what stands beside the layers.
 ALLOWED = {

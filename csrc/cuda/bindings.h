@@ -50,25 +50,35 @@ inline void bind_plan(pybind11::module_& module) {
       .def_readonly("workspace", &Plan::workspace)
       .def_property_readonly("streaming",
                              [](const Plan& plan) { return plan.family == Family::kStreaming; })
+      .def_property_readonly("wanted",  // what names this plan
+                             [](const Plan& plan) {
+                               const bool streams = plan.family == Family::kStreaming;
+                               const int blocks = streams ? kStreaming : plan.configuration.blocks;
+                               return std::pair(blocks, plan.columns);
+                             })
       .def_property_readonly("cluster", [](const Plan& plan) { return plan.configuration.blocks; })
       .def_property_readonly("staged",
                              [](const Plan& plan) { return plan.configuration.staged > 0; })
       .def_property_readonly("units", [](const Plan& plan) { return plan.configuration.units; })
       .def("__str__", &text);
 
-  module.def(
-      "cuda_plan",
-      [](const std::string& mode, int units, int groups, int rows, bool norm,
-         const std::string& name, int capability, int multiprocessors, int shared_memory,
-         const std::array<int, 4>& clusters, int blocks, int columns) {
-        return plan({units, groups, rows, mode_named(mode), norm},
-                    {name, capability, multiprocessors, shared_memory, clusters},
-                    {blocks, columns});
-      },
-      py::arg("mode"), py::arg("units"), py::arg("groups"), py::arg("rows"), py::arg("norm"),
-      py::arg("device"), py::arg("capability"), py::arg("multiprocessors"),
-      py::arg("shared_memory"), py::arg("clusters"), py::arg("wanted_blocks"),
-      py::arg("wanted_columns"));
+  const auto define = [&](const char* name, auto planned) {
+    module.def(
+        name,
+        [planned](const std::string& mode, int units, int groups, int rows, bool norm,
+                  const std::string& device, int capability, int multiprocessors,
+                  int shared_memory, const std::array<int, 4>& clusters, int blocks, int columns) {
+          return planned(Size{units, groups, rows, mode_named(mode), norm},
+                         Device{device, capability, multiprocessors, shared_memory, clusters},
+                         Wanted{blocks, columns});
+        },
+        py::arg("mode"), py::arg("units"), py::arg("groups"), py::arg("rows"), py::arg("norm"),
+        py::arg("device"), py::arg("capability"), py::arg("multiprocessors"),
+        py::arg("shared_memory"), py::arg("clusters"), py::arg("wanted_blocks") = 0,
+        py::arg("wanted_columns") = 0);
+  };
+  define("cuda_plan", &plan);
+  define("cuda_plans", &plans);
 }
 
 inline void bind_kernels(pybind11::module_& module) {

@@ -93,9 +93,9 @@ void add(const Size& size, const Device& device, const StreamedBlock& block, con
          std::vector<Plan>& to) {
   if (wanted.blocks != 0 && wanted.blocks != kStreaming) return;
   if (wanted.columns > 0 && wanted.columns != 8 * block.slices) return;
-  const std::int64_t tiles = up(size.units, 16),
-                     slices = std::max<std::int64_t>(up(size.rows, 8), 1);
-  const std::int64_t blocks = up(tiles, block.tiles) * up(slices, block.slices);
+  const std::int64_t tiles = up(size.units, 16), slices = up(size.rows, 8);
+  const std::int64_t blocks =
+      up(tiles, block.tiles) * std::max<std::int64_t>(up(slices, block.slices), 1);
   // Those beside the product are of a tile and a slice each, or of two tiles.
   const std::int64_t most = std::max({blocks, tiles * slices, tiles * tiles * 2}) * size.groups;
   if (most > kMostBlocks) return;

@@ -11,15 +11,16 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import products
+from .. import products, tuning
 from ..cells.rnn import SIGN_ALONE, Options, directions
 from ..layout import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
 from ..precision import rounds_to_tf32
@@ -33,6 +34,8 @@ try:
     EXTENSION = importlib.import_module("rnnfast._C")
 except ImportError:  # the cpu backend says why
     EXTENSION = None
+
+Plan = Any  # rnnfast._C.CudaPlan
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The file of tests/emulation.py: the kernels compute on CPU tensors then, slowly. For tests.
@@ -52,6 +55,8 @@ def _wanted() -> tuple[int, int]:
 
 
 WANTED = _wanted()
+# What was measured in this process instead, by size and device.
+_TUNED: dict[tuple, tuple[int, int]] = {}
 
 
 class Device(NamedTuple):
@@ -162,7 +167,8 @@ def _planned(
 ):
     """How it is launched, or why not at all."""
     mode = _mode(dtype)
-    return _plan(mode, units, groups, rows, norm, _device(kind, index, mode), WANTED)
+    size, device = (mode, units, groups, rows, norm), _device(kind, index, mode)
+    return _plan(*size, device, _TUNED.get((size, device), WANTED))
 
 
 @functools.lru_cache
@@ -217,8 +223,10 @@ def forward(
     lengths: Tensor | None,
     reset: Tensor | None,
     options: Options,
+    *,
+    planned: Plan | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """As :func:`rnnfast.backends.cpu.forward`."""
+    """As :func:`rnnfast.backends.cpu.forward`, by a plan of its size or by the one for it."""
     check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
     results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
     p = products.projected(x, w_ih, b_ih, b_hh)
@@ -226,7 +234,7 @@ def forward(
     if x.shape[1] == 0:
         return results
     kept = w_hh, dense(gamma), dense(beta), h_0, dense(lengths), as_bytes(reset)
-    planned = _plan_of(x, w_hh, gamma, options)
+    planned = planned or _plan_of(x, w_hh, gamma, options)
     workspace = _workspace(planned, x)
     with _on(x.device):
         KERNELS.cuda_forward(
@@ -256,8 +264,10 @@ def backward(
     dx_wanted: bool,
     dw_wanted: bool,
     options: Options,
+    *,
+    planned: Plan | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """As :func:`rnnfast.backends.cpu.backward`."""
+    """As :func:`rnnfast.backends.cpu.backward`; the plan as in :func:`forward`."""
     y, ahat = with_dense_rows(y), None if ahat is None else with_dense_rows(ahat)
     grad_y = None if grad_y is None else with_dense_rows(grad_y)
     w_hh, grad_h_n, h_0, lengths, reset = map(dense, (w_hh, grad_h_n, h_0, lengths, reset))
@@ -265,7 +275,7 @@ def backward(
     dp = empty_rows(y, width)
     dh_0 = None if h_0 is None else torch.empty_like(h_0)
     carry = None if record is None else y.new_empty(T, B, width, dtype=torch.float32)
-    planned = _plan_of(y, w_hh, gamma, options)
+    planned = planned or _plan_of(y, w_hh, gamma, options)
     d_norm = None, None
     if gamma is not None and dw_wanted:
         d_norm = gamma.new_empty(2, planned.slices, width).unbind()
@@ -300,17 +310,78 @@ def backward(
     )
 
 
-def _plan_of(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options):
+def _plan_of(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Plan:
     G = directions(w_hh) * options.heads
     mode = _mode(x.dtype)
     device = _device(x.device.type, x.device.index, mode)
-    found = _plan(mode, w_hh.shape[-1], G, x.shape[1], gamma is not None, device, WANTED)
+    size = mode, w_hh.shape[-1], G, x.shape[1], gamma is not None
+    if tuning.ENABLED and not any(WANTED) and (size, device) not in _TUNED and x.shape[1] > 0:
+        _TUNED[size, device] = _tuned(size, device, x)
+    found = _plan(*size, device, _TUNED.get((size, device), WANTED))
     if found.refused:
         raise RuntimeError(f"backend 'cuda' cannot serve: {found.refused}")
     return found
 
 
-def _workspace(planned, like: Tensor) -> Tensor | None:
+# ---------------------------------------------------------------------------------- plans by the clock
+
+TRIED = 2.5  # times the least estimate that a plan that is tried may take
+STEPS = 64  # of time
+
+
+def _tuned(size: tuple, device: Device, like: Tensor) -> tuple[int, int]:
+    """The fastest plan of a size, as `Wanted`."""
+    plans = KERNELS.cuda_plans(*size, *device)
+    if like.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "RNNFAST_AUTOTUNE: the first call of a size cannot be in the capture of a CUDA graph, "
+            f"where nothing can be timed; call {size} once before"
+        )
+    choices = [plan.wanted for plan in plans if plan.step <= TRIED * plans[0].step]
+    return _measured(device.name).best(
+        " ".join(map(str, size)), choices, lambda wanted: _seconds(size, device, wanted, like)
+    )
+
+
+@functools.cache
+def _measured(name: str) -> tuning.Tuned:
+    return tuning.Tuned(name, str(os.stat(KERNELS.__file__).st_mtime_ns))
+
+
+def _seconds(size: tuple, device: Device, wanted: tuple[int, int], like: Tensor) -> float:
+    """Of forward and backward of a layer of zeros, the least of three runs."""
+    _, S, G, B, norm = size
+    x, w_hh = like.new_zeros(STEPS, B, G * S), like.new_zeros(1, G * S, S)
+    gamma = like.new_ones(G * S, dtype=torch.float32) if norm else None
+    options, planned = Options(heads=G), _plan(*size, device, wanted)
+
+    def run() -> None:
+        none = None, None, None
+        norm = gamma, gamma  # for beta, too
+        y, _, *saved = forward(x, *none, w_hh, *norm, *none, options, planned=planned)
+        backward(
+            *(y, None, y, None, None, w_hh, *norm, *saved, *none, None, False, False, options),
+            planned=planned,
+        )
+
+    run()
+    return min(_timed(run, like.device) for _ in range(3))
+
+
+def _timed(run: Callable[[], None], device: torch.device) -> float:
+    if device.type != "cuda":  # the emulation
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def _workspace(planned: Plan, like: Tensor) -> Tensor | None:
     """Memory that a launch has beside its tensors: of torch's allocator, which knows the stream."""
     if not planned.workspace:
         return None

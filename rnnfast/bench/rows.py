@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from .floors import Chip, floor
 from .providers import OURS
 from .providers.layer import Layer
 from .timing import quantiles, speed_up
-from .workload import BOTH, Workload
+from .workload import BOTH, FORWARD, Workload
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Row:
     over_jax: float | None
     target_over_torch: float | None
     saved_bytes: int | None
+    estimated_us_per_step: float | None = None  # with a default: older files have no such column
 
     @property
     def work(self) -> Workload:
@@ -113,6 +114,7 @@ def rows(
                     over_jax=over["jax"].median if "jax" in over else None,
                     target_over_torch=points.target(work, native) if judged else None,
                     saved_bytes=saved[provider],
+                    estimated_us_per_step=layer.estimated_us_per_step if what == FORWARD else None,
                 )
             )
     return found
@@ -132,7 +134,7 @@ class FormatError(ValueError):
 
 
 def read_csv(path: Path) -> tuple[list[Row], dict[str, str]]:
-    """The rows and the machine.
+    """The rows and the machine. Columns that have a default in Row may be missing.
 
     Raises:
         FormatError: it cannot be read, or has other columns.
@@ -142,8 +144,9 @@ def read_csv(path: Path) -> tuple[list[Row], dict[str, str]]:
             lines = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FormatError(f"cannot read {path}: {error}") from None
-    names = list(Row.__dataclass_fields__)
-    if not lines or list(lines[0])[: len(names)] != names:
+    there = list(lines[0]) if lines else []
+    names = [f.name for f in fields(Row) if f.default is MISSING or f.name in there]
+    if not lines or there[: len(names)] != names:
         raise FormatError(f"{path}: given other columns than `rnnfast bench` writes, or no line")
     machine = {name: value for name, value in lines[0].items() if name not in names}
     return [Row(**{n: _read(n, line[n]) for n in names}) for line in lines], machine

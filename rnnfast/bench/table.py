@@ -9,7 +9,7 @@ from rich.table import Table
 
 from . import points
 from .rows import Row
-from .workload import BOTH, WAYS, Workload
+from .workload import BOTH, FORWARD, WAYS, Workload
 
 
 class Target(NamedTuple):
@@ -62,16 +62,18 @@ def summary(found: Sequence[Row], scaling: Mapping[str, float]) -> list[str]:
 
 
 def table(found: Sequence[Row], title: str) -> Table:
-    """A line for each workload and provider."""
+    """A line for each workload and provider; no column that would be empty."""
     table = Table(title=title, caption=CAPTION, caption_justify="left")
     table.add_column("T, B, H", overflow="fold")
     table.add_column("who: how", overflow="fold", max_width=30)
-    for head in HEADS:
-        table.add_column(head, justify="right")
     by_work: dict[Workload, dict[str, dict[str, Row]]] = {}
     for row in found:
         if row.kind != "threads":
             by_work.setdefault(row.work, {}).setdefault(row.provider, {})[row.what] = row
+    filled = {head for who in by_work.values() for ways in who.values() for head in _cells(ways)}
+    heads = [head for head in HEADS if head in filled]
+    for head in heads:
+        table.add_column(head, justify="right")
     kind = ""
     for work, providers in by_work.items():
         if kind and work.kind != kind:
@@ -79,36 +81,44 @@ def table(found: Sequence[Row], title: str) -> Table:
         kind = work.kind
         for i, (name, ways) in enumerate(providers.items()):
             how = next(iter(ways.values())).how
-            table.add_row("" if i else str(work), f"{name}: {how}" if how else name, *_cells(ways))
+            cells = _cells(ways)
+            who = f"{name}: {how}" if how else name
+            table.add_row("" if i else str(work), who, *(cells.get(head, "") for head in heads))
     return table
 
 
-HEADS = ("forward", "f+b ms", "step", "graph", "us/step", "GFLOP/s", "of floor", "over torch")
-HEADS += ("target", "over jax", "kept kB")
+TIMES = dict(zip(WAYS, ("forward", "f+b ms", "step", "graph")))
+HEADS = (*TIMES.values(), "us/step", "forward\nus/step", "estimate", "GFLOP/s", "of\nfloor")
+HEADS += ("over\ntorch", "target", "over\njax", "kept kB")
 CAPTION = """\
 forward, f+b, step, graph: median milliseconds of forward, of forward+backward, of a training step,
-and of forward+backward as a CUDA graph. The rest is of forward+backward. us/step: a time step. of
+and of forward+backward as a CUDA graph. The rest is of forward+backward, but for a time step of
+forward (us/step), which the launch plan's estimate of the recurrence stands beside, on a GPU. of
 floor: the least time that this machine can need, over the time (rnnfast/bench/floors.py). over:
 their time / this one's, median over the rounds. kept: for backward, beyond input, parameters and
 outputs. ✕: below its target, which over jax is 1x."""
 
 
-def _cells(ways: Mapping[str, Row]) -> list[str]:
-    milliseconds = [f"{1e3 * ways[w].median_s:.3g}" if w in ways else "" for w in WAYS]
-    both = ways.get(BOTH)
+def _cells(ways: Mapping[str, Row]) -> dict[str, str]:
+    """By column; none is empty."""
+    cells = {head: f"{1e3 * ways[w].median_s:.3g}" for w, head in TIMES.items() if w in ways}
+    forward, both = ways.get(FORWARD), ways.get(BOTH)
+    if forward and forward.estimated_us_per_step is not None:
+        cells["forward\nus/step"] = f"{forward.us_per_step:.3g}"
+        cells["estimate"] = f"{forward.estimated_us_per_step:.3g}"
     if both is None:
-        return milliseconds + [""] * (len(HEADS) - len(milliseconds))
+        return cells
     missed = {t.name.rpartition(" over ")[2] for t in targets(both) if not t.reached}
-    return [
-        *milliseconds,
-        f"{both.us_per_step:.3g}",
-        f"{both.gflops:.3g}",
-        "" if both.floor_share is None else f"{both.floor_share:.0%}",
-        _times(both.over_torch, "torch" in missed),
-        _times(both.target_over_torch),
-        _times(both.over_jax, "jax" in missed),
-        "" if both.saved_bytes is None else f"{both.saved_bytes / 1e3:,.0f}",
-    ]
+    cells |= {
+        "us/step": f"{both.us_per_step:.3g}",
+        "GFLOP/s": f"{both.gflops:.3g}",
+        "of\nfloor": "" if both.floor_share is None else f"{both.floor_share:.0%}",
+        "over\ntorch": _times(both.over_torch, "torch" in missed),
+        "target": _times(both.target_over_torch),
+        "over\njax": _times(both.over_jax, "jax" in missed),
+        "kept kB": "" if both.saved_bytes is None else f"{both.saved_bytes / 1e3:,.0f}",
+    }
+    return {head: text for head, text in cells.items() if text}
 
 
 def _times(ratio: float | None, missed: bool = False) -> str:

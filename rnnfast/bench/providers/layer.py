@@ -21,6 +21,7 @@ class Layer:
     results: Callable[[], dict[str, Tensor]]  # y, h_n, dx, and d<name> of each of data.weights
     saved_bytes: Callable[[], int | None] = lambda: None  # for backward; None: nobody can say
     how: str = ""  # which algorithm or kernel it takes
+    estimated_us_per_step: float | None = None  # of forward; None: nobody has estimated it
 
 
 def differentiated(

@@ -13,12 +13,26 @@ class RnnfastRNN:
         self.name = f"rnnfast-{backend}"
 
     def unavailable(self, work: Workload) -> str:
-        beyond = ("norm",) if work.norm else ()
-        problem = Problem(work.device, work.dtype, "tanh", projected=False, beyond=beyond)
-        return BACKENDS[self.backend].unavailable(problem)
+        return BACKENDS[self.backend].unavailable(problem(work))
 
     def build(self, work: Workload, data: Data) -> Layer:
         rnn = work.module(self.backend).to(data.x.device, data.x.dtype)
         rnn.load_state_dict(data.weights)
         lengths = data.lengths
-        return differentiated(rnn, lambda x: rnn(x, lengths=lengths), data)
+        layer = differentiated(rnn, lambda x: rnn(x, lengths=lengths), data)
+        layer.estimated_us_per_step = self._estimated(work)
+        return layer
+
+    def _estimated(self, work: Workload) -> float | None:
+        """By the launch plan, for the recurrences of all layers, which run one after another."""
+        estimates = getattr(BACKENDS[self.backend], "estimates", None)
+        if estimates is None or work.device != "cuda":  # kernels emulated on a CPU are no GPU's
+            return None
+        return work.layers * estimates(problem(work))[0]
+
+
+def problem(work: Workload) -> Problem:
+    """As the module tells it to the choice of a backend."""
+    beyond = ("norm",) if work.norm else ()
+    size = work.H, work.directions, work.B
+    return Problem(work.device, work.dtype, "tanh", False, beyond, *size)
