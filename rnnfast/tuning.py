@@ -32,9 +32,7 @@ class Tuned:
         self.build = build
         self.found = self._read()
 
-    def best(
-        self, size: str, choices: list[Choice], seconds: Callable[[Choice], float]
-    ) -> Choice:
+    def best(self, size: str, choices: list[Choice], seconds: Callable[[Choice], float]) -> Choice:
         """The choice of the least seconds; of a size that is known without asking for any."""
         known = {str(choice): choice for choice in choices}
         if self.found.get(size) not in known:

@@ -408,9 +408,9 @@ def test_forward_on_a_gpu_stands_beside_its_launch_plans_estimate(backend, monke
     (timed,) = (row for row in found if row.estimated_us_per_step is not None)
     assert (timed.provider, timed.what) == (ours.name, FORWARD)
     assert timed.estimated_us_per_step == pytest.approx(3 * 0.077)  # a layer after the other
-    assert "estimate " in shown(found)
+    assert "estimate ┃" in shown(found)
     assert "0.4 │    0.231" in shown(found)
-    assert "estimate " not in shown([row for row in found if row is not timed])
+    assert "estimate ┃" not in shown([row for row in found if row is not timed])
 
 
 def test_nothing_is_estimated_on_a_cpu(monkeypatch):

@@ -51,9 +51,9 @@ def test_table_is_of_these_kernels():
     assert tuple(TABLE["columns"]) == sass.Figures._fields
     # Sizes by forward (layer norm or not) and backward (layer norm, clipping, or not); of clusters,
     # which sm_80 has not, backward always can clip.
-    assert len(ROWS) == 3 * (2 * 4 + 2 * 3) * 6 + 2 * (2 * 8 + 5 + 3) * 4
+    assert len(ROWS) == 3 * (2 * 4 + 2 * 3) * 6 + 2 * (2 * 10 + 5 + 3) * 4
     # Blocks by forward and backward; W packed, transposed or not, the beginning and two endings.
-    assert len(STREAMING) == 3 * (2 * (3 * 5 + 4) + 4 * 5)
+    assert len(STREAMING) == 3 * (2 * (3 * 6 + 5) + 4 * 5)
 
 
 def test_no_register_is_kept_in_local_memory():
@@ -118,6 +118,7 @@ def test_plan_and_readme_say_what_the_model_of_the_code_does():
     readme = (ROOT / "README.md").read_text()
     for name, words in (
         ("256 units 1 blocks", "{} cycles for a step of 256 units in bfloat16"),
+        ("256 units 4 blocks", "({} in a cluster of four)"),
         ("512 units 16 blocks", "{} for 512 in a cluster of sixteen"),
         ("1024 units 16 blocks", "{} for 1024"),
     ):

@@ -152,30 +152,60 @@ FAULTS_OF_CLUSTER = {
 FAULTS_OF_STREAMING = {
     "no barrier before the parts are added": (
         "streaming.cuh",
-        ("    rt::sync_block();\n    RT_UNROLL for (int v = 0; v < 4; ++v) mine", "    RT_UNROLL for (int v = 0; v < 4; ++v) mine"),
+        (
+            "    rt::sync_block();\n    RT_UNROLL for (int v = 0; v < 4; ++v) mine",
+            "    RT_UNROLL for (int v = 0; v < 4; ++v) mine",
+        ),
     ),
     "no barrier between a block's sums": (
         "streaming.cuh",
-        ("  rt::sync_block();\n  RT_UNROLL for (int n = 0; n < kNumber; ++n) {", "  RT_UNROLL for (int n = 0; n < kNumber; ++n) {"),
+        (
+            "  rt::sync_block();\n  RT_UNROLL for (int n = 0; n < kNumber; ++n) {",
+            "  RT_UNROLL for (int n = 0; n < kNumber; ++n) {",
+        ),
     ),
     "one half of the state": ("streaming.cuh", ("std::int64_t{i % 2} * groups", "i * 0 * groups")),
     "the last step of a product left out": (
         "streaming.cuh",
         ("end = steps * (warp + 1) / kWarps;", "end = (steps - 1) * (warp + 1) / kWarps;"),
     ),
-    "another slice's sums": (
+    "another slice's place": (
         "streaming.cuh",
-        ("const Place<K> place(a.shape, tile, slice);\n  const int t = forward", "const Place<K> place(a.shape, tile, 0);\n  const int t = forward"),
+        (
+            "const Place<K> place(a.shape, tile, slice);\n  const int t = forward",
+            "const Place<K> place(a.shape, tile, 0);\n  const int t = forward",
+        ),
     ),
     "a slice past the last": (
         "streaming.cuh",
         ("return tile < w.tiles && slice < w.slices;", "return tile < w.tiles;"),
     ),
-    "a row that has not begun forgets h_0": ("streaming.cuh", ("if (rt::any(valid != kAllColumns)) {", "if (rt::any(valid != kAllColumns) && i < 0) {")),
-    "dh_0 of the last launch alone": ("streaming.cuh", ("row.begun = i > 0 &&", "row.begun = i == a.shape.steps &&")),
-    "dgamma of the last step alone": ("streaming.cuh", ("gain[k] + (step.i > 0 ? a.dgamma[unit] : 0.0f);", "gain[k];")),
-    "clipped twice": ("streaming.cuh", ("const float mean = sums[3][v % 2] * scale[v % 2] * a.shape.each;", "const float mean = sums[3][v % 2] * a.shape.each;")),
-    "a launch too few": ("streaming.cu", ("for (; step.i < problem.shape.steps; ++step.i)", "for (step.i = 1; step.i < problem.shape.steps; ++step.i)")),
+    "a row that has not begun forgets h_0": (
+        "streaming.cuh",
+        ("if (rt::any(valid != kAllColumns)) {", "if (rt::any(valid != kAllColumns) && i < 0) {"),
+    ),
+    "dh_0 of the last launch alone": (
+        "streaming.cuh",
+        ("row.begun = i > 0 &&", "row.begun = i == a.shape.steps &&"),
+    ),
+    "dgamma of the last step alone": (
+        "streaming.cuh",
+        ("gain[k] + (step.i > 0 ? a.dgamma[unit] : 0.0f);", "gain[k];"),
+    ),
+    "a mean that is not clipped": (
+        "streaming.cuh",
+        (
+            "const float mean = sums[3][v % 2] * scale[v % 2] * a.shape.each;",
+            "const float mean = sums[3][v % 2] * a.shape.each;",
+        ),
+    ),
+    "a launch too few": (
+        "streaming.cu",
+        (
+            "for (; step.i < problem.shape.steps; ++step.i)",
+            "for (step.i = 1; step.i < problem.shape.steps; ++step.i)",
+        ),
+    ),
 }
 ALL_FAULTS = {
     "FAULT_OF_BLOCK": FAULTS_OF_BLOCK,

@@ -10,7 +10,7 @@ import torch
 from rnnfast import tuning
 from rnnfast.backends import cuda
 
-SECONDS = {(1, 8): 3.0, (4, 8): 1.0, (-1, 16): 2.0}
+SECONDS = {(1, 8, 64): 3.0, (4, 8, 256): 1.0, (-1, 16, 16): 2.0}
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ class Clock:
     def __init__(self) -> None:
         self.asked = []
 
-    def __call__(self, choice: tuple[int, int]) -> float:
+    def __call__(self, choice: tuple[int, ...]) -> float:
         self.asked.append(choice)
         return SECONDS[choice]
 
@@ -31,25 +31,25 @@ class Clock:
 def test_fastest_is_taken_and_kept(cache):
     clock = Clock()
     tuned = tuning.Tuned("NVIDIA H200 (a)", "build 1")
-    assert tuned.best("a size", list(SECONDS), clock) == (4, 8)
+    assert tuned.best("a size", list(SECONDS), clock) == (4, 8, 256)
     assert clock.asked == list(SECONDS)
     (file,) = cache.iterdir()
     assert file.name == "NVIDIA-H200-a-.json"
     again = tuning.Tuned("NVIDIA H200 (a)", "build 1")
-    assert again.best("a size", list(SECONDS), clock) == (4, 8)
+    assert again.best("a size", list(SECONDS), clock) == (4, 8, 256)
     assert len(clock.asked) == 3  # nothing more
-    assert again.best("another", [(1, 8)], clock) == (1, 8)
+    assert again.best("another", [(1, 8, 64)], clock) == (1, 8, 64)
     # What two processes have found is there for the third.
-    other = tuned.best("a third", [(-1, 16)], clock)
-    assert other == (-1, 16)
+    other = tuned.best("a third", [(-1, 16, 16)], clock)
+    assert other == (-1, 16, 16)
     assert set(json.loads(file.read_text())["plans"]) == {"a size", "another", "a third"}
 
 
 def test_choice_that_is_no_longer_there_is_measured_anew():
     clock = Clock()
     tuning.Tuned("gpu", "build").best("size", list(SECONDS), clock)
-    fewer = [(1, 8), (-1, 16)]
-    assert tuning.Tuned("gpu", "build").best("size", fewer, clock) == (-1, 16)
+    fewer = [(1, 8, 64), (-1, 16, 16)]
+    assert tuning.Tuned("gpu", "build").best("size", fewer, clock) == (-1, 16, 16)
 
 
 def test_another_build_measures_anew():
@@ -59,7 +59,9 @@ def test_another_build_measures_anew():
     assert len(clock.asked) == 6
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"build": "build"}', '{"build": "build", "plans": 3}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"build": "build"}', '{"build": "build", "plans": 3}']
+)
 def test_file_that_cannot_be_read_is_told_of_and_replaced(text, cache):
     cache.mkdir()
     file = cache / "gpu.json"
@@ -67,15 +69,16 @@ def test_file_that_cannot_be_read_is_told_of_and_replaced(text, cache):
     with pytest.warns(UserWarning, match=r"RNNFAST_AUTOTUNE: .*gpu\.json cannot be read"):
         tuned = tuning.Tuned("gpu", "build")
     file.unlink()
-    assert tuned.best("size", list(SECONDS), Clock()) == (4, 8)
-    assert json.loads(file.read_text())["plans"] == {"size": "(4, 8)"}
+    assert tuned.best("size", list(SECONDS), Clock()) == (4, 8, 256)
+    assert json.loads(file.read_text())["plans"] == {"size": "(4, 8, 256)"}
 
 
 def test_folder_that_cannot_be_written_is_told_of(cache):
     cache.write_text("no folder")
-    with pytest.warns(UserWarning, match="cannot be"):
+    with pytest.warns(UserWarning, match="cannot be read"):
         tuned = tuning.Tuned("gpu", "build")
-        assert tuned.best("size", list(SECONDS), Clock()) == (4, 8)
+    with pytest.warns(UserWarning, match="cannot be"):
+        assert tuned.best("size", list(SECONDS), Clock()) == (4, 8, 256)
 
 
 def test_where_results_are_kept(monkeypatch, tmp_path):
@@ -90,7 +93,9 @@ def test_capture_refuses_what_it_cannot_time(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     like = type("Tensor", (), {"is_cuda": True})()
     device = cuda.Device("H100", 90, 132, 227 << 10, (66, 32, 15, 7))
-    with pytest.raises(RuntimeError, match="RNNFAST_AUTOTUNE: the first call of a size cannot be in"):
+    with pytest.raises(
+        RuntimeError, match="RNNFAST_AUTOTUNE: the first call of a size cannot be in"
+    ):
         cuda._tuned(("bfloat16", 256, 1, 8, False), device, like)
 
 
@@ -103,5 +108,6 @@ def test_plans_that_are_tried():
     assert [p.step for p in plans] == sorted(p.step for p in plans)
     assert plans[0].wanted == cuda._plan(*size, device).wanted
     assert {p.wanted[0] for p in plans} == {4, 8, 16, -1}
-    for plan in plans[:12]:
-        assert cuda._plan(*size, device, plan.wanted).step <= plan.step
+    assert len({p.wanted for p in plans}) == len(plans)
+    for plan in plans:
+        assert str(cuda._plan(*size, device, plan.wanted)) == str(plan)

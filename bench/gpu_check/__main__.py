@@ -22,7 +22,7 @@ PYTEST = (
     "no:cacheprovider",
 )
 # Seconds for each file of tests/gpu, as many as there are; a crash of one is not the others'.
-TEST_LIMITS = {"numbers": 50, "surroundings": 110, "tools": 40}
+TEST_LIMITS = {"numbers": 50, "kernels": 45, "surroundings": 110, "tools": 40}
 SMI = (
     "--query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw"
 )
@@ -42,7 +42,7 @@ def steps() -> tuple[Step, ...]:
     quick = ("--quick", "--device", "cuda", "--out", "{out}")
     return (
         Step("gpu", ("nvidia-smi", SMI, "--format=csv,noheader"), 10),
-        Step("build", build, 120, {**BUILT, "RNNFAST_CUDA_ARCHS": "native"}),
+        Step("build", build, 75, {**BUILT, "RNNFAST_CUDA_ARCHS": "native"}),
         Step("info", (*rnnfast, "info"), 30),
         *tests,
         Step("validate", (*rnnfast, "validate", *quick), 70),

@@ -8,6 +8,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "launch.h"
 
@@ -50,11 +51,10 @@ inline void bind_plan(pybind11::module_& module) {
       .def_readonly("workspace", &Plan::workspace)
       .def_property_readonly("streaming",
                              [](const Plan& plan) { return plan.family == Family::kStreaming; })
-      .def_property_readonly("wanted",  // what names this plan
+      .def_property_readonly("wanted",
                              [](const Plan& plan) {
-                               const bool streams = plan.family == Family::kStreaming;
-                               const int blocks = streams ? kStreaming : plan.configuration.blocks;
-                               return std::pair(blocks, plan.columns);
+                               const Wanted names = wanted(plan);
+                               return std::tuple(names.blocks, names.columns, names.units);
                              })
       .def_property_readonly("cluster", [](const Plan& plan) { return plan.configuration.blocks; })
       .def_property_readonly("staged",
@@ -66,16 +66,16 @@ inline void bind_plan(pybind11::module_& module) {
     module.def(
         name,
         [planned](const std::string& mode, int units, int groups, int rows, bool norm,
-                  const std::string& device, int capability, int multiprocessors,
-                  int shared_memory, const std::array<int, 4>& clusters, int blocks, int columns) {
+                  const std::string& device, int capability, int multiprocessors, int shared_memory,
+                  const std::array<int, 4>& clusters, int blocks, int columns, int of_units) {
           return planned(Size{units, groups, rows, mode_named(mode), norm},
                          Device{device, capability, multiprocessors, shared_memory, clusters},
-                         Wanted{blocks, columns});
+                         Wanted{blocks, columns, of_units});
         },
         py::arg("mode"), py::arg("units"), py::arg("groups"), py::arg("rows"), py::arg("norm"),
         py::arg("device"), py::arg("capability"), py::arg("multiprocessors"),
         py::arg("shared_memory"), py::arg("clusters"), py::arg("wanted_blocks") = 0,
-        py::arg("wanted_columns") = 0);
+        py::arg("wanted_columns") = 0, py::arg("wanted_units") = 0);
   };
   define("cuda_plan", &plan);
   define("cuda_plans", &plans);
@@ -98,11 +98,11 @@ inline void bind_kernels(pybind11::module_& module) {
 
   module.def(
       "cuda_forward",
-      [](const std::string& mode, const Plan& plan, const std::string& nonlinearity, Address p,
-         Address w_hh, Address gamma, Address beta, Address h_0, Address lengths, Address reset,
-         Address y, Address h_n, Address ahat, Address rstd, Address workspace, int steps,
-         int batch, int size, int heads, int groups, bool paired, int64_t p_t, int64_t p_b,
-         int64_t y_t, int64_t y_b, float norm_eps, int device, Address stream) {
+      [](const Plan& plan, const std::string& nonlinearity, Address p, Address w_hh, Address gamma,
+         Address beta, Address h_0, Address lengths, Address reset, Address y, Address h_n,
+         Address ahat, Address rstd, Address workspace, int steps, int batch, int size, int heads,
+         int groups, bool paired, int64_t p_t, int64_t p_b, int64_t y_t, int64_t y_b,
+         float norm_eps, int device, Address stream) {
         Forward problem;
         problem.shape = {
             steps, batch, size, heads, groups, plan.columns, 1.0f / static_cast<float>(size),
@@ -123,23 +123,23 @@ inline void bind_kernels(pybind11::module_& module) {
         problem.workspace = at(workspace);
         problem.p_strides = {p_t, p_b};
         problem.y_strides = {y_t, y_b};
-        forward(mode_named(mode), plan, problem, {device, stream});
+        forward(plan, problem, {device, stream});
       },
-      no_gil, py::arg("mode"), py::arg("plan"), py::arg("nonlinearity"), py::arg("p"),
-      py::arg("w_hh"), py::arg("gamma"), py::arg("beta"), py::arg("h_0"), py::arg("lengths"),
-      py::arg("reset"), py::arg("y"), py::arg("h_n"), py::arg("ahat"), py::arg("rstd"),
-      py::arg("workspace"), py::arg("T"), py::arg("B"), py::arg("S"), py::arg("heads"),
-      py::arg("groups"), py::arg("paired"), py::arg("p_t"), py::arg("p_b"), py::arg("y_t"),
-      py::arg("y_b"), py::arg("norm_eps"), py::arg("device"), py::arg("stream"));
+      no_gil, py::arg("plan"), py::arg("nonlinearity"), py::arg("p"), py::arg("w_hh"),
+      py::arg("gamma"), py::arg("beta"), py::arg("h_0"), py::arg("lengths"), py::arg("reset"),
+      py::arg("y"), py::arg("h_n"), py::arg("ahat"), py::arg("rstd"), py::arg("workspace"),
+      py::arg("T"), py::arg("B"), py::arg("S"), py::arg("heads"), py::arg("groups"),
+      py::arg("paired"), py::arg("p_t"), py::arg("p_b"), py::arg("y_t"), py::arg("y_b"),
+      py::arg("norm_eps"), py::arg("device"), py::arg("stream"));
 
   module.def(
       "cuda_backward",
-      [](const std::string& mode, const Plan& plan, const std::string& nonlinearity, Address grad_y,
-         Address grad_h_n, Address y, Address w_hh, Address gamma, Address beta, Address ahat,
-         Address rstd, Address lengths, Address reset, Address dp, Address dh_0, Address dgamma,
-         Address dbeta, Address carry, Address workspace, int steps, int batch, int size, int heads,
-         int groups, bool paired, int64_t g_t, int64_t g_b, int64_t y_t, int64_t y_b, int64_t a_t,
-         int64_t a_b, int64_t dp_t, int64_t dp_b, int window, float limit, bool anew, int device,
+      [](const Plan& plan, const std::string& nonlinearity, Address grad_y, Address grad_h_n,
+         Address y, Address w_hh, Address gamma, Address beta, Address ahat, Address rstd,
+         Address lengths, Address reset, Address dp, Address dh_0, Address dgamma, Address dbeta,
+         Address carry, Address workspace, int steps, int batch, int size, int heads, int groups,
+         bool paired, int64_t g_t, int64_t g_b, int64_t y_t, int64_t y_b, int64_t a_t, int64_t a_b,
+         int64_t dp_t, int64_t dp_b, int window, float limit, bool anew, int device,
          Address stream) {
         Backward problem;
         problem.shape = {
@@ -169,20 +169,20 @@ inline void bind_kernels(pybind11::module_& module) {
         problem.y_strides = {y_t, y_b};
         problem.ahat_strides = {a_t, a_b};
         problem.dp_strides = {dp_t, dp_b};
-        backward(mode_named(mode), plan, problem, {device, stream});
+        backward(plan, problem, {device, stream});
       },
-      no_gil, py::arg("mode"), py::arg("plan"), py::arg("nonlinearity"), py::arg("grad_y"),
-      py::arg("grad_h_n"), py::arg("y"), py::arg("w_hh"), py::arg("gamma"), py::arg("beta"),
-      py::arg("ahat"), py::arg("rstd"), py::arg("lengths"), py::arg("reset"), py::arg("dp"),
-      py::arg("dh_0"), py::arg("dgamma"), py::arg("dbeta"), py::arg("carry"), py::arg("workspace"),
-      py::arg("T"), py::arg("B"), py::arg("S"), py::arg("heads"), py::arg("groups"),
-      py::arg("paired"), py::arg("g_t"), py::arg("g_b"), py::arg("y_t"), py::arg("y_b"),
-      py::arg("a_t"), py::arg("a_b"), py::arg("dp_t"), py::arg("dp_b"), py::arg("window"),
-      py::arg("limit"), py::arg("anew"), py::arg("device"), py::arg("stream"));
+      no_gil, py::arg("plan"), py::arg("nonlinearity"), py::arg("grad_y"), py::arg("grad_h_n"),
+      py::arg("y"), py::arg("w_hh"), py::arg("gamma"), py::arg("beta"), py::arg("ahat"),
+      py::arg("rstd"), py::arg("lengths"), py::arg("reset"), py::arg("dp"), py::arg("dh_0"),
+      py::arg("dgamma"), py::arg("dbeta"), py::arg("carry"), py::arg("workspace"), py::arg("T"),
+      py::arg("B"), py::arg("S"), py::arg("heads"), py::arg("groups"), py::arg("paired"),
+      py::arg("g_t"), py::arg("g_b"), py::arg("y_t"), py::arg("y_b"), py::arg("a_t"),
+      py::arg("a_b"), py::arg("dp_t"), py::arg("dp_b"), py::arg("window"), py::arg("limit"),
+      py::arg("anew"), py::arg("device"), py::arg("stream"));
 
   module.def(
       "cuda_measure",
-      [](const std::string& mode, const std::string& nonlinearity, Address carry, Address grad_y,
+      [](const Plan& plan, const std::string& nonlinearity, Address carry, Address grad_y,
          Address grad_h_n, Address y, Address dp, Address lengths, Address reset, Address record,
          bool per_sample, int steps, int batch, int size, int heads, int groups, int64_t g_t,
          int64_t g_b, int64_t y_t, int64_t y_b, int64_t dp_t, int64_t dp_b, int window, float limit,
@@ -204,9 +204,9 @@ inline void bind_kernels(pybind11::module_& module) {
         problem.grad_y_strides = {g_t, g_b};
         problem.y_strides = {y_t, y_b};
         problem.dp_strides = {dp_t, dp_b};
-        measure(mode_named(mode), problem, {device, stream});
+        measure(plan.mode, problem, {device, stream});
       },
-      no_gil, py::arg("mode"), py::arg("nonlinearity"), py::arg("carry"), py::arg("grad_y"),
+      no_gil, py::arg("plan"), py::arg("nonlinearity"), py::arg("carry"), py::arg("grad_y"),
       py::arg("grad_h_n"), py::arg("y"), py::arg("dp"), py::arg("lengths"), py::arg("reset"),
       py::arg("record"), py::arg("per_sample"), py::arg("T"), py::arg("B"), py::arg("S"),
       py::arg("heads"), py::arg("groups"), py::arg("g_t"), py::arg("g_b"), py::arg("y_t"),

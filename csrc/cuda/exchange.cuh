@@ -90,9 +90,10 @@ RT_DEVICE void put_state(int i, const Place<K>& place, const TileWords<K>& words
   // What any lane has read of partial sums and sums, it has before another's words are on their
   // way.
   if constexpr (K::kBlocks > 1) rt::sync_warp();
+  const int lane = K::kScarce ? rt::opaque(place.lane) : place.lane;
   RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
     std::uint32_t* tile = state_of<K>(i) + (place.first_unit / kTileUnits + m) * Mode::kTileWords;
-    Mode::write(place.lane, words[m], [&](int to, const auto& what) {
+    Mode::write(lane, words[m], [&](int to, const auto& what) {
       if constexpr (K::kBlocks == 1) {
         rt::store(tile + to, what);
       } else if (Mode::column(place.lane) < place.rows) {
@@ -177,7 +178,7 @@ RT_DEVICE void read_sums(int entry, int lane, float (&sums)[kNumber][2]) {
 // Calls with(entry) of all entries; where they are many each of eight lanes takes some, and what
 // they have is still to be added up (over_lanes).
 template <class K>
-constexpr bool kLanesShare = K::kEntries > 8;
+constexpr bool kLanesShare = K::kEntries > 4;
 
 template <class K, int kNumber, class With>
 RT_DEVICE void for_entries(int lane, With with) {

@@ -85,10 +85,7 @@ forward_kernel(Forward a) {
           const float centred = n[m][v] - mean[v % 2];
           n[m][v] = place.inside(m, v) ? centred * rstd[v % 2] : 0.0f;
         }
-        W::from_values(n[m], stored[m]);
-        RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
-          stored[m][j] = has_step(bits, j) ? stored[m][j] : 0;
-        }
+        W::pack(n[m], stored[m]);
         RT_UNROLL for (int v = 0; v < 4; ++v) {
           const int unit = place.unit_of_block(m, v);
           n[m][v] = n[m][v] * gamma[unit] + beta[unit];
@@ -110,6 +107,12 @@ forward_kernel(Forward a) {
     put<K>(y, place, out);
     y.go(d);
     if constexpr (kNorm) {  // once what the others wait for has set out
+      RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
+        W::unpack(stored[m]);
+        RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
+          stored[m][j] = has_step(bits, j) ? stored[m][j] : 0;
+        }
+      }
       put<K>(ahat, place, stored);
       ahat.go(d);
       if (place.entry == 0 && place.lane < 4) {

@@ -30,9 +30,17 @@ struct Words {
   RT_DEVICE static constexpr int units_on(int word) { return 8 * word; }  // from there
 
   RT_DEVICE static void from_values(const float (&values)[4], std::uint32_t* words) {
+    pack(values, words);
+    unpack(words);
+  }
+  // The same in two: rounded at once, and put in their places, which takes longer, later.
+  RT_DEVICE static void pack(const float (&values)[4], std::uint32_t* words) {
     RT_UNROLL for (int j = 0; j < 2; ++j) {
-      words[j] = rt::transpose(rt::pack(Stored{}, values[2 * j], values[2 * j + 1]));
+      words[j] = rt::pack(Stored{}, values[2 * j], values[2 * j + 1]);
     }
+  }
+  RT_DEVICE static void unpack(std::uint32_t* words) {
+    RT_UNROLL for (int j = 0; j < 2; ++j) words[j] = rt::transpose(words[j]);
   }
 
   RT_DEVICE static void to_values(const std::uint32_t* words, float (&values)[4]) {
@@ -102,6 +110,10 @@ struct Words<float> {
   RT_DEVICE static void from_values(const float (&values)[4], std::uint32_t* words) {
     RT_UNROLL for (int v = 0; v < 4; ++v) words[v] = rt::bits_of(values[v]);
   }
+  RT_DEVICE static void pack(const float (&values)[4], std::uint32_t* words) {
+    from_values(values, words);
+  }
+  RT_DEVICE static void unpack(std::uint32_t*) {}
   RT_DEVICE static void to_values(const std::uint32_t* words, float (&values)[4]) {
     RT_UNROLL for (int v = 0; v < 4; ++v) values[v] = rt::float_of(words[v]);
   }

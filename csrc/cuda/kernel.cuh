@@ -52,6 +52,8 @@ struct Kernel {
   static constexpr int kSteps = kUnits / Mode::kDepth / kParts;  // of a product, of a warp
   // How many of them have their weights in shared memory, there being no registers for them.
   static constexpr int kStaged = kStaged_;
+  // Where registers are scarcest, what is easily made again is, at every step.
+  static constexpr bool kScarce = kStaged > 0 && Mode::kWeights > 4;
   static constexpr int kStateWords = kUnits / kTileUnits * Mode::kTileWords;
 
   // Sums that do not wait for one another: a tensor core, which has a fourth of the warps, takes as

@@ -37,12 +37,12 @@ Functions functions(Mode mode, Family family) {
 
 }  // namespace
 
-void forward(Mode mode, const Plan& plan, const Forward& problem, const Stream& stream) {
-  functions(mode, plan.family).forward(plan, problem, stream);
+void forward(const Plan& plan, const Forward& problem, const Stream& stream) {
+  functions(plan.mode, plan.family).forward(plan, problem, stream);
 }
 
-void backward(Mode mode, const Plan& plan, const Backward& problem, const Stream& stream) {
-  functions(mode, plan.family).backward(plan, problem, stream);
+void backward(const Plan& plan, const Backward& problem, const Stream& stream) {
+  functions(plan.mode, plan.family).backward(plan, problem, stream);
 }
 
 int clusters(Mode mode, int device, int blocks) {

@@ -42,8 +42,8 @@ RNNFAST_DECLARE_MODE(exact)
 #define RNNFAST_TEXT(word) #word
 #define RNNFAST_NAME(word) RNNFAST_TEXT(word)
 
-void forward(Mode mode, const Plan& plan, const Forward& problem, const Stream& stream);
-void backward(Mode mode, const Plan& plan, const Backward& problem, const Stream& stream);
+void forward(const Plan& plan, const Forward& problem, const Stream& stream);
+void backward(const Plan& plan, const Backward& problem, const Stream& stream);
 
 // The record of a backward pass that has left c.
 void measure(Mode mode, const Measured& problem, const Stream& stream);

@@ -3,6 +3,8 @@
 // blocks by an exchange, added by all of them in the same order, so that all have the same bits.
 #pragma once
 
+#include <type_traits>
+
 #include "exchange.cuh"
 #include "fragments.cuh"
 #include "place.cuh"
@@ -45,50 +47,80 @@ RT_DEVICE void add_up(float (&sums)[kNumber][2], int i, const Place<K>& place) {
 
 // ------------------------------------------------------------------------------ layer norm
 
+// From sums of n numbers around one of them, or around the mean of some, what they are around the
+// mean: `sum` is theirs. Numbers that deviate by so little that digits are lost here cannot be: the
+// one that the sums are around deviates itself. At most 1 + n (or 1 + n / some) times the rounding.
+RT_DEVICE float around_mean(float squares, float sum, float each) {
+  const float rest = squares - sum * (sum * each);
+  return rest < 0.0f ? 0.0f : rest;  // a NaN stays one
+}
+
 // mean and 1 / sqrt(var + eps) of each column. Moments of the owners come together as Chan et al.
-// (1979) have it: no sum of squares but around a mean.
+// (1979) have it, in one round of sums in a warp and one behind the exchange.
 template <class K>
 RT_DEVICE void moments(const float (&a)[K::kOwned][4], int i, const Place<K>& place,
                        const Shape& shape, float eps, float (&mean)[2], float (&rstd)[2]) {
   constexpr float kUnits = K::kOwnUnits;
-  // How many of an entry's units there are, in parts of all.
+  // How many of an entry's units there are.
   const float entries = static_cast<float>(rt::opaque(shape.size)) / kUnits;
-  const auto part_of = [&](int entry) { return rt::saturate(entries - static_cast<float>(entry)); };
-  const float units = kUnits * part_of(place.entry), each = units > 0.0f ? 1.0f / units : 0.0f;
-  float sum[1][2] = {}, squares[1][2] = {};
-  RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-    RT_UNROLL for (int v = 0; v < 4; ++v) sum[0][v % 2] += a[m][v];  // padding is 0
+  const auto units_of = [&](int entry) {
+    return kUnits * rt::saturate(entries - static_cast<float>(entry));
+  };
+  const float units = units_of(place.entry), each = units > 0.0f ? rt::reciprocal(units) : 0.0f;
+  // Where digits count it is the mean that squares are around, in a round of its own.
+  constexpr bool kOfMean = std::is_same_v<typename K::Mode, Exact>;
+  float first[1][2] = {}, sums[2][2] = {};
+  if constexpr (kOfMean) {
+    RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
+      RT_UNROLL for (int v = 0; v < 4; ++v) first[0][v % 2] += a[m][v];  // padding is 0
+    }
+    over_lanes(first);
+    RT_UNROLL for (int e = 0; e < 2; ++e) first[0][e] *= each;
+  } else {
+    RT_UNROLL for (int e = 0; e < 2; ++e) first[0][e] = rt::shuffle(a[0][e], place.lane % 4);
   }
-  over_lanes(sum);
-  float mine[2][2];
-  RT_UNROLL for (int e = 0; e < 2; ++e) mine[0][e] = sum[0][e] * each;
   RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
     RT_UNROLL for (int v = 0; v < 4; ++v) {
-      const float apart = place.inside(m, v) ? a[m][v] - mine[0][v % 2] : 0.0f;
-      squares[0][v % 2] += apart * apart;
+      const float apart = place.inside(m, v) ? a[m][v] - first[0][v % 2] : 0.0f;
+      sums[0][v % 2] += apart;
+      sums[1][v % 2] += apart * apart;
     }
   }
-  over_lanes(squares);
-  RT_UNROLL for (int e = 0; e < 2; ++e) mine[1][e] = squares[0][e];
+  over_lanes(sums);
+  float mine[2][2];
+  RT_UNROLL for (int e = 0; e < 2; ++e) {
+    mine[0][e] = first[0][e] + sums[0][e] * each;
+    mine[1][e] = around_mean(sums[1][e], sums[0][e], each);
+  }
   exchange_sums<K>(i, place, mine);
-  sum[0][0] = sum[0][1] = squares[0][0] = squares[0][1] = 0.0f;
   float of_entry[2][2];
-  for_entries<K, 2>(place.lane, [&](int entry) {
-    read_sums<K>(entry, place.lane, of_entry);
-    RT_UNROLL for (int e = 0; e < 2; ++e) sum[0][e] += part_of(entry) * of_entry[0][e];
-  });
-  if constexpr (kLanesShare<K>) over_lanes(sum);
-  RT_UNROLL for (int e = 0; e < 2; ++e) mean[e] = sum[0][e] * (kUnits * shape.each);
+  if constexpr (kOfMean) {
+    first[0][0] = first[0][1] = 0.0f;
+    for_entries<K, 2>(place.lane, [&](int entry) {
+      read_sums<K>(entry, place.lane, of_entry);
+      RT_UNROLL for (int e = 0; e < 2; ++e) first[0][e] += units_of(entry) * of_entry[0][e];
+    });
+    if constexpr (kLanesShare<K>) over_lanes(first);
+    RT_UNROLL for (int e = 0; e < 2; ++e) first[0][e] *= shape.each;
+  } else {
+    read_sums<K>(0, place.lane, of_entry);
+    RT_UNROLL for (int e = 0; e < 2; ++e) first[0][e] = of_entry[0][e];
+  }
+  sums[0][0] = sums[0][1] = sums[1][0] = sums[1][1] = 0.0f;
   for_entries<K, 2>(place.lane, [&](int entry) {
     read_sums<K>(entry, place.lane, of_entry);
     RT_UNROLL for (int e = 0; e < 2; ++e) {
-      const float apart = of_entry[0][e] - mean[e];
-      squares[0][e] += of_entry[1][e] + kUnits * part_of(entry) * apart * apart;
+      const float apart = of_entry[0][e] - first[0][e], all = units_of(entry) * apart;
+      sums[0][e] += all;
+      sums[1][e] += of_entry[1][e] + all * apart;
     }
   });
-  if constexpr (kLanesShare<K>) over_lanes(squares);
-  RT_UNROLL for (int e = 0; e < 2; ++e) rstd[e] =
-      rt::inverse_root(squares[0][e] * shape.each + eps);
+  if constexpr (kLanesShare<K>) over_lanes(sums);
+  RT_UNROLL for (int e = 0; e < 2; ++e) {
+    mean[e] = first[0][e] + sums[0][e] * shape.each;
+    const float squares = around_mean(sums[1][e], sums[0][e], shape.each);
+    rstd[e] = rt::inverse_root(squares * shape.each + eps);
+  }
 }
 
 // ------------------------------------------------------------------------------ Blue's sums

@@ -150,6 +150,7 @@ RT_DEVICE void put(const Track<K, typename K::Stored>& track, const Place<K>& pl
 template <class K, class Pointer>
 RT_DEVICE Track<K, Pointer> state_track(Pointer* base, const Shape& shape, Place<K> place) {
   place.row = rt::opaque(place.row);
+  if (K::kScarce) place.direction = place.group < shape.heads ? 0 : 1;  // no division, no register
   const std::int64_t width = std::int64_t{shape.heads} * shape.size;
   // Its columns are those of a head: a group's, less those of the directions before.
   return {base, {(shape.batch - 1) * width, width}, place, place.direction};

@@ -17,9 +17,11 @@ constexpr int kOldestWithClusters = 90;
 constexpr int kMostGroups = 65535;  // blocks of a grid in y
 constexpr std::int64_t kMostBlocks = std::numeric_limits<int>::max();
 constexpr double kMegahertz = 1700;
-constexpr double kFlight = 230;     // cycles of a store into another block, and of waking up for it
-constexpr double kIngress = 20;     // bytes a cycle that come into a block, until it is measured
-constexpr double kFromL2 = 32;      // likewise, from L2 into a multiprocessor
+constexpr double kFlight = 230;  // cycles of a store into another block, and of waking up for it
+constexpr double kIngress = 20;  // bytes a cycle that come into a block, until it is measured
+constexpr double kFromL2 = 32;   // likewise, from L2 into a multiprocessor
+constexpr double kFromMemory = 15;
+constexpr double kL2 = 40e6;        // bytes that it holds
 constexpr double kLaunched = 1500;  // cycles from the end of a launch to the first load of the next
 constexpr double kBegun = 1500;     // of a block, but for the product
 constexpr double kDispatched = 2.2;  // microseconds that the host takes for a launch
@@ -37,8 +39,8 @@ double cycles_of(const Size& size, const Configuration& c, int columns) {
   const bool exact = size.mode == Mode::kExact, tf32 = size.mode == Mode::kTf32;
   const double rest = exact ? 850 : !tf32 ? 460 : c.blocks == 1 ? 560 : 450;
   double cycles = rest + std::max((exact ? 1.4 : 1.3) * tensor, read) + partial_bytes(c) / 128.0;
-  if (c.blocks == 1) return cycles + (size.norm ? 480 + 70 * c.warps() : 0);
-  if (size.norm) cycles += 670 + kFlight + 7 * c.blocks * c.owners();
+  if (c.blocks == 1) return cycles + (size.norm ? 480 + 50 * c.warps() : 0);
+  if (size.norm) cycles += 600 + kFlight + 4 * c.blocks * c.owners();
   return cycles + kFlight + state * columns / 8 / kIngress;
 }
 
@@ -47,34 +49,42 @@ bool fits(const Size& size, const Configuration& c, const Device& device) {
 }
 
 // How many of a configuration's blocks, or clusters, are there at once.
-int at_once(const Configuration& c, const Device& device) {
-  if (c.blocks == 1) return device.multiprocessors;
+int at_once(Mode mode, const Configuration& c, const Device& device) {
+  if (c.blocks ==
+      1) {  // registers, about 120 a thread beside the weights, let so many be side by side
+    const int registers = (120 + weight_registers(mode, c)) * 32 * c.warps();
+    return device.multiprocessors * std::clamp((64 << 10) / registers, 1, 8);
+  }
   const auto size = std::find(std::begin(kClusterSizes), std::end(kClusterSizes), c.blocks);
   const bool has = device.capability >= kOldestWithClusters;
   return has ? device.clusters[size - std::begin(kClusterSizes)] : 0;
 }
 
-// A launch of the streaming kernel: every byte that a block multiplies comes from L2.
+// A launch of the streaming kernel: every byte that a block multiplies comes from L2, or those of W
+// from memory where they are too many.
 double cycles_of(const Size& size, const StreamedBlock& block, double tiles, double turns) {
   const int steps = 16 / depth(size.mode);
+  const double of_tile = 4.0 * steps * 32 * weight_words(size.mode);
+  const double rate = size.groups * tiles * tiles * of_tile > kL2 ? kFromMemory : kFromL2;
   const double bytes =
-      4 * tiles *
-      (block.tiles * steps * 32 * weight_words(size.mode) + block.slices * tile_words(size.mode));
+      tiles * (block.tiles * of_tile * kFromL2 / rate + 4.0 * block.slices * tile_words(size.mode));
   const double tensor = block.tiles * block.slices * tiles * steps * products(size.mode) * 6.26 / 4;
   return kLaunched + turns * (kBegun + std::max(bytes / kFromL2, 1.2 * tensor));
 }
 
 void add(const Size& size, const Device& device, Family family, const Configuration& c,
          const Wanted& wanted, std::vector<Plan>& to) {
-  const int most = at_once(c, device);
+  const int most = at_once(size.mode, c, device);
   if (most == 0 || !fits(size, c, device)) return;
   if (wanted.blocks != 0 && wanted.blocks != c.blocks) return;
+  if (wanted.units != 0 && wanted.units != c.units) return;
   for (int columns = 8; columns > 0; --columns) {
     if (wanted.columns > 0 && wanted.columns != columns) continue;
     const std::int64_t slices = up(size.rows, columns);
     const std::int64_t clusters = std::max<std::int64_t>(slices, 1) * size.groups;
     if (clusters * c.blocks > kMostBlocks) continue;
     Plan plan;
+    plan.mode = size.mode;
     plan.family = family;
     plan.configuration = c;
     plan.columns = columns;
@@ -92,6 +102,7 @@ void add(const Size& size, const Device& device, Family family, const Configurat
 void add(const Size& size, const Device& device, const StreamedBlock& block, const Wanted& wanted,
          std::vector<Plan>& to) {
   if (wanted.blocks != 0 && wanted.blocks != kStreaming) return;
+  if (wanted.units != 0 && wanted.units != 16 * block.tiles) return;
   if (wanted.columns > 0 && wanted.columns != 8 * block.slices) return;
   const std::int64_t tiles = up(size.units, 16), slices = up(size.rows, 8);
   const std::int64_t blocks =
@@ -100,6 +111,7 @@ void add(const Size& size, const Device& device, const StreamedBlock& block, con
   const std::int64_t most = std::max({blocks, tiles * slices, tiles * tiles * 2}) * size.groups;
   if (most > kMostBlocks) return;
   Plan plan;
+  plan.mode = size.mode;
   plan.family = Family::kStreaming;
   plan.streamed = block;
   plan.configuration.units = static_cast<int>(16 * tiles);
@@ -167,6 +179,12 @@ Plan plan(const Size& size, const Device& device, const Wanted& wanted) {
                     std::to_string(size.units) + " units a head and " + std::to_string(size.rows) +
                     " rows on " + device.name;
   return refused;
+}
+
+Wanted wanted(const Plan& plan) {
+  const bool streams = plan.family == Family::kStreaming;
+  return {streams ? kStreaming : plan.configuration.blocks, plan.columns,
+          streams ? 16 * plan.streamed.tiles : plan.configuration.units};
 }
 
 std::string text(const Plan& plan) {

@@ -12,7 +12,7 @@ namespace rnnfast::cuda {
 
 enum class Mode { kBFloat16, kFloat16, kTf32, kExact };  // fragments.cuh
 
-// Blocks of a cluster; more than 8 only where a device lets them. (Those of 2 are the emulation's.)
+// Blocks of a cluster; more than 8 only where a device lets them.
 constexpr int kClusterSizes[] = {2, 4, 8, 16};
 
 struct Device {
@@ -36,6 +36,7 @@ constexpr int kStreaming = -1;
 struct Wanted {
   int blocks = 0;  // of a cluster, 1 for a single block, or kStreaming
   int columns = 0;
+  int units = 0;  // of the configuration, or of a streaming block
 };
 
 // What a kernel is compiled for, as Kernel has it (kernel.cuh).
@@ -57,10 +58,11 @@ struct Configuration {
 constexpr Configuration kHalfBlocks[] = {{32, 1}, {64, 1}, {128, 1}, {256, 2, 1, 1, 1}};
 constexpr Configuration kSingleBlocks[] = {{32, 1}, {64, 1}, {128, 1}};
 constexpr Configuration kHalfClusters[] = {
-    {512, 2, 4, 2},  {512, 2, 8, 4},      {512, 2, 16, 4},     {768, 3, 8, 4, 3},
-    {768, 3, 16, 8}, {1024, 2, 8, 2, 18}, {1024, 2, 16, 4, 2}, {1280, 5, 16, 8, 5},
+    {256, 2, 2, 4},      {256, 2, 4, 4},      {512, 2, 4, 2},  {512, 2, 8, 4},
+    {512, 2, 16, 4},     {768, 3, 8, 4, 3},   {768, 3, 16, 8}, {1024, 2, 8, 2, 18},
+    {1024, 2, 16, 4, 2}, {1280, 5, 16, 8, 5},
 #ifdef RNNFAST_EMULATION  // where large ones take long
-    {64, 2, 2, 2},   {64, 1, 4},          {128, 1, 8},         {256, 1, 16},
+    {64, 2, 2, 2},       {64, 1, 4},          {128, 1, 8},     {256, 1, 16},
 #endif
 };
 constexpr Configuration kTf32Clusters[] = {
@@ -81,9 +83,9 @@ struct StreamedBlock {
   int tiles, slices;
 };
 constexpr int kStreamedThreads = 256;
-constexpr StreamedBlock kStreamedBlocks[] = {{1, 1}, {1, 2}, {1, 4}, {2, 4}, {4, 8}};
+constexpr StreamedBlock kStreamedBlocks[] = {{1, 1}, {2, 1}, {1, 2}, {1, 4}, {2, 4}, {4, 8}};
 // The largest has no registers for the sums of so many products.
-constexpr int streamed_blocks(Mode mode) { return mode == Mode::kExact ? 4 : 5; }
+constexpr int streamed_blocks(Mode mode) { return mode == Mode::kExact ? 5 : 6; }
 
 constexpr int streamed_bytes(const StreamedBlock& b) {  // of shared memory
   const int together = b.tiles * b.slices < 8 ? b.tiles * b.slices : 8;
@@ -147,6 +149,7 @@ constexpr int backward_bytes(Mode mode, const Configuration& c) {
 
 struct Plan {
   std::string refused;  // why there is none; the rest says nothing then
+  Mode mode = Mode::kBFloat16;
   Family family = Family::kSingleBlock;
   Configuration configuration = {};
   StreamedBlock streamed = {};  // where it is that family
@@ -165,6 +168,7 @@ struct Plan {
 // does.
 std::vector<Plan> plans(const Size& size, const Device& device, const Wanted& wanted = {});
 Plan plan(const Size& size, const Device& device, const Wanted& wanted = {});
+Wanted wanted(const Plan& plan);  // what names it
 std::string text(const Plan& plan);
 
 }  // namespace rnnfast::cuda

@@ -138,6 +138,11 @@ RT_DEVICE T shuffle_xor(T value, int lanes) {
   return __shfl_xor_sync(0xffffffffu, value, lanes);
 }
 
+template <class T>
+RT_DEVICE T shuffle(T value, int from) {
+  return __shfl_sync(0xffffffffu, value, from);
+}
+
 RT_DEVICE bool any(bool condition) { return __any_sync(0xffffffffu, condition); }
 
 // The 8 x 8 matrix whose row r is in lanes 4 r to 4 r + 3, two 16-bit values each, transposed.

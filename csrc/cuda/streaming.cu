@@ -47,11 +47,15 @@ void pack(const Launches& launches, const void* w_hh, const Workspace& w) {
 // Calls with(Block), the one of the plan.
 template <class With, std::size_t... kIndices>
 void choose(const Plan& plan, With with, std::index_sequence<kIndices...>) {
+  bool found = false;
   const auto one = [&](auto block) {
     using K = decltype(block);
-    if (K::kTiles == plan.streamed.tiles && K::kSlices == plan.streamed.slices) with(block);
+    if (K::kTiles != plan.streamed.tiles || K::kSlices != plan.streamed.slices) return;
+    found = true;
+    with(block);
   };
   (one(Block<Type, kStreamedBlocks[kIndices].tiles, kStreamedBlocks[kIndices].slices>{}), ...);
+  if (!found) throw std::runtime_error("the plan \"" + text(plan) + "\": there is no such kernel");
 }
 
 template <class With>
@@ -64,23 +68,31 @@ int blocks_of(const Workspace& w) {
   return up(w.tiles, K::kTiles) * up(w.slices, K::kSlices);
 }
 
-// Of the launches that have a warp for each tile.
-int tiles_blocks(const Workspace& w) { return up(w.tiles, kWarps) * w.slices; }
+// Tiles of a block where each is a warp's own: the fewer the blocks of a slice, the less often are
+// its sums read, but all multiprocessors should have one.
+int strip_of(const Workspace& w, int groups) {
+  constexpr int kEnough = 256;  // blocks
+  int tiles = kWarps;
+  while (tiles < 4 * kWarps && up(w.tiles, 2 * tiles) * w.slices * groups >= kEnough) tiles *= 2;
+  return tiles;
+}
+
+int strips(const Workspace& w, int tiles) { return up(w.tiles, tiles) * w.slices; }
 
 }  // namespace
 
 void forward(const Plan& plan, const Forward& problem, const Stream& stream) {
   const Launches launches = {plan, problem.shape, stream, "forward"};
-  Step<Forward> step = {problem, workspace_of(plan, problem.shape, problem.workspace), 0};
-  pack<false>(launches, problem.w_hh, step.workspace);
-  const int tiles = tiles_blocks(step.workspace);
-  launches.start<begin_kernel<Type>>(tiles, 0, step);
+  const Workspace w = workspace_of(plan, problem.shape, problem.workspace);
+  Step<Forward> step = {problem, w, 0, strip_of(w, problem.shape.groups)};
+  pack<false>(launches, problem.w_hh, w);
+  launches.start<begin_kernel<Type>>(strips(w, step.tiles), 0, step);
   choose(plan, [&](auto block) {
     using K = decltype(block);
     for (; step.i < problem.shape.steps; ++step.i) {
-      launches.start<forward_kernel<K>>(blocks_of<K>(step.workspace), K::kBytes, step);
+      launches.start<forward_kernel<K>>(blocks_of<K>(w), K::kBytes, step);
       if (problem.gamma == nullptr) continue;
-      launches.start<finish_forward_kernel<Type>>(tiles, kFinishBytes, step);
+      launches.start<finish_forward_kernel<Type>>(strips(w, step.tiles), kFinishBytes, step);
     }
   });
 }
@@ -88,17 +100,17 @@ void forward(const Plan& plan, const Forward& problem, const Stream& stream) {
 // A launch more than there are steps makes dh_0.
 void backward(const Plan& plan, const Backward& problem, const Stream& stream) {
   const Launches launches = {plan, problem.shape, stream, "backward"};
-  Step<Backward> step = {problem, workspace_of(plan, problem.shape, problem.workspace), 0};
-  pack<true>(launches, problem.w_hh, step.workspace);
+  const Workspace w = workspace_of(plan, problem.shape, problem.workspace);
+  Step<Backward> step = {problem, w, 0, strip_of(w, problem.shape.groups)};
+  pack<true>(launches, problem.w_hh, w);
   const bool finish = problem.gamma != nullptr || problem.limit > 0;
-  const int tiles = tiles_blocks(step.workspace);
   choose(plan, [&](auto block) {
     using K = decltype(block);
     for (; step.i <= problem.shape.steps; ++step.i) {
       if (step.i == problem.shape.steps && problem.dh_0 == nullptr) break;
-      launches.start<backward_kernel<K>>(blocks_of<K>(step.workspace), K::kBytes, step);
+      launches.start<backward_kernel<K>>(blocks_of<K>(w), K::kBytes, step);
       if (!finish || step.i == problem.shape.steps) continue;
-      launches.start<finish_backward_kernel<Type>>(tiles, kFinishBytes, step);
+      launches.start<finish_backward_kernel<Type>>(strips(w, step.tiles), kFinishBytes, step);
     }
   });
 }

@@ -27,6 +27,7 @@ struct Tile {
   using Mode = Mode_;
   using Stored = typename Mode::Stored;
   static constexpr int kOwned = 1;
+  static constexpr bool kScarce = false;
 };
 
 template <class Mode_, int kTiles_, int kSlices_>
@@ -38,7 +39,7 @@ struct Block : Tile<Mode_> {
   static constexpr int kRounds = kAll / kTogether;
   static constexpr int kStepWords = kTiles * Mode::kWeights + kSlices * Mode::kFactors;
   // Steps of the product whose factors come in together, while those before are multiplied.
-  static constexpr int kAhead = kStepWords > 16 ? 1 : kStepWords > 8 ? 2 : 4;
+  static constexpr int kAhead = kStepWords > 24 ? 1 : kStepWords > 8 ? 2 : 4;
   static constexpr int kBytes = kWarps * kTogether * 32 * 16;  // of shared memory
   static_assert(kRounds * kTogether == kAll);
   static_assert(kBytes == streamed_bytes({kTiles, kSlices}));
@@ -48,7 +49,8 @@ template <class Problem>
 struct Step {
   Problem problem;
   Workspace workspace;
-  int i;  // in the order of the pass
+  int i;      // in the order of the pass
+  int tiles;  // of a block, in a second launch: a multiple of its warps
 };
 
 struct Packed {
@@ -93,10 +95,10 @@ RT_DEVICE void get_values(const Workspace& w, const Place<K>& place, float (&val
 
 // A tile's sums: [number][column].
 template <class K, int kNumber>
-RT_DEVICE void put_sums(const Workspace& w, const Place<K>& place,
+RT_DEVICE void put_sums(const Workspace& w, const Place<K>& place, int first,
                         const float (&sums)[kNumber][2]) {
   if (place.lane >= 4) return;
-  float* to = w.sums + tile_of(w, place) * kMostSums * kColumns + place.lane * 2;
+  float* to = w.sums + (tile_of(w, place) * kMostSums + first) * kColumns + place.lane * 2;
   RT_UNROLL for (int n = 0; n < kNumber; ++n) {
     RT_UNROLL for (int e = 0; e < 2; ++e) to[n * kColumns + e] = sums[n][e];
   }
@@ -108,8 +110,33 @@ RT_DEVICE void put_state(const Workspace& w, int i, int groups, const Place<K>& 
                          const TileWords<K>& words) {
   using Mode = typename K::Mode;
   std::uint32_t* tile = state_of<Mode>(w, i, groups, place.slice) + place.entry * Mode::kTileWords;
-  Mode::write(place.lane, words[0],
-              [tile](int to, const auto& what) { rt::store(tile + to, what); });
+  Mode::write(place.lane, words[0], [tile](int to, const auto& what) {
+    if constexpr (sizeof what == 8) {  // of two words the compiler makes two stores
+      const std::uint64_t high = what[1];
+      *reinterpret_cast<std::uint64_t*>(tile + to) = what[0] | high << 32;
+    } else {
+      rt::store(tile + to, what);
+    }
+  });
+}
+
+// Of a block that has several tiles of one slice: the first of them, and the slice.
+struct Strip {
+  int tile, slice;
+
+  RT_DEVICE Strip(const Workspace& w, int tiles) {
+    const int across = (w.tiles + tiles - 1) / tiles;
+    tile = rt::block_x() % across * tiles;
+    slice = rt::block_x() / across;
+  }
+};
+
+// Calls with(tile) for the warp's own of them.
+template <class With>
+RT_DEVICE void for_own_tiles(const Workspace& w, const Strip& strip, int tiles, With with) {
+  for (int n = rt::thread() / 32; n < tiles && strip.tile + n < w.tiles; n += kWarps) {
+    with(strip.tile + n);
+  }
 }
 
 // Whether a tile and a slice are there; those of the last blocks are not all.
@@ -281,6 +308,7 @@ RT_DEVICE void over_block(float (&values)[kNumber], int place, float (&sums)[kNu
   }
 }
 constexpr int kFinishBytes = kMostSums * kWarps * kColumns * 4;
+constexpr float kScaledDown = 0x1p-60f;
 
 // Calls with(tile, its sums of the thread's column) for the tiles that are the thread's to add.
 template <class With>
@@ -304,8 +332,9 @@ RT_DEVICE void moments_of_tile(const float (&a)[1][4], const Place<K>& place, co
   float sum[1][2], squares[1][2] = {};
   RT_UNROLL for (int e = 0; e < 2; ++e) sum[0][e] = a[0][e] + a[0][2 + e];  // padding is 0
   over_lanes(sum);
+  const float each = rt::reciprocal(static_cast<float>(units_of(place.entry, shape)));
   RT_UNROLL for (int v = 0; v < 4; ++v) {
-    const float mean = sum[0][v % 2] / static_cast<float>(units_of(place.entry, shape));
+    const float mean = sum[0][v % 2] * each;
     const float apart = place.inside(0, v) ? a[0][v] - mean : 0.0f;
     squares[0][v % 2] += apart * apart;
     moments[0][v % 2] = mean;
@@ -351,7 +380,7 @@ RT_DEVICE void pass_on(const Forward& a, const Workspace& w, const Place<K>& pla
   using Stored = typename K::Stored;
   using W = Words<Stored>;
   const int d = place.direction, edge = d ? t : t + 1;
-  unsigned ends = 0, cuts = 0;
+  unsigned ends = 0, cuts = 0, waits = 0;  // waits: a row that lacks step i
   RT_UNROLL for (int c = 0; c < W::kColumnsOfLane; ++c) {
     const int column = W::column(place.lane, c);
     const int length = length_of<K>(a.lengths, a.shape, place, column);
@@ -359,9 +388,9 @@ RT_DEVICE void pass_on(const Forward& a, const Workspace& w, const Place<K>& pla
     const bool end = length == 0 ? i < 0 : i >= 0 && t == (d ? 0 : length - 1);
     ends |= (end ? 1u : 0u) << c;
     cuts |= (cut ? 1u : 0u) << c;
+    waits |= column < place.rows && (valid >> c & 1) == 0 ? 1u : 0u;
   }
-  constexpr unsigned kAllColumns = (1u << W::kColumnsOfLane) - 1;
-  if (rt::any(valid != kAllColumns)) {
+  if (rt::any(waits != 0)) {
     TileWords<K> h_0;
     fetch<K>(state_track<K>(static_cast<const Stored*>(a.h_0), a.shape, place), true, place, h_0);
     RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
@@ -414,14 +443,28 @@ RT_KERNEL(kThreads)
 begin_kernel(Step<Forward> step) {
   using K = Tile<Mode>;
   const Workspace& w = step.workspace;
-  const int tiles = (w.tiles + kWarps - 1) / kWarps;
-  const int tile = rt::block_x() % tiles * kWarps + rt::thread() / 32;
-  if (tile >= w.tiles) return;
-  const Place<K> place(step.problem.shape, tile, rt::block_x() / tiles);
-  TileWords<K> h = {};
-  const int t = forward_time(step.problem.shape, place.direction, -1);
-  pass_on<K>(step.problem, w, place, -1, t, 0, h);
+  const Strip strip(w, step.tiles);
+  for_own_tiles(w, strip, step.tiles, [&](int tile) {
+    const Place<K> place(step.problem.shape, tile, strip.slice);
+    TileWords<K> h = {};
+    const int t = forward_time(step.problem.shape, place.direction, -1);
+    pass_on<K>(step.problem, w, place, -1, t, 0, h);
+  });
 }
+
+// p of a tile of step i: on its way from here.
+template <class K>
+struct ForwardInputs {
+  TileWords<K> p;
+  unsigned valid;
+
+  RT_DEVICE void fetch_all(const Forward& a, const Place<K>& place, int t) {
+    using Stored = typename K::Stored;
+    fetch<K>(Track<K, const Stored>(static_cast<const Stored*>(a.p), a.p_strides, place, t), true,
+             place, p);
+    valid = have_step<K>(a.lengths, a.shape, place, t);
+  }
+};
 
 template <class K>
 RT_KERNEL(kThreads)
@@ -431,28 +474,45 @@ forward_kernel(Step<Forward> step) {
   const Forward& a = step.problem;
   const Workspace& w = step.workspace;
   const Corner<K> corner(w);
+  ForwardInputs<T> inputs[K::kRounds];
+  const auto each = [&](auto with) {
+    if (rt::thread() / 32 >= K::kTogether) return;
+    RT_UNROLL for (int round = 0; round < K::kRounds; ++round) {
+      const int tile = corner.tile_of(round), slice = corner.slice_of(round);
+      if (!there(w, tile, slice)) continue;
+      const Place<T> place(a.shape, tile, slice);
+      with(round, place, forward_time(a.shape, place.direction, step.i));
+    }
+  };
+  // Before the product, which takes its time, where there are registers for them.
+  const auto fetch_inputs = [&] {
+    each([&](int round, const Place<T>& place, int t) { inputs[round].fetch_all(a, place, t); });
+  };
+  if (K::kRounds == 1) fetch_inputs();
   float sums[K::kRounds][4];
   multiply<K>(w, corner, step.i, a.shape.groups, sums);
-  if (rt::thread() / 32 >= K::kTogether) return;
-  RT_UNROLL for (int round = 0; round < K::kRounds; ++round) {
-    const int tile = corner.tile_of(round), slice = corner.slice_of(round);
-    if (!there(w, tile, slice)) continue;
-    const Place<T> place(a.shape, tile, slice);
-    const int t = forward_time(a.shape, place.direction, step.i);
-    TileWords<T> words;
-    fetch<T>(Track<T, const Stored>(static_cast<const Stored*>(a.p), a.p_strides, place, t), true,
-             place, words);
+  if (K::kRounds > 1) fetch_inputs();
+  each([&](int round, const Place<T>& place, int t) {
     float n[1][4];
-    Words<Stored>::to_values(words[0], n[0]);
+    Words<Stored>::to_values(inputs[round].p[0], n[0]);
     RT_UNROLL for (int v = 0; v < 4; ++v) n[0][v] += sums[round][v];
     if (a.gamma != nullptr) {
       float moments[2][2];
       moments_of_tile<T>(n, place, a.shape, moments);
       put_values<T>(w, place, n);
-      put_sums<T>(w, place, moments);
+      put_sums<T>(w, place, 0, moments);
     } else {
-      activate_tile<T>(a, w, place, step.i, t, have_step<T>(a.lengths, a.shape, place, t), n);
+      activate_tile<T>(a, w, place, step.i, t, inputs[round].valid, n);
     }
+  });
+}
+
+// A parameter of layer norm at a lane's two units; 0 where there is none.
+template <class K>
+RT_DEVICE void parameter(const float* base, const Place<K>& place, float (&two)[2]) {
+  RT_UNROLL for (int k = 0; k < 2; ++k) {
+    const std::int64_t unit = std::int64_t{place.group} * place.size + place.padded_unit(0, 2 * k);
+    two[k] = base != nullptr && place.inside(0, 2 * k) ? rt::load(base + unit) : 0.0f;
   }
 }
 
@@ -465,39 +525,37 @@ finish_forward_kernel(Step<Forward> step) {
   using W = Words<Stored>;
   const Forward& a = step.problem;
   const Workspace& w = step.workspace;
-  const int tiles = (w.tiles + kWarps - 1) / kWarps, slice = rt::block_x() / tiles;
-  const int tile = rt::block_x() % tiles * kWarps + rt::thread() / 32;
+  const Strip strip(w, step.tiles);
   float mean[2], rstd[2];
-  moments(w, slice, a.shape, a.norm_eps, mean, rstd);
-  if (tile >= w.tiles) return;
-  const Place<K> place(a.shape, tile, slice);
-  const int t = forward_time(a.shape, place.direction, step.i);
-  const unsigned valid = have_step<K>(a.lengths, a.shape, place, t);
-  float n[1][4];
-  get_values<K>(w, place, n);
-  RT_UNROLL for (int v = 0; v < 4; ++v) {
-    n[0][v] = place.inside(0, v) ? (n[0][v] - mean[v % 2]) * rstd[v % 2] : 0.0f;
-  }
-  TileWords<K> stored;
-  W::from_values(n[0], stored[0]);
-  RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
-    stored[0][j] = valid >> j % W::kColumnsOfLane & 1 ? stored[0][j] : 0;
-  }
-  put<K>(Track<K, Stored>(static_cast<Stored*>(a.ahat), a.y_strides, place, t), place, stored);
-  RT_UNROLL for (int v = 0; v < 4; ++v) {
-    if (!place.inside(0, v)) continue;
-    const std::int64_t unit = std::int64_t{place.group} * place.size + place.padded_unit(0, v);
-    n[0][v] = n[0][v] * rt::load(a.gamma + unit) + (a.beta ? rt::load(a.beta + unit) : 0.0f);
-  }
-  if (tile == 0 && place.lane < 4) {
-    RT_UNROLL for (int e = 0; e < 2; ++e) {
-      if (place.column(e) >= place.rows) continue;
-      const int length = length_of<K>(a.lengths, a.shape, place, place.column(e));
-      const std::int64_t point = std::int64_t{t} * a.shape.batch + place.row + place.column(e);
-      a.rstd[point * a.shape.groups + place.group] = t < length ? rstd[e] : 0.0f;
+  moments(w, strip.slice, a.shape, a.norm_eps, mean, rstd);
+  for_own_tiles(w, strip, step.tiles, [&](int tile) {
+    const Place<K> place(a.shape, tile, strip.slice);
+    const int t = forward_time(a.shape, place.direction, step.i);
+    const unsigned valid = have_step<K>(a.lengths, a.shape, place, t);
+    float n[1][4], gamma[2], beta[2];
+    get_values<K>(w, place, n);
+    parameter<K>(a.gamma, place, gamma);
+    parameter<K>(a.beta, place, beta);
+    RT_UNROLL for (int v = 0; v < 4; ++v) {
+      n[0][v] = place.inside(0, v) ? (n[0][v] - mean[v % 2]) * rstd[v % 2] : 0.0f;
     }
-  }
-  activate_tile<K>(a, w, place, step.i, t, valid, n);
+    TileWords<K> stored;
+    W::from_values(n[0], stored[0]);
+    RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
+      stored[0][j] = valid >> j % W::kColumnsOfLane & 1 ? stored[0][j] : 0;
+    }
+    put<K>(Track<K, Stored>(static_cast<Stored*>(a.ahat), a.y_strides, place, t), place, stored);
+    RT_UNROLL for (int v = 0; v < 4; ++v) n[0][v] = n[0][v] * gamma[v / 2] + beta[v / 2];
+    if (tile == 0 && place.lane < 4) {
+      RT_UNROLL for (int e = 0; e < 2; ++e) {
+        if (place.column(e) >= place.rows) continue;
+        const int length = length_of<K>(a.lengths, a.shape, place, place.column(e));
+        const std::int64_t point = std::int64_t{t} * a.shape.batch + place.row + place.column(e);
+        a.rstd[point * a.shape.groups + place.group] = t < length ? rstd[e] : 0.0f;
+      }
+    }
+    activate_tile<K>(a, w, place, step.i, t, valid, n);
+  });
 }
 
 // ------------------------------------------------------------------------------ backward
@@ -541,18 +599,29 @@ RT_DEVICE void put_da(const Backward& a, const Workspace& w, const Place<K>& pla
   put<K>(Track<K, Stored>(static_cast<Stored*>(a.dp), a.dp_strides, place, t), place, out);
 }
 
+// What of the tensors a tile of step i needs: on its way from here.
 template <class K>
-RT_DEVICE void gamma_of(const Backward& a, const Place<K>& place, float (&gamma)[2]) {
-  RT_UNROLL for (int k = 0; k < 2; ++k) {
-    const std::int64_t unit = std::int64_t{place.group} * place.size + place.padded_unit(0, 2 * k);
-    gamma[k] = place.inside(0, 2 * k) ? rt::load(a.gamma + unit) : 0.0f;
+struct BackwardInputs {
+  TileWords<K> grad_y, y, ahat;
+
+  RT_DEVICE void fetch_all(const Backward& a, const Place<K>& place, int i) {
+    using Stored = typename K::Stored;
+    const bool has = i < a.shape.steps;
+    const int t = backward_time(a.shape, place.direction, i);
+    const auto one = [&](const void* base, const Strides& strides, TileWords<K>& to) {
+      fetch<K>(Track<K, const Stored>(static_cast<const Stored*>(base), strides, place, t), has,
+               place, to);
+    };
+    one(a.grad_y, a.grad_y_strides, grad_y);
+    one(a.y, a.y_strides, y);
+    if (a.gamma != nullptr) one(a.ahat, a.ahat_strides, ahat);
   }
-}
+};
 
 // Of a tile: c_t is there. dh_0 of rows that have begun; else on to da_t, or to the second launch.
 template <class K>
 RT_DEVICE void step_back(const Backward& a, const Workspace& w, const Place<K>& place, int i,
-                         float (&c)[1][4]) {
+                         const BackwardInputs<K>& inputs, float (&c)[1][4]) {
   using Stored = typename K::Stored;
   using W = Words<Stored>;
   const int t = backward_time(a.shape, place.direction, i);
@@ -592,14 +661,8 @@ RT_DEVICE void step_back(const Backward& a, const Workspace& w, const Place<K>& 
     words[0][j] = ends >> j % W::kColumnsOfLane & 1 ? words[0][j] : 0;
   }
   W::to_values(words[0], dh[0]);
-  const auto read = [&](const void* base, const Strides& strides, float (&to)[4]) {
-    TileWords<K> of_step;
-    fetch<K>(Track<K, const Stored>(static_cast<const Stored*>(base), strides, place, t), true,
-             place, of_step);
-    W::to_values(of_step[0], to);
-  };
-  read(a.grad_y, a.grad_y_strides, values);
-  read(a.y, a.y_strides, h[0]);
+  W::to_values(inputs.grad_y[0], values);
+  W::to_values(inputs.y[0], h[0]);
   RT_UNROLL for (int v = 0; v < 4; ++v) {
     dh[0][v] += values[v] + c[0][v];
     if (a.carry == nullptr || place.column(v % 2) >= place.rows || !place.inside(0, v)) continue;
@@ -607,24 +670,19 @@ RT_DEVICE void step_back(const Backward& a, const Workspace& w, const Place<K>& 
     a.carry[(row * a.shape.groups + place.group) * place.size + place.padded_unit(0, v)] = c[0][v];
   }
 
-  float sums[kMostSums][2] = {};  // Blue's three; of dahat, and of dahat ahat
   if (a.limit > 0) {
     float blue[3][2];
     blue_sums(dh, blue);
-    RT_UNROLL for (int n = 0; n < 3; ++n) {
-      RT_UNROLL for (int e = 0; e < 2; ++e) sums[n][e] = blue[n][e];
-    }
+    put_sums<K>(w, place, 0, blue);
   }
   [[maybe_unused]] float ahat[4], gamma[2];
   if (a.gamma != nullptr) {
-    read(a.ahat, a.ahat_strides, ahat);
-    gamma_of<K>(a, place, gamma);
+    W::to_values(inputs.ahat[0], ahat);
+    parameter<K>(a.gamma, place, gamma);
     if (a.anew) {
-      RT_UNROLL for (int v = 0; v < 4; ++v) {
-        const std::int64_t unit = std::int64_t{place.group} * place.size + place.padded_unit(0, v);
-        const bool has = a.beta != nullptr && place.inside(0, v);
-        h[0][v] = ahat[v] * gamma[v / 2] + (has ? rt::load(a.beta + unit) : 0.0f);
-      }
+      float beta[2];
+      parameter<K>(a.beta, place, beta);
+      RT_UNROLL for (int v = 0; v < 4; ++v) h[0][v] = ahat[v] * gamma[v / 2] + beta[v / 2];
       activate<float>(a.nonlinearity, h);  // of h, 1 - h^2 has fewer digits
     }
   }
@@ -633,19 +691,18 @@ RT_DEVICE void step_back(const Backward& a, const Workspace& w, const Place<K>& 
     dh[0][v] = rows[v % 2].valid && place.inside(0, v) ? dh[0][v] : 0.0f;
   }
   if (a.gamma == nullptr && a.limit <= 0) return put_da<K>(a, w, place, i, dh);
-  if (a.gamma != nullptr) {
-    float of_norm[2][2] = {};
-    RT_UNROLL for (int v = 0; v < 4; ++v) {
-      of_norm[0][v % 2] += dh[0][v] * gamma[v / 2];
-      of_norm[1][v % 2] += dh[0][v] * gamma[v / 2] * ahat[v];
-    }
-    over_lanes(of_norm);
-    RT_UNROLL for (int n = 0; n < 2; ++n) {
-      RT_UNROLL for (int e = 0; e < 2; ++e) sums[3 + n][e] = of_norm[n][e];
-    }
-  }
   put_values<K>(w, place, dh);
-  put_sums<K>(w, place, sums);
+  if (a.gamma == nullptr) return;
+  float sums[4][2] = {};  // of dahat, and of dahat ahat; scaled down
+  RT_UNROLL for (int v = 0; v < 4; ++v) {
+    const float dahat = dh[0][v] * gamma[v / 2], down = dh[0][v] * kScaledDown * gamma[v / 2];
+    sums[0][v % 2] += dahat;
+    sums[1][v % 2] += dahat * ahat[v];
+    sums[2][v % 2] += down;
+    sums[3][v % 2] += down * ahat[v];
+  }
+  over_lanes(sums);
+  put_sums<K>(w, place, 3, sums);
 }
 
 template <class K>
@@ -655,20 +712,29 @@ backward_kernel(Step<Backward> step) {
   const Backward& a = step.problem;
   const Workspace& w = step.workspace;
   const Corner<K> corner(w);
+  BackwardInputs<T> inputs = {};
+  const auto each = [&](auto with) {
+    if (rt::thread() / 32 >= K::kTogether) return;
+    RT_UNROLL for (int round = 0; round < K::kRounds; ++round) {
+      const int tile = corner.tile_of(round), slice = corner.slice_of(round);
+      if (there(w, tile, slice)) with(round, Place<T>(a.shape, tile, slice));
+    }
+  };
+  const auto fetch_inputs = [&](int, const Place<T>& place) { inputs.fetch_all(a, place, step.i); };
+  if (K::kRounds == 1) each(fetch_inputs);
   float sums[K::kRounds][4] = {};
   if (step.i > 0) multiply<K>(w, corner, step.i, a.shape.groups, sums);
-  if (rt::thread() / 32 >= K::kTogether) return;
-  RT_UNROLL for (int round = 0; round < K::kRounds; ++round) {
-    const int tile = corner.tile_of(round), slice = corner.slice_of(round);
-    if (!there(w, tile, slice)) continue;
+  each([&](int round, const Place<T>& place) {
+    if (K::kRounds > 1) fetch_inputs(round, place);
     float c[1][4];
     RT_UNROLL for (int v = 0; v < 4; ++v) c[0][v] = sums[round][v];
-    step_back<T>(a, w, Place<T>(a.shape, tile, slice), step.i, c);
-  }
+    step_back<T>(a, w, place, step.i, inputs, c);
+  });
 }
 
 // Clipping and layer norm. Both are linear in dh, but for the number that clips: sums of what is
-// not clipped yet are multiplied by it.
+// not clipped yet are multiplied by it. Where the norm is past what float32 has sums for, so may
+// these be: then those of the values that are scaled down are taken.
 template <class Mode>
 RT_KERNEL(kThreads)
 finish_backward_kernel(Step<Backward> step) {
@@ -676,60 +742,68 @@ finish_backward_kernel(Step<Backward> step) {
   using Stored = typename K::Stored;
   const Backward& a = step.problem;
   const Workspace& w = step.workspace;
-  const int tiles = (w.tiles + kWarps - 1) / kWarps, slice = rt::block_x() / tiles;
-  const int tile = rt::block_x() % tiles * kWarps + rt::thread() / 32;
+  const Strip strip(w, step.tiles);
+  const int first = a.limit > 0 ? 0 : 3, end = a.gamma != nullptr ? kMostSums : 3;
   float own[kMostSums] = {}, sums[kMostSums][2];
-  for_tiles(w, slice, [&](int, const float* of_tile) {
-    RT_UNROLL for (int n = 0; n < kMostSums; ++n) own[n] += of_tile[n * kColumns];
+  for_tiles(w, strip.slice, [&](int, const float* of_tile) {
+    RT_UNROLL for (int n = 0; n < kMostSums; ++n) {
+      if (n >= first && n < end) own[n] += of_tile[n * kColumns];
+    }
   });
   over_block(own, 0, sums);
-  if (tile >= w.tiles) return;
-  const Place<K> place(a.shape, tile, slice);
-  const int t = backward_time(a.shape, place.direction, step.i);
-  float da[1][4], scale[2] = {1.0f, 1.0f};
-  get_values<K>(w, place, da);
-  if (a.limit > 0) {
-    const float blue[3][2] = {
-        {sums[0][0], sums[0][1]}, {sums[1][0], sums[1][1]}, {sums[2][0], sums[2][1]}};
-    RT_UNROLL for (int e = 0; e < 2; ++e) scale[e] = clip_scale(blue, e, a.limit);
+  float scale[2] = {1.0f, 1.0f}, mean[2], along[2];
+  RT_UNROLL for (int e = 0; e < 2; ++e) {
+    if (a.limit > 0) {
+      const float blue[3][2] = {
+          {sums[0][0], sums[0][1]}, {sums[1][0], sums[1][1]}, {sums[2][0], sums[2][1]}};
+      scale[e] = clip_scale(blue, e, a.limit);
+    }
+    const bool large = a.limit > 0 && sums[1][e] > kMostSum;
+    const float each = (large ? scale[e] / kScaledDown : scale[e]) * a.shape.each;
+    mean[e] = (large ? sums[5][e] : sums[3][e]) * each;
+    along[e] = (large ? sums[6][e] : sums[4][e]) * each;
+  }
+  for_own_tiles(w, strip, step.tiles, [&](int tile) {
+    const Place<K> place(a.shape, tile, strip.slice);
+    const int t = backward_time(a.shape, place.direction, step.i);
+    float da[1][4];
+    get_values<K>(w, place, da);
     RT_UNROLL for (int v = 0; v < 4; ++v) da[0][v] *= scale[v % 2];
-  }
-  if (a.gamma != nullptr) {
-    float ahat[4], gamma[2], gain[2] = {}, bias[2] = {}, rstd[2];
-    bool valid[2];
-    TileWords<K> words;
-    fetch<K>(Track<K, const Stored>(static_cast<const Stored*>(a.ahat), a.ahat_strides, place, t),
-             true, place, words);
-    Words<Stored>::to_values(words[0], ahat);
-    gamma_of<K>(a, place, gamma);
-    RT_UNROLL for (int e = 0; e < 2; ++e) {
-      const int length = length_of<K>(a.lengths, a.shape, place, place.column(e));
-      const std::int64_t point = std::int64_t{t} * a.shape.batch + place.row + place.column(e);
-      valid[e] = t < length;
-      rstd[e] = valid[e] ? rt::load(a.rstd + point * a.shape.groups + place.group) : 0.0f;
-    }
-    RT_UNROLL for (int v = 0; v < 4; ++v) {
-      gain[v / 2] += da[0][v] * ahat[v];
-      bias[v / 2] += da[0][v];
-      const float along = ahat[v] * (sums[4][v % 2] * scale[v % 2] * a.shape.each);
-      const float mean = sums[3][v % 2] * scale[v % 2] * a.shape.each;
-      const float changed = rstd[v % 2] * (da[0][v] * gamma[v / 2] - mean - along);
-      da[0][v] = valid[v % 2] && place.inside(0, v) ? changed : 0.0f;
-    }
-    RT_UNROLL for (int k = 0; k < 2; ++k) {  // over the columns: four lanes side by side
-      RT_UNROLL for (int lanes = 1; lanes < 4; lanes *= 2) {
-        gain[k] += rt::shuffle_xor(gain[k], lanes);
-        bias[k] += rt::shuffle_xor(bias[k], lanes);
+    if (a.gamma != nullptr) {
+      float ahat[4], gamma[2], gain[2] = {}, bias[2] = {}, rstd[2];
+      bool valid[2];
+      TileWords<K> words;
+      fetch<K>(Track<K, const Stored>(static_cast<const Stored*>(a.ahat), a.ahat_strides, place, t),
+               true, place, words);
+      parameter<K>(a.gamma, place, gamma);
+      RT_UNROLL for (int e = 0; e < 2; ++e) {
+        const int length = length_of<K>(a.lengths, a.shape, place, place.column(e));
+        const std::int64_t point = std::int64_t{t} * a.shape.batch + place.row + place.column(e);
+        valid[e] = t < length;
+        rstd[e] = valid[e] ? rt::load(a.rstd + point * a.shape.groups + place.group) : 0.0f;
       }
-      if (a.dgamma == nullptr || place.lane % 4 != 0 || !place.inside(0, 2 * k)) continue;
-      const std::int64_t unit = (std::int64_t{slice} * a.shape.groups + place.group) * place.size +
-                                place.padded_unit(0, 2 * k);
-      a.dgamma[unit] = gain[k] + (step.i > 0 ? a.dgamma[unit] : 0.0f);
-      if (a.dbeta == nullptr) continue;
-      a.dbeta[unit] = bias[k] + (step.i > 0 ? a.dbeta[unit] : 0.0f);
+      Words<Stored>::to_values(words[0], ahat);
+      RT_UNROLL for (int v = 0; v < 4; ++v) {
+        gain[v / 2] += da[0][v] * ahat[v];
+        bias[v / 2] += da[0][v];
+        const float changed = da[0][v] * gamma[v / 2] - mean[v % 2] - ahat[v] * along[v % 2];
+        da[0][v] = valid[v % 2] && place.inside(0, v) ? rstd[v % 2] * changed : 0.0f;
+      }
+      RT_UNROLL for (int k = 0; k < 2; ++k) {  // over the columns: four lanes side by side
+        RT_UNROLL for (int lanes = 1; lanes < 4; lanes *= 2) {
+          gain[k] += rt::shuffle_xor(gain[k], lanes);
+          bias[k] += rt::shuffle_xor(bias[k], lanes);
+        }
+        if (a.dgamma == nullptr || place.lane % 4 != 0 || !place.inside(0, 2 * k)) continue;
+        const std::int64_t of_slice = std::int64_t{strip.slice} * a.shape.groups + place.group;
+        const std::int64_t unit = of_slice * place.size + place.padded_unit(0, 2 * k);
+        a.dgamma[unit] = gain[k] + (step.i > 0 ? a.dgamma[unit] : 0.0f);
+        if (a.dbeta == nullptr) continue;
+        a.dbeta[unit] = bias[k] + (step.i > 0 ? a.dbeta[unit] : 0.0f);
+      }
     }
-  }
-  put_da<K>(a, w, place, step.i, da);
+    put_da<K>(a, w, place, step.i, da);
+  });
 }
 
 }  // namespace rnnfast::cuda::streaming

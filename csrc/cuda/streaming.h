@@ -7,7 +7,9 @@
 
 namespace rnnfast::cuda::streaming {
 
-constexpr int kMostSums = 5;  // of a tile and a column: for clipping three, for layer norm two
+// Of a tile and a column: for clipping three, for layer norm two, and for both these two again, of
+// values that are scaled down.
+constexpr int kMostSums = 7;
 
 // Of its parts, in 32-bit words.
 struct WorkspaceWords {

@@ -61,7 +61,7 @@ inline void send(std::uint32_t address, const std::uint32_t (&words)[kWords],
 }
 
 // What the lanes of a warp do together; any two of them must not meet.
-enum Operation { kShuffle, kAny, kSync, kTranspose, kMultiply, kMultiplyTf32 };
+enum Operation { kShuffle, kShuffleFrom, kAny, kSync, kTranspose, kMultiply, kMultiplyTf32 };
 
 inline void sync_warp() {
   emulation::together(kSync, nullptr, 0, [](Slot*) {});
@@ -81,6 +81,19 @@ inline T shuffle_xor(T value, int lanes) {
     });
     return std::bit_cast<T>(mine.out[0]);
   }
+}
+
+// Of a 32-bit value; lanes may ask for different ones.
+template <class T>
+inline T shuffle(T value, int from) {
+  const std::uint32_t words[2] = {std::bit_cast<std::uint32_t>(value),
+                                  static_cast<std::uint32_t>(from)};
+  const Slot& mine = emulation::together(kShuffleFrom, words, 2, [](Slot* slots) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      slots[lane].out[0] = slots[slots[lane].in[1] % kLanes].in[0];
+    }
+  });
+  return std::bit_cast<T>(mine.out[0]);
 }
 
 inline bool any(bool condition) {

@@ -73,7 +73,7 @@ def passed_over(name: str, problem: Problem) -> str:
         return why
     ours, of_torch = BACKENDS[name].estimates(problem)
     others = {} if torch_native.unavailable(problem) else {"torch": of_torch}
-    # Estimates of kernels that keep W_hh, in CUDA and in Triton, are not alike enough to be compared.
+    # Estimates of kernels that keep W_hh, in CUDA and in Triton, are too unlike to be compared.
     if name == "cuda" and cuda.streams(problem) and not triton.unavailable(problem):
         others["triton"] = triton.estimates(problem)[0]
     best = min(others, key=others.get, default=None)

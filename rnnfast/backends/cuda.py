@@ -41,10 +41,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The file of tests/emulation.py: the kernels compute on CPU tensors then, slowly. For tests.
 EMULATION = os.environ.get("RNNFAST_EMULATION", "")
 # What a plan is told as `Wanted` (csrc/cuda/plan.h).
-NAMES = {"": 0, "streaming": -1, "single_block": 1, "cluster4": 4, "cluster8": 8, "cluster16": 16}
+NAMES = {"": 0, "streaming": -1, "single_block": 1} | {f"cluster{n}": n for n in (2, 4, 8, 16)}
 
 
-def _wanted() -> tuple[int, int]:
+def _wanted() -> tuple[int, ...]:
     """Plans that are not left to the estimate, for tests and benchmarks."""
     name, columns = (os.environ.get(f"RNNFAST_CUDA_{n}", "") for n in ("KERNEL", "COLUMNS"))
     if name not in NAMES:
@@ -56,7 +56,7 @@ def _wanted() -> tuple[int, int]:
 
 WANTED = _wanted()
 # What was measured in this process instead, by size and device.
-_TUNED: dict[tuple, tuple[int, int]] = {}
+_TUNED: dict[tuple, tuple[int, ...]] = {}
 
 
 class Device(NamedTuple):
@@ -95,7 +95,10 @@ def unavailable(problem: Problem) -> str:
 
 def plan(problem: Problem) -> str:
     """The launch plan of a problem that it serves, for reading."""
-    return str(_planned(*_size(problem)))
+    _, index, dtype, *size = _size(problem)
+    mode = _mode(dtype)
+    tuned = ((mode, *size), _device(problem.device, index, mode)) in _TUNED
+    return str(_planned(*_size(problem))) + (", taken by the clock" if tuned else "")
 
 
 def estimates(problem: Problem) -> tuple[float, float]:
@@ -104,7 +107,7 @@ def estimates(problem: Problem) -> tuple[float, float]:
 
 
 def streams(problem: Problem) -> bool:
-    """Whether each of its time steps is a launch: the kernels that keep W_hh have no room for it."""
+    """Whether each of its time steps is a launch: those that keep W_hh have no room for it."""
     return _streams(*_size(problem))
 
 
@@ -179,7 +182,7 @@ def _plan(
     rows: int,
     norm: bool,
     device: Device,
-    wanted: tuple[int, int] = (0, 0),
+    wanted: tuple[int, ...] = (),
 ):
     return (KERNELS or EXTENSION).cuda_plan(mode, units, groups, rows, norm, *device, *wanted)
 
@@ -238,7 +241,7 @@ def forward(
     workspace = _workspace(planned, x)
     with _on(x.device):
         KERNELS.cuda_forward(
-            _mode(x.dtype), planned, options.nonlinearity, p.data_ptr(),
+            planned, options.nonlinearity, p.data_ptr(),
             *map(_address, (*kept, y, h_n, ahat, rstd, workspace)), *_shape(y, w_hh, options),
             _paired(w_hh, (p, y), h_0, h_n),
             *p.stride()[:2], *y.stride()[:2], options.norm_eps, *_stream(x.device),
@@ -285,7 +288,7 @@ def backward(
         workspace = _workspace(planned, y)
         with _on(y.device):
             KERNELS.cuda_backward(
-                _mode(y.dtype), planned, options.nonlinearity, _address(grad_y),
+                planned, options.nonlinearity, _address(grad_y),
                 _address(grad_h_n), y.data_ptr(), *map(_address, kept), _address(resets),
                 dp.data_ptr(), *map(_address, (dh_0, *d_norm, carry, workspace)),
                 *_shape(y, w_hh, options), _paired(w_hh, (y, dp, grad_y, ahat), grad_h_n, dh_0),
@@ -297,7 +300,7 @@ def backward(
     if record is not None and record.shape[2]:
         with _on(y.device):
             KERNELS.cuda_measure(
-                _mode(y.dtype), options.nonlinearity,
+                planned, options.nonlinearity,
                 *map(_address, (carry, grad_y, grad_h_n, y, dp, lengths, resets, record)),
                 options.per_sample, *_shape(y, w_hh, options), *_strides(grad_y),
                 *y.stride()[:2], *dp.stride()[:2], *_limits(T, options), *_stream(y.device),
@@ -323,13 +326,13 @@ def _plan_of(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) ->
     return found
 
 
-# ---------------------------------------------------------------------------------- plans by the clock
+# ------------------------------------------------------------------------------ plans by the clock
 
 TRIED = 2.5  # times the least estimate that a plan that is tried may take
 STEPS = 64  # of time
 
 
-def _tuned(size: tuple, device: Device, like: Tensor) -> tuple[int, int]:
+def _tuned(size: tuple, device: Device, like: Tensor) -> tuple[int, ...]:
     """The fastest plan of a size, as `Wanted`."""
     plans = KERNELS.cuda_plans(*size, *device)
     if like.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -348,7 +351,7 @@ def _measured(name: str) -> tuning.Tuned:
     return tuning.Tuned(name, str(os.stat(KERNELS.__file__).st_mtime_ns))
 
 
-def _seconds(size: tuple, device: Device, wanted: tuple[int, int], like: Tensor) -> float:
+def _seconds(size: tuple, device: Device, wanted: tuple[int, ...], like: Tensor) -> float:
     """Of forward and backward of a layer of zeros, the least of three runs."""
     _, S, G, B, norm = size
     x, w_hh = like.new_zeros(STEPS, B, G * S), like.new_zeros(1, G * S, S)

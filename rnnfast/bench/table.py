@@ -92,11 +92,11 @@ HEADS = (*TIMES.values(), "us/step", "forward\nus/step", "estimate", "GFLOP/s", 
 HEADS += ("over\ntorch", "target", "over\njax", "kept kB")
 CAPTION = """\
 forward, f+b, step, graph: median milliseconds of forward, of forward+backward, of a training step,
-and of forward+backward as a CUDA graph. The rest is of forward+backward, but for a time step of
-forward (us/step), which the launch plan's estimate of the recurrence stands beside, on a GPU. of
-floor: the least time that this machine can need, over the time (rnnfast/bench/floors.py). over:
-their time / this one's, median over the rounds. kept: for backward, beyond input, parameters and
-outputs. ✕: below its target, which over jax is 1x."""
+and of forward+backward as a CUDA graph. The rest is of forward+backward. us/step: a time step.
+forward us/step, estimate: on a GPU, that of forward, and what the launch plan expects of the
+recurrence in it. of floor: the least time that this machine can need, over the time
+(rnnfast/bench/floors.py). over: their time / this one's, median over the rounds. kept: for
+backward, beyond input, parameters and outputs. ✕: below its target, which over jax is 1x."""
 
 
 def _cells(ways: Mapping[str, Row]) -> dict[str, str]:

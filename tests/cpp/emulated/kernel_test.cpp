@@ -1,7 +1,7 @@
-// The CUDA kernels, of one block, of clusters and of a launch a step, on the host, against naive recurrences in double:
-// every mix of options, odd sizes, parts of a slice, outputs that start as NaN, memory between the
-// rows that must stay as it was. With fibers in many orders of the threads; with threads under the
-// sanitizers.
+// The CUDA kernels, of one block, of clusters and of a launch a step, on the host, against naive
+// recurrences in double: every mix of options, odd sizes, parts of a slice, outputs that start as
+// NaN, memory between the rows that must stay as it was. With fibers in many orders of the threads;
+// with threads under the sanitizers.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -331,8 +331,8 @@ void try_sizes(const char* name, int number) {
     const int S = pick(3) == 0 ? K::kUnits : 1 + static_cast<int>(pick(K::kUnits));
     const Sizes sizes = {static_cast<int>(pick(3) == 0 ? 1 : 2 + pick(6)),
                          1 + static_cast<int>(pick(11)), S, 1 + static_cast<int>(pick(2)), heads,
-                         is_streamed<K> || maybe() ? 8 : 1 + static_cast<int>(pick(7)), maybe(), maybe(), maybe(),
-                         maybe(), maybe(), maybe(), static_cast<int>(pick(4)),
+                         is_streamed<K> || maybe() ? 8 : 1 + static_cast<int>(pick(7)), maybe(),
+                         maybe(), maybe(), maybe(), maybe(), maybe(), static_cast<int>(pick(4)),
                          maybe() ? 0.7f : 0.0f,
                          // Where operands are rounded, some state crosses ReLU's corner.
                          static_cast<cuda::Nonlinearity>(kRounds ? 2 * pick(2) : pick(3))};
