@@ -172,8 +172,8 @@ FAULTS_OF_STREAMING = {
     "another slice's place": (
         "streaming.cuh",
         (
-            "const Place<K> place(a.shape, tile, slice);\n  const int t = forward",
-            "const Place<K> place(a.shape, tile, 0);\n  const int t = forward",
+            "const Place<K> place(a.shape, tile, strip.slice);\n    const int t = forward",
+            "const Place<K> place(a.shape, tile, 0);\n    const int t = forward",
         ),
     ),
     "a slice past the last": (
@@ -182,7 +182,7 @@ FAULTS_OF_STREAMING = {
     ),
     "a row that has not begun forgets h_0": (
         "streaming.cuh",
-        ("if (rt::any(valid != kAllColumns)) {", "if (rt::any(valid != kAllColumns) && i < 0) {"),
+        ("if (rt::any(waits != 0)) {", "if (rt::any(waits != 0) && i < 0) {"),
     ),
     "dh_0 of the last launch alone": (
         "streaming.cuh",
@@ -195,8 +195,8 @@ FAULTS_OF_STREAMING = {
     "a mean that is not clipped": (
         "streaming.cuh",
         (
-            "const float mean = sums[3][v % 2] * scale[v % 2] * a.shape.each;",
-            "const float mean = sums[3][v % 2] * a.shape.each;",
+            "mean[e] = (large ? sums[5][e] : sums[3][e]) * each;",
+            "mean[e] = (large ? sums[5][e] : sums[3][e]) * a.shape.each;",
         ),
     ),
     "a launch too few": (
