@@ -22,7 +22,7 @@ PYTEST = (
     "no:cacheprovider",
 )
 # Seconds for each file of tests/gpu, as many as there are; a crash of one is not the others'.
-TEST_LIMITS = {"numbers": 50, "kernels": 45, "surroundings": 110, "tools": 40}
+TEST_LIMITS = {"numbers": 50, "kernels": 45, "surroundings": 95, "tools": 40}
 SMI = (
     "--query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw"
 )
@@ -43,10 +43,11 @@ def steps() -> tuple[Step, ...]:
     return (
         Step("gpu", ("nvidia-smi", SMI, "--format=csv,noheader"), 10),
         Step("build", build, 75, {**BUILT, "RNNFAST_CUDA_ARCHS": "native"}),
-        Step("info", (*rnnfast, "info"), 30),
+        Step("info", (*rnnfast, "info"), 20),
         *tests,
         Step("validate", (*rnnfast, "validate", *quick), 70),
-        Step("bench", (*rnnfast, "bench", *quick), 90),
+        Step("plans", ("python", "-m", "bench.cuda_plans", "--out", "{out}"), 40),
+        Step("bench", (*rnnfast, "bench", *quick), 75),
     )
 
 

@@ -14,6 +14,8 @@ KINDS = {
     "norm": {"norm": "layer", "num_heads": 2, "track_gradient_flow": True},
     "stacked": {"num_layers": 2, "bidirectional": True},
 }
+# The CUDA kernels that the plan would not take for this size.
+FORCED = {f"cuda-{kernel}": kernel for kernel in ("streaming", "cluster4")}
 OTHERS = {"torch-plain": ("torch", {}), "reference-norm": ("reference", KINDS["norm"])}
 
 
@@ -23,6 +25,7 @@ def workloads() -> dict[str, tuple[str, dict]]:
 
     own = [name for name in BACKENDS if name not in ("cpu", "torch", "reference")]
     found = {f"{name}-{kind}": (name, KINDS[kind]) for name in own for kind in KINDS}
+    found |= {name: ("cuda", KINDS["norm"]) for name in FORCED}
     return found | OTHERS
 
 
@@ -31,7 +34,10 @@ def run(name: str, device: str = "cuda") -> None:
     import torch
 
     import rnnfast
+    from rnnfast.backends import cuda
 
+    if name in FORCED:
+        cuda.WANTED = cuda.NAMES[FORCED[name]], 0
     backend, options = workloads()[name]
     torch.manual_seed(0)
     rnn = rnnfast.RNN(IN, H, backend=backend, device=device, **options)

@@ -71,15 +71,17 @@ def passed_over(name: str, problem: Problem) -> str:
     why = BACKENDS[name].unavailable(problem)
     if why or name not in ("cuda", "triton"):
         return why
-    ours, of_torch = BACKENDS[name].estimates(problem)
-    others = {} if torch_native.unavailable(problem) else {"torch": of_torch}
+    (ours, theirs), whose = BACKENDS[name].estimates(problem), "torch"
+    if torch_native.unavailable(problem):
+        theirs = float("inf")
     # Estimates of kernels that keep W_hh, in CUDA and in Triton, are too unlike to be compared.
     if name == "cuda" and cuda.streams(problem) and not triton.unavailable(problem):
-        others["triton"] = triton.estimates(problem)[0]
-    best = min(others, key=others.get, default=None)
-    if best is None or ours < others[best]:
-        return ""
-    return f"{ours:.2f} us a step against {best}'s {others[best]:.2f} (estimated)"
+        of_triton = triton.estimates(problem)[0]
+        if of_triton < theirs:
+            theirs, whose = of_triton, "triton"
+    return (
+        "" if ours < theirs else f"{ours:.2f} us a step against {whose}'s {theirs:.2f} (estimated)"
+    )
 
 
 def refusals(problem: Problem) -> dict[str, str]:

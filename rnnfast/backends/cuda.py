@@ -352,26 +352,33 @@ def _measured(name: str) -> tuning.Tuned:
 
 
 def _seconds(size: tuple, device: Device, wanted: tuple[int, ...], like: Tensor) -> float:
-    """Of forward and backward of a layer of zeros, the least of three runs."""
+    """Of forward and backward, the least of three runs."""
+    return sum(seconds_of(size, _plan(*size, device, wanted), like))
+
+
+def seconds_of(size: tuple, planned: Plan, like: Tensor, runs: int = 3) -> tuple[float, float]:
+    """Of forward and of backward of a layer of zeros with STEPS steps, the least of some runs:
+    the launches alone, without products over all steps. ``size``: mode, units, groups, rows, norm;
+    ``like``: a tensor of its dtype and device."""
     _, S, G, B, norm = size
     x, w_hh = like.new_zeros(STEPS, B, G * S), like.new_zeros(1, G * S, S)
     gamma = like.new_ones(G * S, dtype=torch.float32) if norm else None
-    options, planned = Options(heads=G), _plan(*size, device, wanted)
+    gains, none, options = (gamma, gamma), (None, None, None), Options(heads=G)
 
-    def run() -> None:
-        none = None, None, None
-        norm = gamma, gamma  # for beta, too
-        y, _, *saved = forward(x, *none, w_hh, *norm, *none, options, planned=planned)
-        backward(
-            *(y, None, y, None, None, w_hh, *norm, *saved, *none, None, False, False, options),
-            planned=planned,
-        )
+    def run() -> list[Tensor | None]:
+        return forward(x, *none, w_hh, *gains, *none, options, planned=planned)
 
-    run()
-    return min(_timed(run, like.device) for _ in range(3))
+    y, _, *saved = run()
+    arguments = y, None, y, None, None, w_hh, *gains, *saved, *none, None, False, False, options
+
+    def run_back() -> None:
+        backward(*arguments, planned=planned)
+
+    run_back()
+    return tuple(min(_timed(f, like.device) for _ in range(runs)) for f in (run, run_back))
 
 
-def _timed(run: Callable[[], None], device: torch.device) -> float:
+def _timed(run: Callable[[], object], device: torch.device) -> float:
     if device.type != "cuda":  # the emulation
         start = time.perf_counter()
         run()
