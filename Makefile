@@ -8,7 +8,9 @@ CXX_FILES := $(filter-out %/rnn_fwd_cluster.cuh %/rnn_bwd_cluster.cuh, \
 	$(shell find csrc tests bench -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'))
 # (those two stand as they were sketched)
 
-OF_EVERY_LEVEL := $(addprefix tests/test_,numerics.py module_sequences.py)
+OF_EVERY_LEVEL := tests/test_numerics.py
+# SIMD levels under the address sanitizer, the best first.
+LEVELS ?= 2
 
 # What runs over the kernels for GPUs where there is none: Triton's in its interpreter, those in CUDA
 # in the emulation.
@@ -32,6 +34,7 @@ demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits
 test: export RNNFAST_REQUIRE_EXTENSION = 1  # its tests must not be skipped
 test: export TRITON_CACHE_DIR = $(CURDIR)/build/triton
 test: export RNNFAST_CUDA_ARCHS = sm_90,compute_90  # less than is installed: minutes matter here
+test: LEVELS = 1
 test: lint extension sanitize  ## everything that can be shown without a GPU
 	$(PYTEST_IN_TWO) $(BY_FILE) --ignore $(TIMED)
 	$(BIN)/python -m pytest $(TIMED)
@@ -48,7 +51,7 @@ lint: .venv/dev
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 sanitize: extension  ## the C++ kernels under the address, undefined-behaviour and thread sanitizers
-	$(BIN)/python tests/sanitize.py
+	$(BIN)/python tests/sanitize.py --levels $(LEVELS)
 
 # Where there is an nvcc, kernels that it does not compile are an error.
 extension: .venv/dev  ## recompiles what has changed in csrc

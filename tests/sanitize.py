@@ -1,12 +1,13 @@
-"""`make sanitize`: builds each program of tests/cpp for the two best SIMD levels of this machine,
-and those of its emulated, once with each set of sanitizers, and runs it. Compiler, levels and flags
-are those of setup.py.
+"""`make sanitize`: builds each program of tests/cpp for the best SIMD levels of this machine, two
+unless it is told another number, and those of its emulated, once with each set of sanitizers, and
+runs it. Compiler, levels and flags are those of setup.py.
 
 Which thread reads and writes what is the same at every level: one is enough for that sanitizer.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.machinery
 import importlib.util
 import os
@@ -96,11 +97,16 @@ def passes(program: str) -> bool:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--levels", type=int, default=2, help="under the address sanitizer")
+    number = parser.parse_args().levels
+    if number < 1:
+        parser.error(f"--levels: given {number}, wanted 1 or more")
     os.chdir(ROOT)
     levels = levels_of_this_machine()
     print(f"SIMD levels of this machine: {', '.join(levels)}", flush=True)
     try:
-        programs = [*build("address", levels[-2:]), *build("thread", levels[-1:])]
+        programs = [*build("address", levels[-number:]), *build("thread", levels[-1:])]
         programs += [p for sanitizer in SANITIZERS for p in build_emulated(sanitizer)]
     except package.Unavailable as error:
         print(error, file=sys.stderr)

@@ -17,7 +17,6 @@ RESIDENT_ROWS = (8, 16)
 # reads few weights at a step. A multiple of the units where there are too few multiprocessors.
 TILES = ((16, 16, 4), (64, 32, 8))
 LARGEST_TILE = 1024
-MOST_ROWS = 2**30 - 1  # of the batch: those of both directions are counted in 32 bits
 # The tile for few rows where the weights of a program fit into its registers, and the padded units
 # of a group up to which they do, from a compute capability of 8 and of 9 on.
 KEPT_TILE = (64, 8, 8)
@@ -91,8 +90,6 @@ class Plan(NamedTuple):
 @functools.lru_cache(256)
 def choose(size: Size, device: Device) -> Plan | str:
     """The plan, or why there is none."""
-    if size.rows > MOST_ROWS:
-        return f"{size.rows} rows of the batch are more than the {MOST_ROWS} that it counts"
     plans = _resident(size, device) or _tiled(size, device)
     if plans is None:
         return (

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (8, 0)  # compute capability
 OLDEST_TRITON = (3, 6)
+MOST_ROWS = 2**30 - 1  # of the batch: those of both directions are counted in 32 bits
 # On CPU tensors, slowly, one program after another: for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 # No fewer registers than there are: the compiler would spill some for a second block that the
@@ -88,6 +89,8 @@ def _planned(
     if device.capability < OLDEST:
         needed, have = (".".join(map(str, pair)) for pair in (OLDEST, device.capability))
         return f"it needs compute capability {needed}, and {device.name} has {have}"
+    if rows > MOST_ROWS:
+        return f"{rows} rows of the batch are more than the {MOST_ROWS} that it counts"
     return choose(Size(units, groups, rows, _precision(dtype), norm), device)
 
 

@@ -358,12 +358,12 @@ int main(int argc, char** argv) {
     try_sizes<Streamed<1, 2>>("exact, streaming", number / 4);
 #endif
 #ifndef FAULT
-    try_sizes<Streamed<2, 4>>("exact, streaming, 2 tiles", number / 4);
+    try_sizes<Streamed<2, 4>>("exact, streaming, 2 tiles", number / 8);
     try_sizes<cuda::Kernel<BFloat16, 64, 2>>("bfloat16", number);
     try_sizes<cuda::Kernel<cuda::Tf32, 48, 1>>("tf32", number);
-    try_sizes<cuda::Kernel<cuda::Exact, 32, 1, 2>>("exact, 2 blocks", number);
-    try_sizes<cuda::Kernel<cuda::Tf32, 64, 2, 2, 2, 1>>("tf32, 2 blocks", number);
-    try_sizes<cuda::Kernel<BFloat16, 64, 1, 4>>("bfloat16, 4 blocks", number);
+    try_sizes<cuda::Kernel<cuda::Exact, 32, 1, 2>>("exact, 2 blocks", number / 2);
+    try_sizes<cuda::Kernel<cuda::Tf32, 64, 2, 2, 2, 1>>("tf32, 2 blocks", number / 2);
+    try_sizes<cuda::Kernel<BFloat16, 64, 1, 4>>("bfloat16, 4 blocks", number / 4);
     try_sizes<cuda::Kernel<BFloat16, 192, 3, 2, 6, 1>>("bfloat16, 6 parts", number / 4);
     try_sizes<cuda::Kernel<cuda::Exact, 128, 1, 8>>("exact, 8 blocks", number / 8);
     try_sizes<cuda::Kernel<BFloat16, 256, 1, 16>>("bfloat16, 16 blocks", number / 8);
