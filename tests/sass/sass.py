@@ -7,7 +7,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -413,13 +413,15 @@ def loaded(code: list[Instruction]) -> int:
     return sum(width[w[1]] if w else 4 for w in found)
 
 
-def table(objects: Path, arch: str, folder: Path) -> dict[str, Figures]:
+def table(
+    objects: Path, arch: str, folder: Path, modes: Iterable[str] = package.CUDA_MODES
+) -> dict[str, Figures]:
     """{mode and kernel: figures} of the extension whose objects are in a folder."""
     found = {}
     for family in package.CUDA_FAMILIES:
         if family == "cluster" and arch == "sm_80":
             continue
-        for mode in package.CUDA_MODES:
+        for mode in modes:
             inside = folder / f"{family}.{mode}"
             inside.mkdir(exist_ok=True)
             file = objects.resolve() / f"{family}.{mode}.o"
