@@ -587,7 +587,7 @@ RT_DEVICE Row row_of(const Backward& a, const Place<K>& place, int i, int column
   return row;
 }
 
-// To da_t, from dh_t f' (and its tile's part of dgamma and dbeta, where there is layer norm): out.
+// da_t of a tile: what the next step multiplies, and dp.
 template <class K>
 RT_DEVICE void put_da(const Backward& a, const Workspace& w, const Place<K>& place, int i,
                       const float (&da)[1][4]) {
