@@ -170,7 +170,7 @@ FAULTS_OF_STREAMING = {
         ("end = steps * (warp + 1) / kWarps;", "end = (steps - 1) * (warp + 1) / kWarps;"),
     ),
     "another slice's place": (
-        "streaming.cuh",
+        "streaming_forward.cuh",
         (
             "const Place<K> place(a.shape, tile, strip.slice);\n    const int t = forward",
             "const Place<K> place(a.shape, tile, 0);\n    const int t = forward",
@@ -181,19 +181,19 @@ FAULTS_OF_STREAMING = {
         ("return tile < w.tiles && slice < w.slices;", "return tile < w.tiles;"),
     ),
     "a row that has not begun forgets h_0": (
-        "streaming.cuh",
+        "streaming_forward.cuh",
         ("if (rt::any(waits != 0)) {", "if (rt::any(waits != 0) && i < 0) {"),
     ),
     "dh_0 of the last launch alone": (
-        "streaming.cuh",
+        "streaming_backward.cuh",
         ("row.begun = i > 0 &&", "row.begun = i == a.shape.steps &&"),
     ),
     "dgamma of the last step alone": (
-        "streaming.cuh",
+        "streaming_backward.cuh",
         ("gain[k] + (step.i > 0 ? a.dgamma[unit] : 0.0f);", "gain[k];"),
     ),
     "a mean that is not clipped": (
-        "streaming.cuh",
+        "streaming_backward.cuh",
         (
             "mean[e] = (large ? sums[5][e] : sums[3][e]) * each;",
             "mean[e] = (large ? sums[5][e] : sums[3][e]) * a.shape.each;",

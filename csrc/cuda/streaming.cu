@@ -1,11 +1,12 @@
-// The streaming kernel (streaming.cuh) of one mode: RNNFAST_MODE is its name, RNNFAST_MODE_TYPE its
-// type. Compiled once for each, and by the host's compiler for the emulation.
+// The streaming kernels (streaming.cuh) of one mode: RNNFAST_MODE is its name, RNNFAST_MODE_TYPE
+// its type. Compiled once for each, and by the host's compiler for the emulation.
 #include <string>
 #include <utility>
 
 #include "launch.h"
 #include "start.cuh"
-#include "streaming.cuh"
+#include "streaming_backward.cuh"
+#include "streaming_forward.cuh"
 
 namespace rnnfast::cuda::RNNFAST_MODE::streaming {
 namespace {
