@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 
@@ -170,11 +171,13 @@ assert torch.equal(y, wanted)
 
 
 @pytest.mark.gpu(1)
-def test_first_call_of_a_process_may_be_in_a_capture(device):
+@pytest.mark.parametrize("kernel", ["", "streaming"])
+def test_first_call_of_a_process_may_be_in_a_capture(kernel, device):
     """What the kernels load, and what is asked of the device, is no work of a stream."""
     if not has_room("cuda", 24, torch.float32, device):
         pytest.skip("the CUDA kernels do not serve here")
-    subprocess.run([sys.executable, "-c", FIRST], check=True, timeout=100)
+    env = os.environ | {"RNNFAST_CUDA_KERNEL": kernel}
+    subprocess.run([sys.executable, "-c", FIRST], check=True, timeout=100, env=env)
 
 
 @pytest.mark.gpu(2)
