@@ -12,6 +12,8 @@ from .autograd import layer
 from .backends import Problem, check_nonlinearity, select, told_rows
 from .cells.rnn import Options
 
+LEAST_CLIP = 1e-30  # of clip_state_grad
+
 
 def rnn(
     p: Tensor,
@@ -47,7 +49,8 @@ def rnn(
             layer norm (Ba et al. 2016), with norm_eps beside the variance. 16-bit inputs
             take them in 16 bits or in float32.
         bptt_window: no gradient crosses between t - 1 and t for t = k, 2 k, ...
-        clip_state_grad: dL/dh_t of a head and row is scaled down to this norm, at every t.
+        clip_state_grad: dL/dh_t of a head and row is scaled down to this norm, 1e-30 or more, at
+            every t.
         backend: "auto", "cpu" or "reference"; a named one serves or raises.
 
     Returns:
@@ -135,6 +138,11 @@ def check_options(
         _check_count("bptt_window", bptt_window)
     if clip_state_grad is not None:
         _check_positive("clip_state_grad", clip_state_grad)
+        if clip_state_grad < LEAST_CLIP:
+            raise ValueError(
+                f"clip_state_grad: given {clip_state_grad}, wanted {LEAST_CLIP} or more: float32 "
+                "has few digits for what such a gradient is multiplied with"
+            )
 
 
 def _check_count(name: str, value: int) -> None:

@@ -64,8 +64,9 @@ class RNN(nn.RNNBase):
             weight_hh_l0 is [H, H / num_heads], the rows of a head acting on its own units.
         track_gradient_flow: True measures the gradient at every time step as backward passes
             (:attr:`gradient_flow`), "sample" for each row of the batch.
-        clip_state_grad: scale dL/dh_t of each row and head down to this norm, at every step of
-            backward (of the scaled loss, under a GradScaler). One that is inf or NaN stays.
+        clip_state_grad: scale dL/dh_t of each row and head down to this norm, 1e-30 or more, at
+            every step of backward (of the scaled loss, under a GradScaler). One that is inf or NaN
+            stays.
         bptt_window: truncated BPTT: no gradient crosses between steps t - 1 and t for
             t = k, 2 k, ...
         backend: "auto", "cpu", "triton", "torch" or "reference". A named one serves or raises;

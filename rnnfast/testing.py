@@ -132,12 +132,14 @@ def judge_backward(
     """Judges the results of :func:`rnnfast.cells.rnn.backward` from the y, ahat and rstd that the
     kernel saved: dp [T, B, D * H], each step restarted from the dp after it, and the sums from dp.
 
-    f' is that of y, or where y is in 16 bits that of ahat.
+    A row may be clipped before its da is multiplied, or as well what it comes to: then dp is
+    rounded apart from what was multiplied, each to within u_store. f' is that of y, or where y is
+    in 16 bits that of ahat.
     """
     case = _Case(y, w_hh, h_0, lengths, reset, options, u_operand)
     T, B, S = *y.shape[:2], case.S
     da = case.by_group(dp)
-    _, (dh, error) = case.state_gradient(grad_y, grad_h_n, da)
+    _, (dh, error), of_da = case.state_gradient(grad_y, grad_h_n, da, options.clip_state_grad)
     if options.clip_state_grad is not None:
         dh, error = _clip(dh, error, options.clip_state_grad)
     h = case.y
@@ -180,6 +182,7 @@ def judge_backward(
             wanted = torch.where(case.empty, case.states_by_group(grad_h_n), wanted)
         terms = torch.einsum("gbj,gji->gbi", first.abs(), case.w_hh.abs())
         error = case.error(torch.where(case.empty | dropped, 0, terms), S)
+        error += torch.einsum("gbj,gji->gbi", _pick(of_da, case.first), case.w_hh.abs())
         verdicts.append(_verdict("dh_0", dh_0, *map(case.states, (wanted, error))))
     return verdicts
 
@@ -209,8 +212,8 @@ def judge_record(
     """
     case = _Case(y, w_hh, h_0, lengths, reset, options, u_operand)
     da = case.by_group(dp)
-    carry, state = case.state_gradient(grad_y, grad_h_n, da)
     limit = options.clip_state_grad
+    carry, state, _ = case.state_gradient(grad_y, grad_h_n, da, limit)
     clipped = state if limit is None else _clip(*state, limit)
     preact = da, torch.finfo(dp.dtype).eps / 2 * da.abs()
     found = dict(zip(FIELDS, _exact(record).unbind(-1)))
@@ -276,11 +279,16 @@ def _clip(dh: Tensor, error: Tensor, limit: float) -> tuple[Tensor, Tensor]:
     """dh, clipped over the last axis, and its error."""
     norm = torch.linalg.vector_norm(dh, dim=-1, keepdim=True)
     along = (dh.abs() * error).sum(-1, keepdim=True)  # norm times the error of the norm
-    finite = norm < torch.inf
-    scale = torch.where(finite & (norm > limit), limit / norm, 1)
-    clips = finite & (norm + along / norm > limit)  # or would, with that error
-    of_scale = torch.where(clips, dh.abs() * scale * along / norm.square(), 0)
-    return dh * scale, scale * error + of_scale
+    scale = torch.where((norm < torch.inf) & (norm > limit), limit / norm, 1)
+    of_scale = dh.abs() * scale * along / norm.square()
+    return dh * scale, scale * error + torch.where(_clips(dh, error, limit), of_scale, 0)
+
+
+def _clips(dh: Tensor, error: Tensor, limit: float) -> Tensor:
+    """Which rows are, or would be with that error."""
+    norm = torch.linalg.vector_norm(dh, dim=-1, keepdim=True)
+    along = (dh.abs() * error).sum(-1, keepdim=True)
+    return (norm < torch.inf) & (norm + along / norm > limit)
 
 
 class _Case:
@@ -301,6 +309,7 @@ class _Case:
         self.heads = n = options.heads
         self.G = self.D * n
         self.u_operand = u_operand or torch.finfo(arithmetic(y.dtype)).eps / 2
+        self.u_store = torch.finfo(y.dtype).eps / 2
         self.tiny = torch.finfo(arithmetic(y.dtype)).smallest_normal
         self.y, self.w_hh = self.by_group(y), _exact(w_hh).reshape(self.G, self.S, self.S)
         h_0 = torch.zeros(self.D, B, H) if h_0 is None else h_0
@@ -328,10 +337,10 @@ class _Case:
         self.before = self.masked(torch.where(self.drops, 0, before))
 
     def state_gradient(
-        self, grad_y: Tensor | None, grad_h_n: Tensor | None, da: Tensor
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        self, grad_y: Tensor | None, grad_h_n: Tensor | None, da: Tensor, limit: float | None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
         """What came back through time, and dh with what comes from outside, each with its error;
-        from da of the steps after."""
+        from da of the steps after. And by how much da may differ from what was multiplied."""
         g = torch.zeros_like(self.y) if grad_y is None else self.by_group(grad_y)
         ends = self.at(self.last)
         after = self.shifted(da, -1)  # da of the step that BPTT takes before this one
@@ -345,10 +354,15 @@ class _Case:
             torch.where(self.stops | ends, 0, torch.einsum("gtbj,gji->gtbi", x, w))
             for x, w in ((after, self.w_hh), (after.abs(), self.w_hh.abs()))
         )
-        return tuple(
-            (self.masked(x), self.masked(self.error(of, self.S)))
-            for x, of in ((carry, terms), (outside + carry, outer + terms))
-        )
+        dh, error = self.masked(outside + carry), self.masked(self.error(outer + terms, self.S))
+        carry, of_carry = self.masked(carry), self.masked(self.error(terms, self.S))
+        of_da = torch.zeros_like(da)
+        if limit is not None:
+            of_da = torch.where(_clips(dh, error, limit), 2 * self.u_store * da.abs(), 0)
+            more = torch.einsum("gtbj,gji->gtbi", self.shifted(of_da, -1), self.w_hh.abs())
+            more = self.masked(torch.where(self.stops | ends, 0, more))
+            error, of_carry = error + more, of_carry + more
+        return (carry, of_carry), (dh, error), of_da
 
     def by_direction(self, x: Tensor) -> Tensor:
         """[G, T, B, S] -> [D, T, B, H]."""

@@ -83,7 +83,7 @@ def check_streaming(plan, mode, units, groups, rows, norm):
     assert plan.slices == -(-rows // 8)
     # Bytes of a tile of W as factors, and of one of the state, twice; of its values and its sums.
     tiles, of_tile = -(-units // 16), {"tf32": 1024, "exact": 1536}.get(mode, 512)
-    of_rows = plan.slices * tiles * (of_tile + 512 + 224)
+    of_rows = plan.slices * tiles * (of_tile + 512 + 192)
     assert plan.workspace == groups * (tiles**2 * of_tile + of_rows)
 
 

@@ -80,11 +80,8 @@ FAULTS_OF_BLOCK = {  # file of csrc/cuda, what stands there, what takes its plac
         ),
     ),
     "no barrier between the sums": (
-        "exchange.cuh",
-        (
-            "    rt::sync_block();\n  } else {\n    const std::uint32_t barrier",
-            "  } else {\n    const std::uint32_t barrier",
-        ),
+        "norms.cuh",
+        ("  if constexpr (K::kBlocks == 1) rt::sync_block();\n", ""),
     ),
     "one half of the state, read late": (
         "exchange.cuh",
@@ -104,6 +101,18 @@ FAULTS_OF_BLOCK = {  # file of csrc/cuda, what stands there, what takes its plac
     ),
     "p of the step before": ("forward.cuh", ("      p.go(d);\n", "")),
     "a reset one step late": ("forward.cuh", ("bits = look_up(t);", "bits = look_up(t - toward);")),
+    "dp of the step before is scaled by the step's own": (
+        "backward.cuh",
+        ("      if (i > 0) put_dp();  // of the step before\n", ""),
+        (
+            "          again = rt::any(large[0] || large[1]);\n",
+            "          again = rt::any(large[0] || large[1]);\n          if (i > 0) put_dp();\n",
+        ),
+    ),
+    "layer norm's sums are not taken anew": (
+        "backward.cuh",
+        ("if (!kTogether || rt::any(at_once[0] || at_once[1])) {", "if (!kTogether) {"),
+    ),
     "what was looked up of the step before": (
         "backward.cuh",
         ("next = look_up(time_of(i + 1));", "next = look_up(time_of(i));"),
@@ -120,7 +129,23 @@ FAULTS_OF_CLUSTER = {
     ),
     "no wait for the sums": (
         "exchange.cuh",
-        ("rt::mbarrier_wait(barrier_of<K>(kWhich), i % 2);", ""),
+        ("rt::mbarrier_wait(barrier_of<K>(which), phase % 2);", ""),
+    ),
+    "what clips has one half": (
+        "exchange.cuh",
+        ("(which == kOfClipSecond ? kSumsBytes<K::kEntries, 2> / 4 : 0)", "0"),
+    ),
+    "rows that are too large are not sent once more": (
+        "backward.cuh",
+        ("again = rt::any(large[0] || large[1]);", "again = false;"),
+    ),
+    "warps that own nothing are not told of it": (
+        "backward.cuh",
+        ("!place.owner()) again = *told(turn);", "!place.owner()) again = false;"),
+    ),
+    "clipped twice": (
+        "backward.cuh",
+        ("scale[e] = large[e] ? 1.0f : scale[e];", "scale[e] = scale[e];"),
     ),
     "told what to expect before the phase ends": (
         "forward.cuh",
@@ -195,8 +220,8 @@ FAULTS_OF_STREAMING = {
     "a mean that is not clipped": (
         "streaming_backward.cuh",
         (
-            "mean[e] = (large ? sums[5][e] : sums[3][e]) * each;",
-            "mean[e] = (large ? sums[5][e] : sums[3][e]) * a.shape.each;",
+            "mean[e] = (large ? sums[4][e] : sums[2][e]) * each;",
+            "mean[e] = (large ? sums[4][e] : sums[2][e]) * a.shape.each;",
         ),
     ),
     "a launch too few": (

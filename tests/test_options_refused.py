@@ -56,6 +56,7 @@ NUMBERS = [
     ("bptt_window", "3", TypeError, "given '3', wanted an int"),
     ("clip_state_grad", 0, ValueError, "given 0, wanted a number above 0"),
     ("clip_state_grad", -1, ValueError, "given -1, wanted a number above 0"),
+    ("clip_state_grad", 1e-31, ValueError, "given 1e-31, wanted 1e-30 or more"),
     ("clip_state_grad", float("nan"), ValueError, "given nan, wanted a number above 0"),
     ("clip_state_grad", "x", TypeError, "given 'x', wanted a float"),
     ("clip_state_grad", True, TypeError, "given True, wanted a float"),

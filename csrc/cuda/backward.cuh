@@ -5,7 +5,6 @@
 
 namespace rnnfast::cuda {
 
-// kClip: whether it can clip, which it does where there is a limit.
 template <class K, bool kNorm, bool kClip>
 RT_KERNEL(K::kThreads)
 backward_kernel(Backward a) {
@@ -16,10 +15,16 @@ backward_kernel(Backward a) {
   [[maybe_unused]] auto* gamma = K::template at<float>(K::kGamma);
   [[maybe_unused]] auto* beta = K::template at<float>(K::kBeta);
   constexpr int kOwnerThreads = 32 * K::kOwners;
-  // This thread's own: c of rows that lack a step; dgamma and dbeta of a tile's two units. They are
-  // not in registers, which are scarce.
+  // Clips while the product is under way: what is sent is da before that.
+  constexpr bool kLate = kClip && !kNorm;
+  // Layer norm's sums are exchanged with those of clipping, for which registers must not be scarce.
+  constexpr bool kTogether = kNorm && !K::kScarce;
+  constexpr int kSums = kTogether ? 4 : 2;
+  // This thread's own, not in registers, which are scarce: c of rows that lack a step; dgamma and
+  // dbeta of a tile's two units; what was sent.
   auto* kept = K::template at<float>(K::kKept) + rt::thread();
   [[maybe_unused]] auto* gains = K::template at<float>(K::kGains) + rt::thread();
+  [[maybe_unused]] auto* sent = gains;
 
   Weights<K> weights;
   load_weights<K, true>(a.w_hh, place, weights);
@@ -30,7 +35,7 @@ backward_kernel(Backward a) {
       RT_UNROLL for (int i = 0; i < 4 * K::kOwned; ++i) gains[i * kOwnerThreads] = 0.0f;
     }
   }
-  begin_exchange<K>(place);
+  begin_exchange<K, kSums>(place);
   const auto length = [&](int column) { return length_of<K>(a.lengths, a.shape, place, column); };
   // The last step of a row in this direction, of which the lane has words.
   const auto end = [&](int i) {
@@ -107,22 +112,111 @@ backward_kernel(Backward a) {
   Step next = look_up(first);
   Values<K> carry = {};  // c_t
 
+  // How often layer norm's sums had an exchange of their own, where they need not: a word of the
+  // warp.
+  const auto apart = [&] { return K::template at<int>(K::kAgain) + rt::opaque(place.warp); };
+  if (kClip && kTogether && place.owner() && place.lane == 0) *apart() = 0;
+  // Of clipping late: by what a row is scaled, and which rows are too large to be sent as they are.
+  float scale[2] = {1.0f, 1.0f};
+  bool large[2] = {};
+  const auto put_dp = [&] {
+    TileWords<K> out;
+    RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
+      float da[4];
+      RT_UNROLL for (int v = 0; v < 4; ++v) {
+        da[v] = sent[(m * 4 + v) * kOwnerThreads] * scale[v % 2];
+      }
+      W::from_values(da, out[m]);
+    }
+    put<K>(dp, place, out);
+    dp.go(!d);
+  };
+
+  // What layer norm makes of dn, and clipping where there is: da. sums: of squares of dh.
+  [[maybe_unused]] const auto clip_through_norm = [&](int i, const Step& step,
+                                                      const Values<K>& normal,
+                                                      float (&sums)[kSums][2], Values<K>& da) {
+    float mean[2][2];
+    const auto sum_up = [&] {
+      RT_UNROLL for (int n = 0; n < 2; ++n) mean[n][0] = mean[n][1] = 0.0f;
+      RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
+        RT_UNROLL for (int v = 0; v < 4; ++v) {
+          const float dahat = da[m][v] * gamma[place.unit_of_block(m, v)];
+          mean[0][v % 2] += dahat;
+          mean[1][v % 2] += dahat * normal[m][v];
+        }
+      }
+    };
+    if constexpr (kTogether || !kClip) sum_up();
+    if constexpr (kClip) {
+      if constexpr (kTogether) {
+        RT_UNROLL for (int n = 0; n < 2; ++n) {
+          RT_UNROLL for (int e = 0; e < 2; ++e) sums[2 + n][e] = mean[n][e];
+        }
+      }
+      add_up<K>(kOfClip, i, place, sums);
+      float scale[2];
+      bool at_once[2];  // whether the row is clipped before those sums are taken
+      RT_UNROLL for (int e = 0; e < 2; ++e) {
+        scale[e] = clip_scale(sums, e, a.limit);
+        at_once[e] = !kTogether || too_large(sums, e);
+        if constexpr (kTogether) {
+          RT_UNROLL for (int n = 0; n < 2; ++n) mean[n][e] = sums[2 + n][e];
+        }
+      }
+      if (!kTogether || rt::any(at_once[0] || at_once[1])) {  // of other rows they come to the same
+        RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
+          RT_UNROLL for (int v = 0; v < 4; ++v) da[m][v] *= at_once[v % 2] ? scale[v % 2] : 1.0f;
+        }
+        RT_UNROLL for (int e = 0; e < 2; ++e) scale[e] = at_once[e] ? 1.0f : scale[e];
+        sum_up();
+        const int phase = kTogether ? *apart() : i;
+        add_up<K>(kOfNorm, phase, place, mean);
+        if (kTogether && place.lane == 0) *apart() = phase + 1;
+      }
+      RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
+        RT_UNROLL for (int v = 0; v < 4; ++v) da[m][v] *= scale[v % 2];
+      }
+      RT_UNROLL for (int n = 0; n < 2; ++n) {
+        RT_UNROLL for (int e = 0; e < 2; ++e) mean[n][e] *= scale[e];
+      }
+    } else {
+      add_up<K>(kOfNorm, i, place, mean);
+    }
+    RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
+      float gain[2] = {}, bias[2] = {};
+      RT_UNROLL for (int v = 0; v < 4; ++v) {
+        gain[v / 2] += da[m][v] * normal[m][v];
+        bias[v / 2] += da[m][v];
+        const float dahat = da[m][v] * gamma[place.unit_of_block(m, v)];
+        const float along = normal[m][v] * (mean[1][v % 2] * a.shape.each);
+        const float rest = dahat - mean[0][v % 2] * a.shape.each - along;
+        const bool inside = step.valid(v % 2) && place.inside(m, v);
+        da[m][v] = inside ? step.rstd[v % 2] * rest : 0.0f;
+      }
+      RT_UNROLL for (int i = 0; i < 2; ++i) {
+        gains[(m * 4 + i) * kOwnerThreads] += gain[i];
+        gains[(m * 4 + 2 + i) * kOwnerThreads] += bias[i];
+      }
+    }
+  };
+
   // Step i up to da_t: what the owners do.
-  const auto make_da = [&](int i, const Step& step) {
-    float dh[K::kOwned][4], h[K::kOwned][4];
+  const auto make_da = [&](int i, int turn, const Step& step) {
+    float da[K::kOwned][4], h[K::kOwned][4];  // da: dh, then dn, dahat and da
     [[maybe_unused]] float normal[K::kOwned][4];
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-      W::to_values(next_g[m], dh[m]);
+      W::to_values(next_g[m], da[m]);
       W::to_values(next_h[m], h[m]);
       if constexpr (kNorm) W::to_values(next_ahat[m], normal[m]);
     }
     if (a.grad_h_n != nullptr) {
       bool ends[W::kColumnsOfLane];
       RT_UNROLL for (int c = 0; c < W::kColumnsOfLane; ++c) ends[c] = step.last(c);
-      if (rt::any(step.bits >= 16)) add_last(ends, dh);
+      if (rt::any(step.bits >= 16)) add_last(ends, da);
     }
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-      RT_UNROLL for (int v = 0; v < 4; ++v) dh[m][v] += carry[m][v];
+      RT_UNROLL for (int v = 0; v < 4; ++v) da[m][v] += carry[m][v];
     }
 
     if (a.carry != nullptr) {  // for the record
@@ -137,6 +231,7 @@ backward_kernel(Backward a) {
         }
       }
     }
+
     // A row without this step keeps c.
     if (a.lengths != nullptr) {
       RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
@@ -144,20 +239,10 @@ backward_kernel(Backward a) {
       }
     }
 
-    float scale[2] = {1.0f, 1.0f};
-    if (kClip && a.limit > 0) {
-      float sums[3][2];
-      blue_sums(dh, sums);
-      add_up<K>(sums, i, place);
-      RT_UNROLL for (int e = 0; e < 2; ++e) scale[e] = clip_scale(sums, e, a.limit);
-    }
-
-    float da[K::kOwned][4];  // dh clipped, then dn, dahat and da
-    RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-      RT_UNROLL for (int v = 0; v < 4; ++v) da[m][v] = dh[m][v] * scale[v % 2];
-    }
+    [[maybe_unused]] float sums[kSums][2];  // of squares of dh; what layer norm needs
+    if constexpr (kClip) squares_of(da, sums);
     if constexpr (kNorm) {
-      if (a.anew) {
+      if (sizeof(Stored) == 2 && a.anew) {
         RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
           RT_UNROLL for (int v = 0; v < 4; ++v) {
             const int unit = place.unit_of_block(m, v);
@@ -166,68 +251,100 @@ backward_kernel(Backward a) {
         }
         activate<float>(a.nonlinearity, h);  // of h, 1 - h^2 has fewer digits
       }
-      differentiate(a.nonlinearity, da, h);
-      float sums[2][2] = {};  // of dahat, and of dahat ahat
-      RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-        float gain[2] = {}, bias[2] = {};
-        RT_UNROLL for (int v = 0; v < 4; ++v) {
-          da[m][v] = step.valid(v % 2) && place.inside(m, v) ? da[m][v] : 0.0f;
-          gain[v / 2] += da[m][v] * normal[m][v];
-          bias[v / 2] += da[m][v];
-          da[m][v] *= gamma[place.unit_of_block(m, v)];
-          sums[0][v % 2] += da[m][v];
-          sums[1][v % 2] += da[m][v] * normal[m][v];
-        }
-        RT_UNROLL for (int i = 0; i < 2; ++i) {
-          gains[(m * 4 + i) * kOwnerThreads] += gain[i];
-          gains[(m * 4 + 2 + i) * kOwnerThreads] += bias[i];
-        }
-      }
-      over_lanes(sums);
-      add_up<K>(sums, i, place);
-      RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-        RT_UNROLL for (int v = 0; v < 4; ++v) {
-          const float along = normal[m][v] * (sums[1][v % 2] * a.shape.each);
-          da[m][v] = step.rstd[v % 2] * (da[m][v] - sums[0][v % 2] * a.shape.each - along);
-        }
-      }
-    } else {
-      differentiate(a.nonlinearity, da, h);
     }
-    TileWords<K> out;
+    differentiate(a.nonlinearity, da, h);
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
       RT_UNROLL for (int v = 0; v < 4; ++v) {
         da[m][v] = step.valid(v % 2) && place.inside(m, v) ? da[m][v] : 0.0f;
       }
-      W::from_values(da[m], out[m]);
     }
-    put_state<K>(i, place, out);
-    put<K>(dp, place, out);
-    dp.go(!d);
+    if constexpr (kNorm) clip_through_norm(i, step, normal, sums, da);
+    TileWords<K> out;
+    RT_UNROLL for (int m = 0; m < K::kOwned; ++m) W::from_values(da[m], out[m]);
+    put_state<K>(turn, place, out);
+    if constexpr (kLate) {  // while the state is on its way
+      over_lanes(sums);
+      put_sums<K>(kOfClip + i % 2, place, sums);
+      if (i > 0) put_dp();  // of the step before
+      RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
+        RT_UNROLL for (int v = 0; v < 4; ++v) sent[(m * 4 + v) * kOwnerThreads] = da[m][v];
+      }
+    } else {
+      put<K>(dp, place, out);
+      dp.go(!d);
+    }
+  };
+  // The step again, of which rows that are too large are clipped now.
+  const auto put_once_more = [&](int turn) {
+    TileWords<K> out;
+    RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
+      float da[4];
+      RT_UNROLL for (int v = 0; v < 4; ++v) {
+        float& mine = sent[(m * 4 + v) * kOwnerThreads];
+        mine = da[v] = large[v % 2] ? mine * scale[v % 2] : mine;
+      }
+      W::from_values(da, out[m]);
+    }
+    put_state<K>(turn, place, out);
+    RT_UNROLL for (int e = 0; e < 2; ++e) scale[e] = large[e] ? 1.0f : scale[e];
+  };
+  // For warps that own nothing, a word of the band: written before its barrier, read behind it.
+  [[maybe_unused]] const auto told = [&](int turn) {
+    return K::template at<int>(K::kAgain) + turn % 2 * K::kBands + place.band;
   };
 
-  for (int i = 0; i < steps; ++i) {
-    const Step step = next;
-    if (place.owner()) make_da(i, step);
-    await_state<K>(i);  // all of da_t is in its half
-    // To what a row without this step has kept its da_t of 0 adds nothing.
+  bool again = false;  // whether a step is taken once more
+  Step step = next;
+  for (int i = 0, turn = 0; i < steps; ++turn) {
+    const bool once_more = again;
+    again = false;
+    if (place.owner()) {
+      if (once_more) {
+        put_once_more(turn);
+      } else {
+        step = next;
+        make_da(i, turn, step);
+      }
+    }
+    await_state<K>(turn);  // all of da_t is in its half
+    // What a row keeps that has not this step: to it, its da_t of 0 adds nothing.
+    const auto keeps = [&](int m, int v, float other) {
+      const bool there = step.valid(v % 2) || a.lengths == nullptr;
+      return there ? other : kept[(m * 4 + v) * kOwnerThreads];
+    };
     if (place.owner()) {
       RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-        RT_UNROLL for (int v = 0; v < 4; ++v) carry[m][v] =
-            step.valid(v % 2) || a.lengths == nullptr ? 0.0f : kept[(m * 4 + v) * kOwnerThreads];
+        RT_UNROLL for (int v = 0; v < 4; ++v) carry[m][v] = kLate ? 0.0f : keeps(m, v, 0.0f);
       }
     }
     Products<K> sums;
-    start<K>(weights, state_of<K>(i), place, carry, sums);
-    expect_state<K>(i, place);
-    if (place.owner() && i + 1 < steps) {  // comes in while the tensor cores compute
+    start<K>(weights, state_of<K>(turn), place, carry, sums);
+    expect_state<K>(turn, place);
+    if (place.owner() && !once_more && i + 1 < steps) {  // comes in while the tensor cores compute
       fetch_all();
       next = look_up(time_of(i + 1));
     }
-    finish<K>(sums, place, carry);
+    finish<K>(sums, place, carry, [&] {
+      if constexpr (kLate) {
+        if (place.owner() && !once_more) {
+          float squares[2][2];
+          await_sums<K, 2>(kOfClip + i % 2, i / 2);
+          sums_of_all<K>(kOfClip + i % 2, place, squares);
+          RT_UNROLL for (int e = 0; e < 2; ++e) {
+            scale[e] = clip_scale(squares, e, a.limit);
+            large[e] = too_large(squares, e);
+          }
+          again = rt::any(large[0] || large[1]);
+        }
+        if (!K::kAllOwn && place.part == 0 && place.lane == 0) *told(turn) = again;
+      }
+    });
+    if (kLate && !K::kAllOwn && !place.owner()) again = *told(turn);
+    if (!again) ++i;
     if (!place.owner()) continue;
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
       RT_UNROLL for (int v = 0; v < 4; ++v) {
+        if (kLate) carry[m][v] = keeps(m, v, carry[m][v] * scale[v % 2]);
         // Padding stays 0, whatever an inf makes of it.
         carry[m][v] = step.cut(v % 2) || !place.inside(m, v) ? 0.0f : carry[m][v];
       }
@@ -235,6 +352,7 @@ backward_kernel(Backward a) {
   }
 
   if (!place.owner()) return;
+  if (kLate) put_dp();  // of the last step
   if (a.dh_0 != nullptr) {
     if (a.grad_h_n != nullptr) {
       bool empty[W::kColumnsOfLane];

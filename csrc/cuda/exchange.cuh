@@ -6,18 +6,20 @@
 // goes counts once it is there. A block waits for its own mbarriers, until all bytes have come that
 // a phase is to bring. No thread waits for a store to leave; nothing in the loop is a fence.
 //
-// Two halves of the state, step i in half i % 2, with an mbarrier each. What makes it safe:
-// - A half is written again (step i + 2) by blocks that have all of step i + 1, which is sent by
-//   owners behind their band's barrier, which all its warps reach with what they have read of step
+// Two halves of the state, turn i in half i % 2, with an mbarrier each: a turn is a step, or a step
+// once more (backward.cuh). What makes it safe:
+// - A half is written again (turn i + 2) by blocks that have all of turn i + 1, which is sent by
+//   owners behind their band's barrier, which all its warps reach with what they have read of turn
 //   i in their registers. So all of its readers are done: by data, not by a barrier.
-// - An mbarrier counts bytes of step i + 2 only when its phase of step i is complete: they are sent
-//   after all of step i + 1 has come, which this block sends after its own wait for step i.
+// - An mbarrier counts bytes of turn i + 2 only when its phase of turn i is complete: they are sent
+//   after all of turn i + 1 has come, which this block sends after its own wait for turn i.
 //   They may come before thread 0 has said how many to expect: its arrival, which the phase waits
 //   for, is still to come, and bytes may be counted first.
 // - No warp can miss a phase: for the next one of the same half to complete, that warp (or the
 //   owners behind its barrier) must have gone on.
-// - Sums have one place, and an mbarrier that is a phase further in each step: they are sent again
-//   only after all owners have sent the state that they computed from them.
+// - Sums that the state waits for have one place, and an mbarrier that is a phase further in each
+//   step: they are sent again only after all owners have sent the state that they computed from
+//   them. Sums that are sent beside the state have two halves, as it has.
 // - The last thing that is sent is awaited by all blocks: none ends while a store to it is under
 //   way. (h_T is not sent: nobody reads it.)
 //
@@ -32,8 +34,10 @@
 
 namespace rnnfast::cuda {
 
-enum { kFirstHalf, kSecondHalf, kOfNorm, kOfClip, kBarrierCount };
-constexpr int kBarrierBytes = kBarrierCount * 8;
+// Of the state's halves and of the sums: what layer norm, and what clipping is to know (its two
+// halves, or one place of both together).
+enum { kFirstHalf, kSecondHalf, kOfNorm, kOfClip, kOfClipSecond, kBarrierCount };
+constexpr int kBarrierBytes = 6 * 8;  // a multiple of 16
 
 // Of kNumber sums, float32: for every owner and column.
 template <int kEntries, int kNumber>
@@ -62,8 +66,8 @@ RT_DEVICE void expect(int which, int bytes) {
   if (rt::thread() == 0) rt::mbarrier_expect(barrier_of<K>(which), bytes);
 }
 
-// Before anything is sent, by all threads.
-template <class K>
+// Before anything is sent, by all threads. kClipSums: how many sums clipping has.
+template <class K, int kClipSums = 2>
 RT_DEVICE void begin_exchange(const Place<K>& place) {
   if constexpr (K::kBlocks > 1) {
     if (rt::thread() == 0) {
@@ -74,7 +78,8 @@ RT_DEVICE void begin_exchange(const Place<K>& place) {
     expect<K>(kFirstHalf, bytes);
     expect<K>(kSecondHalf, bytes);
     expect<K>(kOfNorm, kSumsBytes<K::kEntries, 2>);
-    expect<K>(kOfClip, kSumsBytes<K::kEntries, 3>);
+    expect<K>(kOfClip, kSumsBytes<K::kEntries, kClipSums>);
+    expect<K>(kOfClipSecond, kSumsBytes<K::kEntries, 2>);
     // Columns that are no rows of the batch: nothing is sent of them.
     for (int i = rt::thread(); i < 2 * K::kStateWords; i += K::kThreads) state_of<K>(0)[i] = 0;
     rt::sync_cluster();
@@ -123,54 +128,65 @@ RT_DEVICE void expect_state(int i, const Place<K>& place) {
   if constexpr (K::kBlocks > 1) expect<K>(i % 2, state_bytes<K>(place));
 }
 
-// kNumber sums of each column, over the owners' units, for all of them in all blocks to read.
+// Where sums are that one of the mbarriers is for.
+template <class K>
+RT_DEVICE float* sums_of(int which) {
+  const int place = which == kOfNorm ? K::kNormSums : K::kClipSums;
+  return K::template at<float>(place) +
+         (which == kOfClipSecond ? kSumsBytes<K::kEntries, 2> / 4 : 0);
+}
+
+// kNumber sums of each column, 2 or 4, over the owner's units, for the owners of all blocks.
 template <class K, int kNumber>
-RT_DEVICE void exchange_sums(int i, const Place<K>& place, const float (&sums)[kNumber][2]) {
-  constexpr int kWhich = kNumber == 2 ? kOfNorm : kOfClip;
-  constexpr int kPlace = kNumber == 2 ? K::kNormSums : K::kClipSums;
+RT_DEVICE void put_sums(int which, const Place<K>& place, const float (&sums)[kNumber][2]) {
   // Columns 2 q and 2 q + 1 of an entry, side by side; eight lanes have the same.
   std::uint32_t words[2 * kNumber];
   RT_UNROLL for (int n = 0; n < kNumber; ++n) {
     RT_UNROLL for (int e = 0; e < 2; ++e) words[e * kNumber + n] = rt::bits_of(sums[n][e]);
   }
-  float* to = K::template at<float>(kPlace) + place.entry * kColumns * kNumber +
-              place.lane % 4 * 2 * kNumber;
+  // Where registers are scarce, addresses are made again, at every step.
+  const int lane = K::kStaged > 0 && kNumber > 2 ? rt::opaque(place.lane) : place.lane;
+  float* to = sums_of<K>(which) + (place.entry * kColumns + lane % 4 * 2) * kNumber;
   const auto each = [&](auto put) {
-    RT_UNROLL for (int n = 0; n < 2 * kNumber; n += 2) {
-      const std::uint32_t two[2] = {words[n], words[n + 1]};
-      put(to + n, two);
+    RT_UNROLL for (int n = 0; n < 2 * kNumber; n += 4) {
+      const std::uint32_t four[4] = {words[n], words[n + 1], words[n + 2], words[n + 3]};
+      put(to + n, four);
     }
   };
   if constexpr (K::kBlocks == 1) {
-    if (place.lane < 4) {
-      each([](float* at, const auto& two) { rt::store(at, two); });
+    if (lane < 4) {
+      each([](float* at, const auto& four) { rt::store(at, four); });
     }
-    rt::sync_block();
   } else {
-    const std::uint32_t barrier = rt::address_of(barrier_of<K>(kWhich));
+    const std::uint32_t barrier = rt::address_of(barrier_of<K>(which));
     RT_UNROLL for (int r = 0; r < K::kBlocks; r += 8) {  // a block for each of the eight
-      const int rank = r + place.lane / 4;
+      const int rank = r + lane / 4;
       if (K::kBlocks % 8 && rank >= K::kBlocks) continue;
-      each([&](float* at, const auto& two) {
-        rt::send(rt::in_block(rt::address_of(at), rank), two, rt::in_block(barrier, rank));
+      each([&](float* at, const auto& four) {
+        rt::send(rt::in_block(rt::address_of(at), rank), four, rt::in_block(barrier, rank));
       });
     }
-    rt::mbarrier_wait(barrier_of<K>(kWhich), i % 2);
-    expect<K>(kWhich, kSumsBytes<K::kEntries, kNumber>);  // of the next step
+  }
+}
+
+// Until all of them are there, the `phase`th time. Of a lone block a barrier has to be between.
+template <class K, int kNumber>
+RT_DEVICE void await_sums(int which, int phase) {
+  if constexpr (K::kBlocks > 1) {
+    rt::mbarrier_wait(barrier_of<K>(which), phase % 2);
+    expect<K>(which, kSumsBytes<K::kEntries, kNumber>);  // the next time
   }
 }
 
 // kNumber sums of an entry, of the lane's two columns.
 template <class K, int kNumber>
-RT_DEVICE void read_sums(int entry, int lane, float (&sums)[kNumber][2]) {
-  constexpr int kPlace = kNumber == 2 ? K::kNormSums : K::kClipSums;
-  constexpr int kTogether = kNumber % 2 ? 2 : 4;
-  const float* from = K::template at<float>(kPlace) + (entry * kColumns + lane % 4 * 2) * kNumber;
-  RT_UNROLL for (int n = 0; n < 2 * kNumber; n += kTogether) {
-    std::uint32_t words[kTogether];
-    rt::read(from + n, words);
-    RT_UNROLL for (int k = 0; k < kTogether; ++k) {
-      sums[(n + k) % kNumber][(n + k) / kNumber] = rt::float_of(words[k]);
+RT_DEVICE void read_sums(int which, int entry, int lane, float (&sums)[kNumber][2]) {
+  const float* from = sums_of<K>(which) + (entry * kColumns + lane % 4 * 2) * kNumber;
+  RT_UNROLL for (int n = 0; n < 2 * kNumber; n += 4) {
+    std::uint32_t four[4];
+    rt::read(from + n, four);
+    RT_UNROLL for (int k = 0; k < 4; ++k) {
+      sums[(n + k) % kNumber][(n + k) / kNumber] = rt::float_of(four[k]);
     }
   }
 }
@@ -185,7 +201,7 @@ RT_DEVICE void for_entries(int lane, With with) {
   if constexpr (kLanesShare<K>) {
     RT_UNROLL for (int first = 0; first < K::kEntries; first += 8) {
       // Else all are under way at once, and there are no registers for them.
-      if (first > 0 && first % (kNumber == 2 ? 32 : 16) == 0) rt::sync_warp();
+      if (first > 0 && first % (kNumber == 2 ? 32 : 8) == 0) rt::sync_warp();
       const int entry = first + lane / 4;
       if (K::kEntries % 8 == 0 || entry < K::kEntries) with(entry);
     }

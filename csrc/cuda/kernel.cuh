@@ -17,11 +17,16 @@
 //
 // One time step of backward, with W_hh^T, whose owners have c_t in their registers when it begins:
 //   1. dh_t = c_t + g_t; c_t to memory, where there is to be a record.
-//   2. Clipping, f', layer norm (add_up, of the sums over all units): one exchange each. That is
-//   da_t: into its
-//      half as factors, and from the registers to memory.
+//   2. f'; layer norm and clipping, with one exchange of sums over all units (add_up). That is
+//   da_t:
+//      into its half as factors, and from the registers to memory.
 //   3. await_state: all of da_t is in its half.
 //   4. The product, which is c of the step before in time. Meanwhile what that step reads sets out.
+// Clipping alone scales a row of da_t, so it may as well scale what the product comes to: the sums
+// go beside the state, and are there when the product is. But where a row's norm is 2^15 or more,
+// what is multiplied may be no number of its type any more: then the step is taken once more, with
+// that row clipped. With layer norm its sums and those of clipping share an exchange, and have one
+// each where norms are as large.
 #pragma once
 
 #include "exchange.cuh"
@@ -53,7 +58,7 @@ struct Kernel {
   // How many of them have their weights in shared memory, there being no registers for them.
   static constexpr int kStaged = kStaged_;
   // Where registers are scarcest, what is easily made again is, at every step.
-  static constexpr bool kScarce = kStaged > 0 && Mode::kWeights > 4;
+  static constexpr bool kScarce = kStaged * Mode::kWeights > 16;
   static constexpr int kStateWords = kUnits / kTileUnits * Mode::kTileWords;
 
   // Sums that do not wait for one another: a tensor core, which has a fourth of the warps, takes as
@@ -86,7 +91,8 @@ struct Kernel {
   static constexpr int kBarriers = kNormSums + kSumsBytes<kEntries, 2>;
   static constexpr int kForwardBytes = kBarriers + (kBlocks > 1 ? kBarrierBytes : 0);
   static constexpr int kClipSums = kForwardBytes;
-  static constexpr int kKept = kClipSums + kSumsBytes<kEntries, 3>;
+  static constexpr int kAgain = kClipSums + kSumsBytes<kEntries, 4>;  // for the bands, twice
+  static constexpr int kKept = kAgain + 128;
   static constexpr int kGains = kKept + kOwned * 4 * 32 * kOwners * 4;
   static constexpr int kBackwardBytes = kGains + kOwned * 4 * 32 * kOwners * 4;
 
@@ -196,10 +202,12 @@ RT_DEVICE float total(const Products<K>& sums, int tile, int v) {
 
 // The sums of the tiles that the warp owns. All warps of a band have written their parts before its
 // barrier; what the owners read behind it is written again only in the next step, whose state no
-// block has before the owners have sent theirs.
-template <class K>
-RT_DEVICE void finish(const Products<K>& sums, const Place<K>& place, Values<K>& values) {
+// block has before the owners have sent theirs. Before that barrier `between` is called.
+template <class K, class Between>
+RT_DEVICE void finish(const Products<K>& sums, const Place<K>& place, Values<K>& values,
+                      Between between) {
   if constexpr (K::kParts == 1) {
+    between();
     RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
       RT_UNROLL for (int v = 0; v < 4; ++v) values[m][v] = total<K>(sums, m, v);
     }
@@ -216,6 +224,7 @@ RT_DEVICE void finish(const Products<K>& sums, const Place<K>& place, Values<K>&
       RT_UNROLL for (int v = 0; v < 4; ++v) four[v] = rt::bits_of(total<K>(sums, m, v));
       rt::store(parts(warp / K::kBands, m), four);
     }
+    between();
     rt::sync_threads(1 + band, K::kParts * 32);
     if (!place.owner()) return;
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {

@@ -52,20 +52,15 @@ void forward_of(const Plan& plan, const Forward& problem, const Stream& stream) 
   }
 }
 
-// Of a cluster those that clip serve those that do not: its owners have the registers.
-template <class K>
+template <class K, bool kNorm>
 void backward_of(const Plan& plan, const Backward& problem, const Stream& stream) {
   const Grid grid = grid_of(plan, problem.shape, K::kBackwardBytes);
   const auto name = [&] { return what("backward", plan); };
-  const bool norm = problem.gamma != nullptr;
-  if constexpr (K::kBlocks == 1) {
-    if (problem.limit <= 0) {
-      if (norm) return start<backward_kernel<K, true, false>>(problem, grid, stream, name);
-      return start<backward_kernel<K, false, false>>(problem, grid, stream, name);
-    }
+  if (problem.limit > 0) {
+    start<backward_kernel<K, kNorm, true>>(problem, grid, stream, name);
+  } else {
+    start<backward_kernel<K, kNorm, false>>(problem, grid, stream, name);
   }
-  if (norm) return start<backward_kernel<K, true, true>>(problem, grid, stream, name);
-  start<backward_kernel<K, false, true>>(problem, grid, stream, name);
 }
 
 bool same(const Configuration& a, const Configuration& b) {
@@ -97,7 +92,14 @@ void forward(const Plan& plan, const Forward& problem, const Stream& stream) {
 }
 
 void backward(const Plan& plan, const Backward& problem, const Stream& stream) {
-  choose(plan, [&](auto at) { backward_of<typename decltype(at)::K>(plan, problem, stream); });
+  choose(plan, [&](auto at) {
+    using K = typename decltype(at)::K;
+    if (problem.gamma != nullptr) {
+      backward_of<K, true>(plan, problem, stream);
+    } else {
+      backward_of<K, false>(plan, problem, stream);
+    }
+  });
 }
 
 int clusters(int device, int blocks) {

@@ -4,7 +4,7 @@
 // once.
 //
 // A warp takes one row of the batch of one step at a time, all heads of a direction, its lanes side
-// by side; sums are Blue's (norms.cuh) in a lane and float64 over the lanes, heads and rows, always
+// by side; sums are Blue's in a lane and float64 over the lanes, heads and rows, always
 // in the same order.
 #pragma once
 
@@ -17,8 +17,15 @@ namespace rnnfast::cuda {
 
 constexpr int kMeasureWarps = 8;
 
-// Squares of the values that one lane has seen.
+// Squares of the values that one lane has seen: Blue's three scaled sums (ACM TOMS 4, 1978), each
+// right where the one before is not: of values below 2^-40, of the usual ones, of values from 2^50
+// on. Subnormal values included.
 struct LaneSquares {
+  static constexpr float kSmallScale = 0x1p100f;
+  static constexpr float kLargeScale = 0x1p-80f;
+  static constexpr float kLeastSum = 0x1p-80f;  // that is right as it is
+  static constexpr float kMostSum = 0x1p100f;
+
   float small = 0.0f, usual = 0.0f, large = 0.0f;
 
   RT_DEVICE void add(float x) {
@@ -29,10 +36,11 @@ struct LaneSquares {
   }
 
   RT_DEVICE double sum() const {
-    const float three[3][2] = {{small}, {usual}, {large}};
-    float scale;
-    const double squares = chosen(three, 0, scale);
-    return squares / (static_cast<double>(scale) * scale);
+    // inf takes the last one, a NaN stays what it is.
+    double scale = 1, squares = usual;
+    if (usual < kLeastSum) scale = kSmallScale, squares = small;
+    if (usual > kMostSum) scale = kLargeScale, squares = large;
+    return squares / (scale * scale);
   }
 };
 

@@ -12,13 +12,6 @@
 
 namespace rnnfast::cuda {
 
-// Blue's three scaled sums of squares (ACM TOMS 4, 1978), each right where the one before is not:
-// of values below 2^-40, of the usual ones, of values from 2^50 on. Subnormal values included.
-constexpr float kSmallScale = 0x1p100f;
-constexpr float kLargeScale = 0x1p-80f;
-constexpr float kLeastSum = 0x1p-80f;  // that is right as it is
-constexpr float kMostSum = 0x1p100f;
-
 // Sums of the lane's two columns over the units of the warp; all of them at once, since a shuffle
 // takes as long as several.
 template <int kNumber>
@@ -30,19 +23,36 @@ RT_DEVICE void over_lanes(float (&sums)[kNumber][2]) {
   }
 }
 
-// Adds over all owners, in step i.
+// Of all owners, in the same order in each: what they come to.
 template <class K, int kNumber>
-RT_DEVICE void add_up(float (&sums)[kNumber][2], int i, const Place<K>& place) {
-  exchange_sums<K>(i, place, sums);
+RT_DEVICE void sums_of_all(int which, const Place<K>& place, float (&sums)[kNumber][2]) {
+  const int lane = K::kStaged > 0 && kNumber > 2 ? rt::opaque(place.lane) : place.lane;
   RT_UNROLL for (int n = 0; n < kNumber; ++n) sums[n][0] = sums[n][1] = 0.0f;
-  for_entries<K, kNumber>(place.lane, [&](int entry) {
+  for_entries<K, kNumber>(lane, [&](int entry) {
     float of_entry[kNumber][2];
-    read_sums<K>(entry, place.lane, of_entry);
+    read_sums<K>(which, entry, lane, of_entry);
     RT_UNROLL for (int n = 0; n < kNumber; ++n) {
       RT_UNROLL for (int e = 0; e < 2; ++e) sums[n][e] += of_entry[n][e];
     }
   });
   if constexpr (kLanesShare<K>) over_lanes(sums);
+}
+
+// Gives all owners those of the warp, and waits for theirs.
+template <class K, int kNumber>
+RT_DEVICE void exchange_sums(int which, int phase, const Place<K>& place,
+                             const float (&sums)[kNumber][2]) {
+  put_sums<K>(which, place, sums);
+  if constexpr (K::kBlocks == 1) rt::sync_block();
+  await_sums<K, kNumber>(which, phase);
+}
+
+// Adds over all owners.
+template <class K, int kNumber>
+RT_DEVICE void add_up(int which, int phase, const Place<K>& place, float (&sums)[kNumber][2]) {
+  over_lanes(sums);
+  exchange_sums<K>(which, phase, place, sums);
+  sums_of_all<K>(which, place, sums);
 }
 
 // ------------------------------------------------------------------------------ layer norm
@@ -92,23 +102,23 @@ RT_DEVICE void moments(const float (&a)[K::kOwned][4], int i, const Place<K>& pl
     mine[0][e] = first[0][e] + sums[0][e] * each;
     mine[1][e] = around_mean(sums[1][e], sums[0][e], each);
   }
-  exchange_sums<K>(i, place, mine);
+  exchange_sums<K>(kOfNorm, i, place, mine);
   float of_entry[2][2];
   if constexpr (kOfMean) {
     first[0][0] = first[0][1] = 0.0f;
     for_entries<K, 2>(place.lane, [&](int entry) {
-      read_sums<K>(entry, place.lane, of_entry);
+      read_sums<K>(kOfNorm, entry, place.lane, of_entry);
       RT_UNROLL for (int e = 0; e < 2; ++e) first[0][e] += units_of(entry) * of_entry[0][e];
     });
     if constexpr (kLanesShare<K>) over_lanes(first);
     RT_UNROLL for (int e = 0; e < 2; ++e) first[0][e] *= shape.each;
   } else {
-    read_sums<K>(0, place.lane, of_entry);
+    read_sums<K>(kOfNorm, 0, place.lane, of_entry);
     RT_UNROLL for (int e = 0; e < 2; ++e) first[0][e] = of_entry[0][e];
   }
   sums[0][0] = sums[0][1] = sums[1][0] = sums[1][1] = 0.0f;
   for_entries<K, 2>(place.lane, [&](int entry) {
-    read_sums<K>(entry, place.lane, of_entry);
+    read_sums<K>(kOfNorm, entry, place.lane, of_entry);
     RT_UNROLL for (int e = 0; e < 2; ++e) {
       const float apart = of_entry[0][e] - first[0][e], all = units_of(entry) * apart;
       sums[0][e] += all;
@@ -123,36 +133,41 @@ RT_DEVICE void moments(const float (&a)[K::kOwned][4], int i, const Place<K>& pl
   }
 }
 
-// ------------------------------------------------------------------------------ Blue's sums
+// ------------------------------------------------------------------------------ clipping
 
-template <int kTiles>
-RT_DEVICE void blue_sums(const float (&x)[kTiles][4], float (&sums)[3][2]) {
-  RT_UNROLL for (int n = 0; n < 3; ++n) sums[n][0] = sums[n][1] = 0.0f;
+// Two sums of squares, of the values times 2^48 and times 2^-65: the first has the digits of norms
+// from 2^-98 to 2^15, the second from there to the end of float32. A limit is 1e-30 or more, and of
+// norms below it no digit matters.
+constexpr float kUp = 0x1p48f;
+constexpr float kDown = 0x1p-65f;
+
+// The first two of some sums, of the lane.
+template <int kTiles, int kNumber>
+RT_DEVICE void squares_of(const float (&x)[kTiles][4], float (&sums)[kNumber][2]) {
+  RT_UNROLL for (int n = 0; n < 2; ++n) sums[n][0] = sums[n][1] = 0.0f;
   RT_UNROLL for (int m = 0; m < kTiles; ++m) {
     RT_UNROLL for (int v = 0; v < 4; ++v) {
-      const float up = x[m][v] * kSmallScale, down = x[m][v] * kLargeScale;
+      const float up = x[m][v] * kUp, down = x[m][v] * kDown;
       sums[0][v % 2] += up * up;
-      sums[1][v % 2] += x[m][v] * x[m][v];
-      sums[2][v % 2] += down * down;
+      sums[1][v % 2] += down * down;
     }
   }
-  over_lanes(sums);
 }
 
-// The sum that is right, and what its values were multiplied by. inf takes the last one, a NaN
-// stays what it is.
-RT_DEVICE float chosen(const float (&sums)[3][2], int e, float& scale) {
-  const float usual = sums[1][e];
-  const bool small = usual<kLeastSum, large = usual> kMostSum;
-  scale = small ? kSmallScale : large ? kLargeScale : 1.0f;
-  return small ? sums[0][e] : large ? sums[2][e] : usual;
+// Whether a row has a norm from 2^15 on (inf and NaN, too): what is made of its values before they
+// are clipped may not be a number of its type any more.
+template <int kNumber>
+RT_DEVICE bool too_large(const float (&sums)[kNumber][2], int e) {
+  return !(sums[0][e] < 0x1p126f);
 }
 
 // min(1, limit / norm); 1 where the norm is inf or NaN.
-RT_DEVICE float clip_scale(const float (&sums)[3][2], int e, float limit) {
-  float scale;
-  const float norm = rt::square_root(chosen(sums, e, scale)), most = limit * scale;
-  return norm > most && norm < __builtin_inff() ? rt::divide(most, norm) : 1.0f;
+template <int kNumber>
+RT_DEVICE float clip_scale(const float (&sums)[kNumber][2], int e, float limit) {
+  const bool large = too_large(sums, e);
+  const float sum = large ? sums[1][e] : sums[0][e];
+  const float scale = limit * rt::fast_inverse_root(sum) * (large ? kDown : kUp);
+  return sum < __builtin_inff() && scale < 1.0f ? scale : 1.0f;
 }
 
 }  // namespace rnnfast::cuda

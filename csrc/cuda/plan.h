@@ -137,14 +137,14 @@ constexpr int partial_bytes(const Configuration& c) {
 
 // Bytes of shared memory of a block, as Kernel has them.
 constexpr int forward_bytes(Mode mode, const Configuration& c) {
-  const int barriers = c.blocks > 1 ? 32 : 0, sums = c.blocks * c.owners() * 8 * 2 * 4;
+  const int barriers = c.blocks > 1 ? 48 : 0, sums = c.blocks * c.owners() * 8 * 2 * 4;
   return 2 * c.units / 16 * tile_words(mode) * 4 + staged_bytes(mode, c) + partial_bytes(c) +
          2 * c.units / c.blocks * 4 + sums + barriers;
 }
 constexpr int backward_bytes(Mode mode, const Configuration& c) {
   const int kept = 2 * c.owned() * 4 * 32 * c.owners() * 4,
-            sums = c.blocks * c.owners() * 8 * 3 * 4;
-  return forward_bytes(mode, c) + sums + kept;
+            sums = c.blocks * c.owners() * 8 * 4 * 4;
+  return forward_bytes(mode, c) + sums + 128 + kept;
 }
 
 struct Plan {

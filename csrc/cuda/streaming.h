@@ -9,7 +9,7 @@ namespace rnnfast::cuda::streaming {
 
 // Of a tile and a column: for clipping three, for layer norm two, and for both these two again, of
 // values that are scaled down.
-constexpr int kMostSums = 7;
+constexpr int kMostSums = 6;
 
 // Of its parts, in 32-bit words.
 struct WorkspaceWords {

@@ -116,9 +116,10 @@ RT_DEVICE void step_back(const Backward& a, const Workspace& w, const Place<K>& 
   }
 
   if (a.limit > 0) {
-    float blue[3][2];
-    blue_sums(dh, blue);
-    put_sums<K>(w, place, 0, blue);
+    float squares[2][2];
+    squares_of(dh, squares);
+    over_lanes(squares);
+    put_sums<K>(w, place, 0, squares);
   }
   [[maybe_unused]] float ahat[4], gamma[2];
   if (a.gamma != nullptr) {
@@ -147,7 +148,7 @@ RT_DEVICE void step_back(const Backward& a, const Workspace& w, const Place<K>& 
     sums[3][v % 2] += down * ahat[v];
   }
   over_lanes(sums);
-  put_sums<K>(w, place, 3, sums);
+  put_sums<K>(w, place, 2, sums);
 }
 
 template <class K>
@@ -188,7 +189,7 @@ finish_backward_kernel(Step<Backward> step) {
   const Backward& a = step.problem;
   const Workspace& w = step.workspace;
   const Strip strip(w, step.tiles);
-  const int first = a.limit > 0 ? 0 : 3, end = a.gamma != nullptr ? kMostSums : 3;
+  const int first = a.limit > 0 ? 0 : 2, end = a.gamma != nullptr ? kMostSums : 2;
   float own[kMostSums] = {}, sums[kMostSums][2];
   for_tiles(w, strip.slice, [&](int, const float* of_tile) {
     RT_UNROLL for (int n = 0; n < kMostSums; ++n) {
@@ -198,15 +199,11 @@ finish_backward_kernel(Step<Backward> step) {
   over_block(own, 0, sums);
   float scale[2] = {1.0f, 1.0f}, mean[2], along[2];
   RT_UNROLL for (int e = 0; e < 2; ++e) {
-    if (a.limit > 0) {
-      const float blue[3][2] = {
-          {sums[0][0], sums[0][1]}, {sums[1][0], sums[1][1]}, {sums[2][0], sums[2][1]}};
-      scale[e] = clip_scale(blue, e, a.limit);
-    }
-    const bool large = a.limit > 0 && sums[1][e] > kMostSum;
+    if (a.limit > 0) scale[e] = clip_scale(sums, e, a.limit);
+    const bool large = a.limit > 0 && too_large(sums, e);
     const float each = (large ? scale[e] / kScaledDown : scale[e]) * a.shape.each;
-    mean[e] = (large ? sums[5][e] : sums[3][e]) * each;
-    along[e] = (large ? sums[6][e] : sums[4][e]) * each;
+    mean[e] = (large ? sums[4][e] : sums[2][e]) * each;
+    along[e] = (large ? sums[5][e] : sums[3][e]) * each;
   }
   for_own_tiles(w, strip, step.tiles, [&](int tile) {
     const Place<K> place(a.shape, tile, strip.slice);

@@ -177,13 +177,12 @@ inline T opaque(T x) {
   return x;
 }
 inline float with_sign(float x, float of) { return std::copysign(x, of); }
-inline float divide(float a, float b) { return a / b; }
 inline float rough_tanh(float x) {  // as far from it as the real one may be
   return float_of(bits_of(std::tanh(x)) & 0xfffff000);
 }
 inline float reciprocal(float x) { return 1 / x; }
-inline float square_root(float x) { return std::sqrt(x); }
 inline float inverse_root(float x) { return 1 / std::sqrt(x); }
+inline float fast_inverse_root(float x) { return 1 / std::sqrt(x < 0x1p-126f ? 0 : x); }
 inline bool is_finite(float x) { return std::isfinite(x); }
 inline float magnitude(float x) { return std::fabs(x); }
 

@@ -400,9 +400,7 @@ def _workspace(planned: Plan, like: Tensor) -> Tensor | None:
 
 def _limits(T: int, options: Options) -> tuple[int, float]:
     """The window and the limit of clipping; 0 for none."""
-    limit = options.clip_state_grad
-    least = torch.finfo(torch.float32).smallest_normal  # 0 would be none
-    return min(options.bptt_window or 0, T), 0.0 if limit is None else max(limit, least)
+    return min(options.bptt_window or 0, T), options.clip_state_grad or 0.0
 
 
 def _shape(y: Tensor, w_hh: Tensor, options: Options) -> tuple[int, ...]:

@@ -74,3 +74,21 @@ def test_numbers_of_a_row_do_not_depend_on_its_slice(monkeypatch):
         first = first or found
         for name in ("y", "h_n", "ahat", "rstd", "dp", "dh_0"):
             assert torch.equal(found[name], first[name]), name
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("blocks", [1, 2, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gradients_too_large_to_be_clipped_late(dtype, blocks, norm, monkeypatch):
+    """Those of one row, in some steps: da is no number of its type before it is clipped, or sums
+    over the units are none. No bit of another row depends on it."""
+    wanted(monkeypatch, blocks)
+    case = make_case(5, 3, 60, 1, dtype, norm=norm, clip_state_grad=0.5, lengths=True)
+    case = case._replace(lengths=torch.tensor([5, 4, 2]))
+    times = torch.ones(5, 3, 1, dtype=dtype)
+    times[[1, 4], 0] = 1e4 if dtype == torch.float16 else 2e37
+    large = case._replace(grad_y=case.grad_y * times)
+    found, others = run(large, "cuda"), run(case, "cuda")
+    assert_good(large, found)
+    for name in ("dp", "dh_0"):
+        assert torch.equal(found[name][:, 1:], others[name][:, 1:]), name

@@ -148,6 +148,7 @@ class Kernel(NamedTuple):
     blocks: int
     parts: int
     staged: int
+    words: int  # of the weights of a product, in a thread
     options: list[str]
 
     @classmethod
@@ -156,10 +157,14 @@ class Kernel(NamedTuple):
         numbers = re.search(r"E" + r"Li(\d+)E" * 5 + "E", name).groups()
         flags = re.findall(r"Lb([01])", name)
         words = [w for w, flag in zip(("norm", "clip"), flags) if flag == "1"]
-        return cls(which, *map(int, numbers), words)
+        return cls(which, *map(int, numbers), 12 if "Exact" in name else 4, words)
 
     def __str__(self) -> str:
         return " ".join([self.which, f"{self.units} units", f"{self.blocks} blocks", *self.options])
+
+    @property
+    def scarce(self) -> bool:  # kScarce
+        return self.staged * self.words > 16
 
     @property
     def bands(self) -> int:
@@ -260,19 +265,22 @@ def time_loop(code: list[Instruction], kind: str = "HMMA") -> list[Instruction]:
     return [code[first], *(code[n] for n in sorted(loop - {first}))]
 
 
-def usual_path(loop: list[Instruction], can_clip: bool = False) -> list[Instruction]:
+def usual_path(loop: list[Instruction], together: bool = False) -> list[Instruction]:
     """The instructions of a step: at each branch the shorter way that leaves out no product, no
-    barrier, nothing of f, no full-width access to memory; but what a kernel that can clip does
-    only where there is a limit."""
+    wait, nothing of f, no full-width access to memory. together: layer norm's sums are exchanged
+    with those of clipping, and apart only where a gradient is too large for that."""
     index = {i.address: n for n, i in enumerate(loop)}
     in_order = sorted(loop, key=lambda i: i.address)
     behind = {i.address: j.address for i, j in itertools.pairwise(in_order)}
     again = set()  # where a wait that was in vain is tried once more
-    for i, j in itertools.pairwise(in_order):
-        if i.waits_for_others and j.target is not None and j.target <= i.address:
-            again.add(i.address)
-    offsets = {i.offset for i in loop if i.waits_for_others and i.address not in again}
-    clips = max(offsets) if can_clip else None  # its mbarrier is the last
+    for n, i in enumerate(in_order):
+        if i.waits_for_others:
+            branch = next(j for j in in_order[n:] if j.target is not None)
+            if branch.target <= i.address:
+                again.add(i.address)
+    # The mbarriers, as they lie: of the state, of layer norm's sums, of those of clipping.
+    offsets = sorted({i.offset for i in loop if i.waits_for_others and i.address not in again})
+    apart = offsets[1] if together and len(offsets) == 3 else None
 
     def worth(i: Instruction) -> float:
         narrow = re.search(r"\.(U8|S8|U16|S16)\b", i.name)
@@ -280,9 +288,11 @@ def usual_path(loop: list[Instruction], can_clip: bool = False) -> list[Instruct
             return -5000
         if i.name == "MUFU.TANH":  # for eight of what another f takes
             return 3000
-        if i.waits_for_others and i.offset == clips:
-            return -5000
-        if i.kind in ("HMMA", "BAR", "MUFU") or i.waits_for_others:
+        if i.kind == "FMUL" and "2.81474976710656" in i.text:  # kUp of norms.cuh: not once more
+            return 100
+        if i.waits_for_others:
+            return 1000 if i.offset != apart else -5000
+        if i.kind in ("HMMA", "MUFU"):
             return 1000
         if i.kind == "STAS":
             return 100
@@ -318,6 +328,24 @@ def shared_part(path: list[Instruction]) -> list[Instruction]:
     return path[first : last + 1]
 
 
+def sent_for(path: list[Instruction]) -> dict[int, int | None]:
+    """Where what a wait waits for is sent in the same turn: the address of the last store. Waits
+    are in the order of what they wait for; before sums are sent they are added up, by shuffles."""
+    found: dict[int, int | None] = {}
+    groups: list[int] = []
+    goes_on = False
+    for i in path:
+        if i.kind == "STAS":
+            groups = [*(groups[:-1] if goes_on else groups), i.address]
+            goes_on = True
+        elif i.waits_for_others:
+            found[i.address] = groups.pop(0) if groups else None
+            goes_on = False
+        elif i.kind == "SHFL":
+            goes_on = False
+    return found
+
+
 def cycles(
     path: list[Instruction], warps: int, owners: int, log: Callable = lambda *_: None
 ) -> int:
@@ -331,17 +359,22 @@ def cycles(
     tensor, memory, now = [0.0] * 4, 0.0, 0
     waiting: dict[int, set[int]] = {}
     opened: dict[int, float] = {}
+    sends = sent_for(path)
 
     def passes(w: int, i: Instruction) -> bool:
         """All warps come to a barrier; an mbarrier waits for what the owners have sent."""
         others = i.waits_for_others
         if i.address not in opened:
-            there = waiting.setdefault(i.address, set())
-            there.add(w)
+            here = i.address if sends.get(i.address) is None else sends[i.address]
+            there = waiting.setdefault(here, set())
+            if here == i.address:
+                there.add(w)
             if len([v for v in there if v < owners or not others]) < (owners if others else warps):
                 return False
-            opened[i.address] = now + (FLIGHT if others else BARRIER)
+            opened[i.address] = sent.get(here, now) + FLIGHT if others else now + BARRIER
         return opened[i.address] <= now
+
+    sent: dict[int, int] = {}  # when the last warp has sent, by the address of the last store
 
     while any(n < len(p) for n, p in zip(at, paths)):
         for scheduler in range(min(4, warps)):
@@ -368,6 +401,9 @@ def cycles(
                     boards[w][i.writes] = max(boards[w][i.writes], done)
                 if i.reads < 6:
                     boards[w][i.reads] = max(boards[w][i.reads], now + OTHERS)
+                if i.kind == "STAS":
+                    waiting.setdefault(i.address, set()).add(w)
+                    sent[i.address] = now
                 log(now, w, i)
                 at[w] += 1
                 ready[w] = now + max(1, i.stall)
@@ -378,7 +414,7 @@ def cycles(
 
 def figures(code: list[Instruction], registers: int, stack: int, kernel: Kernel) -> Figures:
     loop = time_loop(code)
-    path = usual_path(loop, kernel.blocks > 1 and "clip" in kernel.options)
+    path = usual_path(loop, kernel.options == ["norm", "clip"] and not kernel.scarce)
     return Figures(
         registers,
         kernel.warps,
