@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import precision, record
+from . import precision, record, wavefront
 from .autograd import layer
-from .backends import BACKENDS, Problem, check_nonlinearity, select, told_rows, torch_native
+from .backends import BACKENDS, Problem, check_nonlinearity, cuda, select, told_rows, torch_native
 from .batch_norm import batch_norm
 from .cells.rnn import Options, in_transform
 from .functional import check_lengths, check_options, check_reset
@@ -344,6 +344,12 @@ class RNN(nn.RNNBase):
             self.clip_state_grad,
             self.track_gradient_flow == "sample",
         )
+        T, B = u.shape[:2][:: -1 if batch_first else 1]
+        steps = self._stretch(backend, T, self._problem(u, reset, B))
+        if steps:
+            x = u.transpose(0, 1) if batch_first else u
+            y, h_n = self._overlapped(x, hx, lengths, reset, options, backend, steps)
+            return (y.transpose(0, 1) if batch_first else y), h_n
         for index in range(self.num_layers):
             x = u.transpose(0, 1) if batch_first else u
             h_0 = None if hx is None else hx[index * D : (index + 1) * D]
@@ -363,6 +369,57 @@ class RNN(nn.RNNBase):
                     y = F.dropout(y, self.dropout, self.training)
                 u = y + u if self.residual and y.shape == u.shape else y
         return y, torch.cat(h_n) if len(h_n) > 1 else h_n[0]
+
+    def _stretch(self, backend: str, T: int, problem: Problem) -> int:
+        """How many steps a layer takes at a time, so that the next can begin; 0 for all."""
+        if not wavefront.ENABLED or backend != "cuda" or self.bidirectional:
+            return 0
+        one_by_one = (
+            self.norm == "batch"  # of all steps at once
+            or (self.dropout and self.training)  # whose mask would be another
+            or self.track_gradient_flow  # a record is of a whole sequence
+            or torch.compiler.is_compiling()
+            or in_transform()
+        )
+        if one_by_one:
+            return 0
+        step = cuda.step_beside_others(problem)
+        return wavefront.steps_of_stretch(T, self.num_layers, self.bptt_window, step)
+
+    def _overlapped(
+        self,
+        x: Tensor,
+        hx: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        options: Options,
+        backend: str,
+        steps: int,
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`_layers`, of x [T, B, I], for layers of one direction."""
+        x, hx = precision.autocast(x.device.type, x, hx)
+        weights = []
+        for index in range(self.num_layers):
+            # Views, so that what the stretches come to is added up on the caller's stream.
+            norm = self._norm_weights(index) if self.norm else (None, None)
+            own = precision.autocast(x.device.type, *self._layer_weights(index))
+            weights.append([None if w is None else w.view_as(w) for w in (*own, *norm)])
+        first = range(0, x.shape[0], steps)
+        left = {t: None if lengths is None else (lengths - t).clamp(0, steps) for t in first}
+
+        def compute(index, u, h_0, span):
+            lengths, resets = left[span.start], None if reset is None else reset[span]
+            if self.bptt_window and span.start:  # an edge, but of rows that have ended
+                cut = h_0.detach()
+                h_0 = cut if lengths is None else torch.where(lengths[:, None] > 0, cut, h_0)
+            inputs = (u, *weights[index], h_0, lengths, resets, None)
+            y, h_n = layer(*inputs, options, backend)
+            through = self.residual and index + 1 < self.num_layers and y.shape == u.shape
+            return (y + u if through else y), h_n
+
+        states = [None] * self.num_layers if hx is None else list(hx.split(1))
+        y, states = wavefront.wavefront(x, states, steps, compute)
+        return y, torch.cat(states)
 
     def _layer_weights(self, index: int) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
         """w_ih, b_ih, b_hh and w_hh of all directions, as autograd.layer takes them."""

@@ -61,12 +61,21 @@ def explain(rnn: RNN, input: Tensor | PackedSequence) -> str:
     ]
     if chosen in ("cuda", "triton"):
         lines.append(f"  {backends.BACKENDS[chosen].plan(problem)}")
+    steps = rnn._stretch(chosen, _steps(rnn, input), problem)
+    if steps:
+        lines.append(f"  layers side by side, {steps} steps at a time (RNNFAST_OVERLAP)")
     lines += [f"  not {n}: {why or otherwise}" for n, why in reasons.items() if n != chosen]
     lines.append(
         "  second derivatives, forward mode and torch.func transforms: the eager formula, whatever "
         "the backend"
     )
     return "\n".join(lines)
+
+
+def _steps(rnn: RNN, input: Tensor | PackedSequence) -> int:
+    if isinstance(input, PackedSequence):
+        return input.batch_sizes.numel()
+    return input.shape[1 if rnn.batch_first and input.dim() == 3 else 0]
 
 
 def cpu_name() -> str:

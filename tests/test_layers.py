@@ -31,6 +31,7 @@ LAYERS = [
         "rnnfast.arguments",
         "rnnfast.drawing",
         "rnnfast.tuning",
+        "rnnfast.wavefront",
     },
 ]
 # Within a layer, and what stands beside the layers.

@@ -45,9 +45,10 @@ def steps() -> tuple[Step, ...]:
         Step("build", build, 75, {**BUILT, "RNNFAST_CUDA_ARCHS": "native"}),
         Step("info", (*rnnfast, "info"), 20),
         *tests,
-        Step("validate", (*rnnfast, "validate", *quick), 70),
-        Step("plans", ("python", "-m", "bench.cuda_plans", "--out", "{out}"), 40),
-        Step("bench", (*rnnfast, "bench", *quick), 75),
+        Step("validate", (*rnnfast, "validate", *quick), 65),
+        Step("plans", ("python", "-m", "bench.cuda_plans", "--out", "{out}"), 35),
+        Step("overlap", ("python", "-m", "bench.cuda_overlap", "--out", "{out}"), 20),
+        Step("bench", (*rnnfast, "bench", *quick), 65),
     )
 
 

@@ -135,11 +135,11 @@ RT_DEVICE void moments(const float (&a)[K::kOwned][4], int i, const Place<K>& pl
 
 // ------------------------------------------------------------------------------ clipping
 
-// Two sums of squares, of the values times 2^48 and times 2^-65: the first has the digits of norms
-// from 2^-98 to 2^15, the second from there to the end of float32. A limit is 1e-30 or more, and of
-// norms below it no digit matters.
+// Two sums of squares, of the values times 2^48 and times 2^-72: the first has the digits of norms
+// from 2^-98 to 2^15, the second from there to 2^136, which is more than 60000 units can have. A
+// limit is 1e-30 or more, and of norms below it no digit matters.
 constexpr float kUp = 0x1p48f;
-constexpr float kDown = 0x1p-65f;
+constexpr float kDown = 0x1p-72f;
 
 // The first two of some sums, of the lane.
 template <int kTiles, int kNumber>

@@ -223,3 +223,37 @@ def test_compiles_without_a_break(backend, exact, device):
     found = {name.replace("_orig_mod.", ""): v for name, v in found.items()}
     assert_same_results(found, wanted)
     torch._dynamo.reset()
+
+
+# ------------------------------------------------------------------------------ layers side by side
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS["norm"] | {"residual": True}], ids=["", "norm"])
+def test_layers_side_by_side_give_what_they_give_in_turn(options, backend, device, monkeypatch):
+    """Twice, since the second time finds memory that the first has let go; then captured."""
+    if backend != "cuda":
+        pytest.skip("layers of other backends come one after another")
+    rnn = rnnfast.RNN(8, 8, 3, backend=backend, device=device, **options)
+    x = torch.randn(40, B, 8, device=device, requires_grad=True)
+
+    def run() -> list[Tensor]:
+        y, h_n = rnn(x)
+        leaves = (x, *rnn.parameters())
+        return [y, h_n, *torch.autograd.grad(y.sin().sum() + h_n.cos().sum(), leaves)]
+
+    wanted = run()
+    monkeypatch.setattr(rnn, "_stretch", lambda *_: 8)
+    for found in (run(), run()):
+        assert torch.equal(found[0], wanted[0])
+        assert torch.equal(found[1], wanted[1])
+        torch.testing.assert_close(found[2:], wanted[2:])
+    with torch.no_grad():
+        assert all(torch.equal(rnn(x)[0], wanted[0]) for _ in range(3))
+    if device == "cuda":
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = run()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(captured[0], wanted[0])
+        torch.testing.assert_close(captured[2:], wanted[2:])
