@@ -122,9 +122,12 @@ struct Test {
     for (int64_t point = 0; n.large && point < int64_t{n.T} * n.B; ++point) {
       if (pick(3) > 0) continue;
       // Where da is no number of its type, or sums over the units are none, before it is clipped.
-      const double scale = pick(2) ? 0x1p16 : 0x1p127;
+      const bool largest = pick(2) == 0;
       S* row = grad_y.get() + point / n.B * step + point % n.B * width;
-      for (int i = 0; i < width; ++i) row[i] = stored<S>(value(row[i]) * scale);
+      for (int i = 0; i < width; ++i) {
+        const double x = value(row[i]);
+        row[i] = stored<S>(largest ? std::copysign(0x1.fp127, x) : x * 0x1p16);
+      }
     }
     cuda::Forward f;
     f.shape = {n.T, n.B, n.S, n.heads, G, n.columns, 1.0f / n.S, n.S % 2 == 0};
