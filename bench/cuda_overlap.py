@@ -24,6 +24,7 @@ from rnnfast.backends import cuda
 LAYERS = (2, 4, 8)
 UNITS = (128, 256, 512)
 RUNS = 5
+MOST_DIFFERENCE = 0.03  # some roundings of bfloat16
 
 
 class Row(NamedTuple):
@@ -37,6 +38,7 @@ class Row(NamedTuple):
     what: str  # forward without gradients, or forward and backward
     apart: float
     together: float
+    difference: float  # of what both compute, relative: of y; the largest of gradients
 
 
 def measure(
@@ -56,13 +58,12 @@ def measure(
         def training(rnn=rnn, x=x) -> None:
             rnn(x)[0].sum().backward()
 
-        for what, run in (("forward", forward), ("forward+backward", training)):
-            yield Row(layers, units, rows, T, stretch, what, *_in_turns(run, x.device))
-        same = [_differentiated(rnn, x, together) for together in (False, True)]
-        for name, (a, b) in zip(("y", "dx"), zip(*same)):
-            error = (a - b).float().norm() / a.float().norm()
-            if not error <= (0 if name == "y" else 0.02):
-                raise RuntimeError(f"{layers} layers of {units} units: {name} is off by {error:g}")
+        y, *gradients = _differences(rnn, x)
+        for what, run, off in (
+            ("forward", forward, y),
+            ("forward+backward", training, max(gradients)),
+        ):
+            yield Row(layers, units, rows, T, stretch, what, *_in_turns(run, x.device), off)
 
 
 def _in_turns(run: Callable[[], None], device: torch.device) -> list[float]:
@@ -73,10 +74,14 @@ def _in_turns(run: Callable[[], None], device: torch.device) -> list[float]:
     return [min(found[1:]) for found in times.values()]
 
 
-def _differentiated(rnn: rnnfast.RNN, x: torch.Tensor, together: bool) -> list[torch.Tensor]:
-    wavefront.ENABLED = together
-    y, _ = rnn(x)
-    return [y, *torch.autograd.grad(y.float().square().sum(), x)]
+def _differences(rnn: rnnfast.RNN, x: torch.Tensor) -> list[float]:
+    found = []
+    for together in (False, True):
+        wavefront.ENABLED = together
+        y, _ = rnn(x)
+        leaves = (x, *rnn.parameters())
+        found.append([y, *torch.autograd.grad(y.float().square().sum(), leaves)])
+    return [((a - b).float().norm() / a.float().norm()).item() for a, b in zip(*found)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     sizes = itertools.product(args.layers, args.units, [args.rows], [args.steps])
     args.out.mkdir(parents=True, exist_ok=True)
+    good = True
     with (args.out / "cuda-overlap.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Row._fields)
@@ -103,7 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"({row.apart / row.together:.2f}x)",
                 flush=True,
             )
-    return 0
+            if not row.difference <= MOST_DIFFERENCE:
+                print(f"  FAILED: what they compute differs by {row.difference:g}", flush=True)
+                good = False
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -348,8 +348,10 @@ class RNN(nn.RNNBase):
         steps = self._stretch(backend, T, self._problem(u, reset, B))
         if steps:
             x = u.transpose(0, 1) if batch_first else u
-            y, h_n = self._overlapped(x, hx, lengths, reset, options, backend, steps)
-            return (y.transpose(0, 1) if batch_first else y), h_n
+            stretches, h_n = self._overlapped(x, hx, lengths, reset, options, backend, steps)
+            if batch_first:
+                stretches = [y.transpose(0, 1) for y in stretches]
+            return torch.cat(stretches, 1 if batch_first else 0), h_n
         for index in range(self.num_layers):
             x = u.transpose(0, 1) if batch_first else u
             h_0 = None if hx is None else hx[index * D : (index + 1) * D]
@@ -379,12 +381,15 @@ class RNN(nn.RNNBase):
             or (self.dropout and self.training)  # whose mask would be another
             or self.track_gradient_flow  # a record is of a whole sequence
             or torch.compiler.is_compiling()
+            or torch._C._get_tracing_state() is not None  # a number of stretches is no constant
             or in_transform()
+            # Checkpointing computes again in the middle of backward, on whichever lane that is.
+            or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         )
         if one_by_one:
             return 0
-        step = cuda.step_beside_others(problem)
-        return wavefront.steps_of_stretch(T, self.num_layers, self.bptt_window, step)
+        step, room = cuda.step_beside_others(problem)
+        return wavefront.steps_of_stretch(T, self.num_layers, self.bptt_window, step, room)
 
     def _overlapped(
         self,
@@ -395,31 +400,36 @@ class RNN(nn.RNNBase):
         options: Options,
         backend: str,
         steps: int,
-    ) -> tuple[Tensor, Tensor]:
-        """As :meth:`_layers`, of x [T, B, I], for layers of one direction."""
-        x, hx = precision.autocast(x.device.type, x, hx)
+    ) -> tuple[list[Tensor], Tensor]:
+        """The stretches of the output, each [steps, B, H], and h_n, of x [T, B, I] through layers
+        of one direction."""
+        (hx,) = precision.autocast(x.device.type, hx)
         weights = []
         for index in range(self.num_layers):
-            # Views, so that what the stretches come to is added up on the caller's stream.
             norm = self._norm_weights(index) if self.norm else (None, None)
             own = precision.autocast(x.device.type, *self._layer_weights(index))
+            # Views, so that gradients come to the parameters on the caller's stream.
             weights.append([None if w is None else w.view_as(w) for w in (*own, *norm)])
         first = range(0, x.shape[0], steps)
         left = {t: None if lengths is None else (lengths - t).clamp(0, steps) for t in first}
 
         def compute(index, u, h_0, span):
+            if span.start == 0:  # views again, so that stretches are added up on the layer's
+                weights[index] = [None if w is None else w.view_as(w) for w in weights[index]]
             lengths, resets = left[span.start], None if reset is None else reset[span]
             if self.bptt_window and span.start:  # an edge, but of rows that have ended
                 cut = h_0.detach()
                 h_0 = cut if lengths is None else torch.where(lengths[:, None] > 0, cut, h_0)
-            inputs = (u, *weights[index], h_0, lengths, resets, None)
+            (cast,) = precision.autocast(u.device.type, u)
+            inputs = (cast, *weights[index], h_0, lengths, resets, None)
             y, h_n = layer(*inputs, options, backend)
             through = self.residual and index + 1 < self.num_layers and y.shape == u.shape
             return (y + u if through else y), h_n
 
         states = [None] * self.num_layers if hx is None else list(hx.split(1))
-        y, states = wavefront.wavefront(x, states, steps, compute)
-        return y, torch.cat(states)
+        reads = [*(w for own in weights for w in own), *left.values(), reset]
+        stretches, states = wavefront.wavefront(x, states, steps, compute, reads)
+        return stretches, torch.cat(states)
 
     def _layer_weights(self, index: int) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
         """w_ih, b_ih, b_hh and w_hh of all directions, as autograd.layer takes them."""

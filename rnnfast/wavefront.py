@@ -6,13 +6,13 @@ its own last step and leaves most of a GPU idle, so that others have room beside
 follows by itself: autograd runs what it differentiates on the stream of its forward, and waits
 where one stream takes from another.
 
-Off unless RNNFAST_OVERLAP is set: no GPU has shown yet what it gains. In bfloat16 and float16 the
-gradient that crosses from stretch to stretch is rounded to that type, as the state is.
+Off unless RNNFAST_OVERLAP is set: no GPU has shown yet what it gains. It has a price in bfloat16
+and float16, in which the gradient that crosses from stretch to stretch is rounded and those of the
+weights are added up over the stretches; and cuBLAS keeps a workspace for each stream.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,34 +21,42 @@ import torch
 from torch import Tensor
 
 ENABLED = os.environ.get("RNNFAST_OVERLAP", "") not in ("", "0")
-CALL = 40.0  # microseconds of a stretch beside its time steps: calls and launches; a guess
+CALL = 40.0  # microseconds of a stretch beside its time steps, for the host, too; a guess
+MOST = 64  # stretches
 LEAST_GAIN = 1.2
 
 
-def steps_of_stretch(T: int, layers: int, window: int | None, step: float) -> int:
+def steps_of_stretch(T: int, layers: int, window: int | None, step: float, room: int) -> int:
     """How many of T steps a stretch has, 0 where the layers had better come one after another.
 
-    n stretches take (layers + n - 1) times what one does, T / n steps of ``step`` microseconds and
-    CALL beside; least for n = sqrt((layers - 1) T step / CALL). One is whole windows of truncated
+    n stretches of ``step`` microseconds a step take (layers + n - 1) times what one does; no less
+    than the host's calls, and than ``room`` layers at a time. One is whole windows of truncated
     backpropagation through time.
     """
-    number = round(math.sqrt((layers - 1) * T * step / CALL))
-    if number < 2 or layers < 2:
-        return 0
+
+    def together(steps: int) -> float:
+        number = -(-T // steps)
+        turns = (layers + number - 1) * (steps * step + CALL)
+        return max(turns, layers * number * CALL, layers * T * step / max(room, 1))
+
     unit = window or 1
-    steps = -(-T // (number * unit)) * unit
-    number = -(-T // steps)
-    together = (layers + number - 1) * (steps * step + CALL)
-    return steps if number > 1 and together * LEAST_GAIN < layers * (T * step + CALL) else 0
+    choices = {-(-T // (n * unit)) * unit for n in range(2, MOST + 1)}
+    best = min((steps for steps in choices if steps < T), key=together, default=0)
+    apart = layers * (T * step + CALL)
+    return best if layers > 1 and best and together(best) * LEAST_GAIN < apart else 0
 
 
 Compute = Callable[[int, Tensor, "Tensor | None", slice], tuple[Tensor, Tensor]]
 
 
 def wavefront(
-    u: Tensor, states: Sequence[Tensor | None], steps: int, compute: Compute
-) -> tuple[Tensor, list[Tensor]]:
-    """The output [T, B, H] of the last layer and each layer's last state.
+    u: Tensor,
+    states: Sequence[Tensor | None],
+    steps: int,
+    compute: Compute,
+    reads: Sequence[Tensor | None],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The stretches of the last layer's output, each [steps, B, H], and each layer's last state.
 
     Args:
         u: [T, B, I], what the first layer gets.
@@ -56,34 +64,38 @@ def wavefront(
         steps: of a stretch.
         compute: (layer, its input, its state before, which of the T steps) -> what the layer above
             gets, and the state behind.
+        reads: what else it reads, of all layers.
     """
-    spans = [slice(t, min(t + steps, len(u))) for t in range(0, len(u), steps)]
-    stretches, states = [u[span] for span in spans], list(states)
-    lanes = Lanes(u.device, len(states))
-    # What one lane has made and another reads lives until all have come together: memory that is
-    # free is free for the lane that it came from, at once.
-    alive: list[object] = [*stretches, *states]
-    for turn in range(len(states) + len(spans) - 1):
-        # From the top: then what the layer below has begun last is what this one waits for.
-        for index in reversed(range(len(states))):
-            n = turn - index
-            if 0 <= n < len(spans):
+    stretches, states = list(u.split(steps)), list(states)
+    spans = [slice(n * steps, n * steps + len(x)) for n, x in enumerate(stretches)]
+    with Lanes(u.device, len(states)) as lanes:
+        for turn in range(len(states) + len(spans) - 1):
+            # From the top: then what the layer below has begun last is what this one waits for.
+            for index in reversed(range(len(states))):
+                n = turn - index
+                if not 0 <= n < len(spans):
+                    continue
                 with lanes.enter(index):
+                    if index > 0:
+                        lanes.hold(index, stretches[n], *([] if n else [states[index], *reads]))
                     found = compute(index, stretches[n], states[index], spans[n])
                 stretches[n], states[index] = found
-                alive.append(found)
-    lanes.leave()
-    return torch.cat(stretches), states
+    lanes.hold(0, *stretches, *states)
+    return stretches, states
 
 
 class Lanes:
-    """A stream for each layer, the caller's for the first; on a CPU nothing."""
+    """A stream for each layer, the caller's for the first; on a CPU nothing. Behind the context the
+    caller's waits for all."""
 
     def __init__(self, device: torch.device, number: int) -> None:
         self.streams: list[torch.cuda.Stream] = []
         if device.type == "cuda":
             caller = torch.cuda.current_stream(device)
             self.streams = [caller, *_others(caller, number - 1)]
+
+    def __enter__(self) -> Lanes:
+        return self
 
     def enter(self, index: int) -> AbstractContextManager:
         """For a stretch of a layer, behind all that the layer below has begun; so behind all that
@@ -94,7 +106,13 @@ class Lanes:
             self.streams[index].wait_stream(self.streams[index - 1])
         return torch.cuda.stream(self.streams[index])
 
-    def leave(self) -> None:
+    def hold(self, index: int, *tensors: Tensor | None) -> None:
+        """Of what another stream made and this one reads: its memory is not for others before."""
+        for x in tensors if self.streams else ():
+            if x is not None:
+                x.record_stream(self.streams[index])
+
+    def __exit__(self, *_) -> None:
         for stream in self.streams[1:]:
             self.streams[0].wait_stream(stream)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import needs_cpu
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 import rnnfast
 from rnnfast import wavefront
@@ -75,9 +76,9 @@ def test_stretches_give_what_whole_sequences_give(options, ragged, steps, monkey
 
 
 def counted(calls, run=wavefront.wavefront):
-    def wrapped(u, states, steps, compute):
+    def wrapped(u, states, steps, *others):
         calls.append(steps)
-        return run(u, states, steps, compute)
+        return run(u, states, steps, *others)
 
     return wrapped
 
@@ -101,24 +102,27 @@ def test_a_packed_sequence_comes_in_stretches(monkeypatch):
 
 
 @needs_cpu
-def test_under_autocast(monkeypatch):
+@pytest.mark.parametrize("options", [{}, {"residual": True}, {"batch_first": True}])
+def test_under_autocast(options, monkeypatch):
+    """To the bit, and as it lies in memory."""
     torch.manual_seed(0)
-    rnn = rnnfast.RNN(5, 7, 2, backend="cpu")
-    x = torch.randn(T, 3, 5)
+    rnn = rnnfast.RNN(7, 7, 3, backend="cpu", **options)
+    x = torch.randn(T, 3, 7)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         wanted = rnn(x)
         monkeypatch.setattr(rnn, "_stretch", lambda *_: 6)
         found = rnn(x)
     for ours, theirs in zip(found, wanted):
-        assert ours.dtype == torch.bfloat16
+        assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)
+        assert ours.stride() == theirs.stride()
 
 
 @pytest.mark.parametrize(
     ("changed", "steps"),
     [
-        ({}, 86),
-        ({"bptt_window": 50}, 100),
+        ({}, 57),
+        ({"bptt_window": 50}, 50),
         ({"num_layers": 1}, 0),
         ({"bidirectional": True}, 0),
         ({"dropout": 0.1}, 0),
@@ -129,24 +133,45 @@ def test_under_autocast(monkeypatch):
 def test_where_layers_can_come_side_by_side(changed, steps, monkeypatch):
     rnn = rnnfast.RNN(**{"input_size": 4, "hidden_size": 8, "num_layers": 4} | changed)
     problem = rnn._problem(torch.zeros(T, B, 4))
-    monkeypatch.setattr(cuda, "step_beside_others", lambda _: 1.0)
+    monkeypatch.setattr(cuda, "step_beside_others", lambda _: (2.0, 132))
     assert rnn._stretch("cuda", 512, problem) == 0  # off
     monkeypatch.setattr(wavefront, "ENABLED", True)
     assert rnn._stretch("cuda", 512, problem) == steps
     assert rnn._stretch("triton", 512, problem) == 0
     if "dropout" in changed:
-        assert rnn.eval()._stretch("cuda", 512, problem) == 86
+        assert rnn.eval()._stretch("cuda", 512, problem) > 0
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
+def test_not_where_time_is_traced_or_computed_again(monkeypatch):
+    rnn = rnnfast.RNN(4, 8, 4)
+    problem = rnn._problem(torch.zeros(T, B, 4))
+    monkeypatch.setattr(cuda, "step_beside_others", lambda _: (2.0, 132))
+    monkeypatch.setattr(wavefront, "ENABLED", True)
+    found = []
+
+    def ask(x):
+        found.append(rnn._stretch("cuda", 512, problem))
+        return x * x
+
+    x = torch.ones(1, requires_grad=True)
+    checkpoint(ask, x, use_reentrant=False).backward()
+    torch.jit.trace(ask, x, check_trace=False)
+    assert found == [0, 0, 0]
+    ask(x)
+    assert found[-1] > 0
 
 
 def test_stretches_are_worth_their_calls_and_whole_windows():
-    for T, layers, window, step in itertools.product(
-        (1, 64, 2000), (1, 2, 8), (None, 1, 7, 3000), (0.0, 0.4, 5.0)
+    for T, layers, window, step, room in itertools.product(
+        (1, 64, 2000), (1, 2, 8), (None, 1, 7, 3000), (0.0, 0.4, 5.0), (0, 1, 2, 132)
     ):
-        steps = wavefront.steps_of_stretch(T, layers, window, step)
+        steps = wavefront.steps_of_stretch(T, layers, window, step, room)
         assert steps == 0 or (1 <= steps < T and steps % (window or 1) == 0)
-        if layers == 1 or step == 0 or (window or 1) >= T:
+        if layers == 1 or step == 0 or (window or 1) >= T or room < 2:
             assert steps == 0
-    assert wavefront.steps_of_stretch(2000, 8, None, 5.0) > 0
+    assert wavefront.steps_of_stretch(2000, 8, None, 5.0, 132) > 0
+    assert wavefront.steps_of_stretch(64, 8, None, 0.4, 132) == 0  # the host is no faster
 
 
 class Clock:
@@ -191,7 +216,7 @@ def test_every_lane_waits_for_what_it_reads(fault, monkeypatch):
             waits(self, other)
 
     monkeypatch.setattr(Stream, "wait_stream", wait_stream)
-    missed, seen = [], []
+    missed, seen, made = [], [], []
 
     def compute(layer, x, h, span):
         reads = {"weights"} if layer else set()
@@ -200,10 +225,22 @@ def test_every_lane_waits_for_what_it_reads(fault, monkeypatch):
         missed.extend(reads - clock.current.done)
         clock.current.done.add((layer, span.start))
         seen.append(clock.current)
+        made.append((layer, x))
         return x + 1, h + 1
 
-    y, states = wavefront.wavefront(torch.zeros(T, B, 2), [torch.zeros(1)] * 3, 5, compute)
-    assert (y == 3).all()
+    held = set()
+    monkeypatch.setattr(
+        of_device, "hold", lambda lanes, i, *tensors: held.update((i, id(x)) for x in tensors)
+    )
+    weight, states = torch.zeros(1), [torch.zeros(1) for _ in range(3)]
+    x = torch.zeros(T, B, 2)
+    stretches, found = wavefront.wavefront(x, states, 5, compute, [weight])
+    assert all((y == 3).all() for y in stretches)
+    # What another lane, or the caller, has made.
+    assert {(i, id(y)) for i, y in made if i} <= held
+    assert {(0, id(y)) for y in (*stretches, *found)} <= held
+    assert {(i, id(y)) for i in (1, 2) for y in (weight, states[i])} <= held
+    states = found
     assert states == [4, 4, 4]
     assert len({id(stream) for stream in seen}) == 3
     everything = {(layer, t) for layer in range(3) for t in range(0, T, 5)}

@@ -35,6 +35,10 @@ backward_kernel(Backward a) {
       RT_UNROLL for (int i = 0; i < 4 * K::kOwned; ++i) gains[i * kOwnerThreads] = 0.0f;
     }
   }
+  // How often layer norm's sums had an exchange of their own, where they need not: a word of the
+  // warp.
+  const auto apart = [&] { return K::template at<int>(K::kAgain) + rt::opaque(place.warp); };
+  if (kClip && kTogether && place.owner() && place.lane == 0) *apart() = 0;
   begin_exchange<K, kSums>(place);
   const auto length = [&](int column) { return length_of<K>(a.lengths, a.shape, place, column); };
   // The last step of a row in this direction, of which the lane has words.
@@ -112,10 +116,6 @@ backward_kernel(Backward a) {
   Step next = look_up(first);
   Values<K> carry = {};  // c_t
 
-  // How often layer norm's sums had an exchange of their own, where they need not: a word of the
-  // warp.
-  const auto apart = [&] { return K::template at<int>(K::kAgain) + rt::opaque(place.warp); };
-  if (kClip && kTogether && place.owner() && place.lane == 0) *apart() = 0;
   // Of clipping late: by what a row is scaled, and which rows are too large to be sent as they are.
   float scale[2] = {1.0f, 1.0f};
   bool large[2] = {};
@@ -155,30 +155,31 @@ backward_kernel(Backward a) {
         }
       }
       add_up<K>(kOfClip, i, place, sums);
-      float scale[2];
+      float factor[2];
       bool at_once[2];  // whether the row is clipped before those sums are taken
       RT_UNROLL for (int e = 0; e < 2; ++e) {
-        scale[e] = clip_scale(sums, e, a.limit);
-        at_once[e] = !kTogether || too_large(sums, e);
+        factor[e] = clip_scale(sums, e, a.limit);
+        at_once[e] = !kTogether || (too_large(sums, e) && factor[e] < 1.0f);
         if constexpr (kTogether) {
           RT_UNROLL for (int n = 0; n < 2; ++n) mean[n][e] = sums[2 + n][e];
         }
       }
       if (!kTogether || rt::any(at_once[0] || at_once[1])) {  // of other rows they come to the same
         RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-          RT_UNROLL for (int v = 0; v < 4; ++v) da[m][v] *= at_once[v % 2] ? scale[v % 2] : 1.0f;
+          RT_UNROLL for (int v = 0; v < 4; ++v) da[m][v] *= at_once[v % 2] ? factor[v % 2] : 1.0f;
         }
-        RT_UNROLL for (int e = 0; e < 2; ++e) scale[e] = at_once[e] ? 1.0f : scale[e];
+        RT_UNROLL for (int e = 0; e < 2; ++e) factor[e] = at_once[e] ? 1.0f : factor[e];
         sum_up();
         const int phase = kTogether ? *apart() : i;
         add_up<K>(kOfNorm, phase, place, mean);
+        rt::sync_warp();  // all lanes have read it
         if (kTogether && place.lane == 0) *apart() = phase + 1;
       }
       RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-        RT_UNROLL for (int v = 0; v < 4; ++v) da[m][v] *= scale[v % 2];
+        RT_UNROLL for (int v = 0; v < 4; ++v) da[m][v] *= factor[v % 2];
       }
       RT_UNROLL for (int n = 0; n < 2; ++n) {
-        RT_UNROLL for (int e = 0; e < 2; ++e) mean[n][e] *= scale[e];
+        RT_UNROLL for (int e = 0; e < 2; ++e) mean[n][e] *= factor[e];
       }
     } else {
       add_up<K>(kOfNorm, i, place, mean);
@@ -203,7 +204,7 @@ backward_kernel(Backward a) {
 
   // Step i up to da_t: what the owners do.
   const auto make_da = [&](int i, int turn, const Step& step) {
-    float da[K::kOwned][4], h[K::kOwned][4];  // da: dh, then dn, dahat and da
+    float da[K::kOwned][4], h[K::kOwned][4];  // da: dh, then dn and da
     [[maybe_unused]] float normal[K::kOwned][4];
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
       W::to_values(next_g[m], da[m]);
@@ -332,7 +333,7 @@ backward_kernel(Backward a) {
           sums_of_all<K>(kOfClip + i % 2, place, squares);
           RT_UNROLL for (int e = 0; e < 2; ++e) {
             scale[e] = clip_scale(squares, e, a.limit);
-            large[e] = too_large(squares, e);
+            large[e] = too_large(squares, e) && scale[e] < 1.0f && step.valid(e);
           }
           again = rt::any(large[0] || large[1]);
         }

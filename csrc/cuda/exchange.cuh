@@ -17,9 +17,10 @@
 //   for, is still to come, and bytes may be counted first.
 // - No warp can miss a phase: for the next one of the same half to complete, that warp (or the
 //   owners behind its barrier) must have gone on.
-// - Sums that the state waits for have one place, and an mbarrier that is a phase further in each
-//   step: they are sent again only after all owners have sent the state that they computed from
-//   them. Sums that are sent beside the state have two halves, as it has.
+// - Sums that the state waits for have one place, and an mbarrier that is a phase further each
+// time:
+//   they are sent again only after all owners have sent the state that they computed from them.
+//   Sums that are sent beside the state have two halves, as it has.
 // - The last thing that is sent is awaited by all blocks: none ends while a store to it is under
 //   way. (h_T is not sent: nobody reads it.)
 //

@@ -18,15 +18,14 @@
 // One time step of backward, with W_hh^T, whose owners have c_t in their registers when it begins:
 //   1. dh_t = c_t + g_t; c_t to memory, where there is to be a record.
 //   2. f'; layer norm and clipping, with one exchange of sums over all units (add_up). That is
-//   da_t:
-//      into its half as factors, and from the registers to memory.
+//      da_t: into its half as factors, and from the registers to memory.
 //   3. await_state: all of da_t is in its half.
 //   4. The product, which is c of the step before in time. Meanwhile what that step reads sets out.
 // Clipping alone scales a row of da_t, so it may as well scale what the product comes to: the sums
 // go beside the state, and are there when the product is. But where a row's norm is 2^15 or more,
 // what is multiplied may be no number of its type any more: then the step is taken once more, with
-// that row clipped. With layer norm its sums and those of clipping share an exchange, and have one
-// each where norms are as large.
+// that row clipped. Likewise layer norm's sums, which go with those of clipping, are exchanged once
+// more; where registers are scarce they always have an exchange of their own.
 #pragma once
 
 #include "exchange.cuh"
@@ -91,7 +90,8 @@ struct Kernel {
   static constexpr int kBarriers = kNormSums + kSumsBytes<kEntries, 2>;
   static constexpr int kForwardBytes = kBarriers + (kBlocks > 1 ? kBarrierBytes : 0);
   static constexpr int kClipSums = kForwardBytes;
-  static constexpr int kAgain = kClipSums + kSumsBytes<kEntries, 4>;  // for the bands, twice
+  static constexpr int kAgain =
+      kClipSums + kSumsBytes<kEntries, 4>;  // for the bands, twice; or for warps
   static constexpr int kKept = kAgain + 128;
   static constexpr int kGains = kKept + kOwned * 4 * 32 * kOwners * 4;
   static constexpr int kBackwardBytes = kGains + kOwned * 4 * 32 * kOwners * 4;

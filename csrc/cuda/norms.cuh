@@ -166,7 +166,7 @@ template <int kNumber>
 RT_DEVICE float clip_scale(const float (&sums)[kNumber][2], int e, float limit) {
   const bool large = too_large(sums, e);
   const float sum = large ? sums[1][e] : sums[0][e];
-  const float scale = limit * rt::fast_inverse_root(sum) * (large ? kDown : kUp);
+  const float scale = limit * (rt::fast_inverse_root(sum) * (large ? kDown : kUp));
   return sum < __builtin_inff() && scale < 1.0f ? scale : 1.0f;
 }
 

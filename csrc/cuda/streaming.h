@@ -7,7 +7,7 @@
 
 namespace rnnfast::cuda::streaming {
 
-// Of a tile and a column: for clipping three, for layer norm two, and for both these two again, of
+// Of a tile and a column: for clipping two, for layer norm two, and for both these two again, of
 // values that are scaled down.
 constexpr int kMostSums = 6;
 

@@ -179,8 +179,8 @@ backward_kernel(Step<Backward> step) {
 }
 
 // Clipping and layer norm. Both are linear in dh, but for the number that clips: sums of what is
-// not clipped yet are multiplied by it. Where the norm is past what float32 has sums for, so may
-// these be: then those of the values that are scaled down are taken.
+// not clipped yet are multiplied by it. Where the norm is large these may be past what float32 has:
+// then those of the values that are scaled down are taken.
 template <class Mode>
 RT_KERNEL(kThreads)
 finish_backward_kernel(Step<Backward> step) {

@@ -106,13 +106,13 @@ def estimates(problem: Problem) -> tuple[float, float]:
     return _estimated(*_size(problem))
 
 
-def step_beside_others(problem: Problem) -> float:
-    """Microseconds of a time step of forward; 0 where another such layer could not run beside it:
-    no multiprocessors are left, or the host has a launch to make for each step."""
+def step_beside_others(problem: Problem) -> tuple[float, int]:
+    """Microseconds of a time step of forward, and how many such layers run side by side: one where
+    the host has a launch to make for each step."""
     kind, index, dtype, *_ = _size(problem)
     found = _planned(*_size(problem))
-    room = 2 * found.blocks <= _device(kind, index, _mode(dtype)).multiprocessors
-    return found.step if room and not found.streaming else 0.0
+    room = _device(kind, index, _mode(dtype)).multiprocessors // found.blocks
+    return found.step, 1 if found.streaming else room
 
 
 def streams(problem: Problem) -> bool:

@@ -21,16 +21,19 @@ NAMES = [re.fullmatch(r"cluster(\d+)_(\w+)_(\d+)", name) for name in KERNELS.cud
 CLUSTERS = [(m[2], int(m[3]), int(m[1])) for m in NAMES if m and m[2] in DTYPES]
 
 
+CLIPPED = {"clip_state_grad": 0.5, "lengths": True, "per_sample": True}
+
+
 def wanted(monkeypatch: pytest.MonkeyPatch, blocks: int, columns: int = 0) -> None:
     monkeypatch.setattr(backend, "WANTED", (blocks, columns))
 
 
 @pytest.mark.parametrize(("mode", "units", "blocks"), CLUSTERS)
 def test_every_configuration_is_within_its_budget(mode, units, blocks, monkeypatch):
-    """Padded by five units, two columns of three being rows; plain, and with everything. (float16
-    has the kernels of bfloat16.)"""
+    """Padded by five units, two columns of three being rows; plain, clipped, and with everything.
+    (float16 has the kernels of bfloat16.)"""
     wanted(monkeypatch, blocks, 3)
-    for seed, options in enumerate(({}, EVERYTHING)):
+    for seed, options in enumerate(({}, CLIPPED, EVERYTHING)):
         case = make_case(2, 2, units - 5, 1, DTYPES[mode], "tanh", seed, **options)
         with precision.tf32(mode == "tf32"):
             found = run(case, "cuda", recorded=bool(options))
@@ -92,3 +95,18 @@ def test_gradients_too_large_to_be_clipped_late(dtype, blocks, norm, monkeypatch
     assert_good(large, found)
     for name in ("dp", "dh_0"):
         assert torch.equal(found[name][:, 1:], others[name][:, 1:]), name
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("blocks", [1, 2, -1])
+def test_limits_far_from_the_gradients(blocks, norm, monkeypatch):
+    """The least one, and one that float32 has no number for."""
+    wanted(monkeypatch, blocks)
+    for limit in (1e-30, 1e-25, 1e40):
+        case = make_case(3, 3, 33, 1, torch.float32, norm=norm, clip_state_grad=limit)
+        for times in (1.0, 1e4):
+            scaled = case._replace(grad_y=case.grad_y * times)
+            found = run(scaled, "cuda")
+            assert_good(scaled, found)
+            if limit < 1:
+                assert (found["dp"] != 0).all(), "nothing is lost"

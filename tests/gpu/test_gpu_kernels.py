@@ -14,11 +14,17 @@ EVERYTHING = {
     "lengths": True,
     "bptt_window": 3,
     "clip_state_grad": 0.5,
+    "per_sample": True,
+}
+OPTIONS = {
+    "plain": {},
+    "clipped": {"clip_state_grad": 0.5, "lengths": True, "per_sample": True},
+    "everything": EVERYTHING,
 }
 
 
 @pytest.mark.gpu(1)
-@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("units", "rows"), [(30, 70), (250, 1), (500, 20), (760, 3), (1270, 9)])
 @pytest.mark.parametrize("kernel", [name for name in cuda.NAMES if name])

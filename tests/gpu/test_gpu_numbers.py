@@ -120,7 +120,7 @@ def test_torch_backend_is_nn_rnn_to_the_bit(device):
 def test_two_runs_give_the_same_bits(dtype, backend, device):
     H = 129 if has_room(backend, 129, dtype, device) else 127
     rnn = rnnfast.RNN(65, H, 2, bidirectional=True, dtype=dtype, device=device, backend=backend)
-    x = torch.randn(5, 33, 65, device=device, dtype=dtype)
+    x = torch.randn(5, 33 if device == "cuda" else 9, 65, device=device, dtype=dtype)
     first, second = results(rnn, x), results(rnn, x)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert first["d weight_hh_l0"].isfinite().all()

@@ -234,7 +234,8 @@ def test_layers_side_by_side_give_what_they_give_in_turn(options, backend, devic
     if backend != "cuda":
         pytest.skip("layers of other backends come one after another")
     rnn = rnnfast.RNN(8, 8, 3, backend=backend, device=device, **options)
-    x = torch.randn(40, B, 8, device=device, requires_grad=True)
+    steps = 4000 if device == "cuda" else 40  # so many that the host is ahead
+    x = torch.randn(steps, B, 8, device=device, requires_grad=True)
 
     def run() -> list[Tensor]:
         y, h_n = rnn(x)
@@ -242,18 +243,16 @@ def test_layers_side_by_side_give_what_they_give_in_turn(options, backend, devic
         return [y, h_n, *torch.autograd.grad(y.sin().sum() + h_n.cos().sum(), leaves)]
 
     wanted = run()
-    monkeypatch.setattr(rnn, "_stretch", lambda *_: 8)
-    for found in (run(), run()):
-        assert torch.equal(found[0], wanted[0])
-        assert torch.equal(found[1], wanted[1])
-        torch.testing.assert_close(found[2:], wanted[2:])
+    monkeypatch.setattr(rnn, "_stretch", lambda *_: steps // 5)
+    for _ in range(2):
+        torch.testing.assert_close(run(), wanted)
     with torch.no_grad():
-        assert all(torch.equal(rnn(x)[0], wanted[0]) for _ in range(3))
+        for _ in range(3):
+            torch.testing.assert_close(rnn(x)[0], wanted[0])
     if device == "cuda":
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             captured = run()
         graph.replay()
         torch.cuda.synchronize()
-        assert torch.equal(captured[0], wanted[0])
-        torch.testing.assert_close(captured[2:], wanted[2:])
+        torch.testing.assert_close(captured, wanted)
