@@ -106,12 +106,13 @@ def main() -> int:
     levels = levels_of_this_machine()
     print(f"SIMD levels of this machine: {', '.join(levels)}", flush=True)
     try:
-        programs = [*build("address", levels[-number:]), *build("thread", levels[-1:])]
-        programs += [p for sanitizer in SANITIZERS for p in build_emulated(sanitizer)]
+        programs = [p for sanitizer in reversed(SANITIZERS) for p in build_emulated(sanitizer)]
+        programs += [*build("thread", levels[-1:]), *build("address", levels[-number:])]
     except package.Unavailable as error:
         print(error, file=sys.stderr)
         return 1
-    with ThreadPoolExecutor(os.cpu_count()) as each:  # processes; threads only wait for them
+    # Processes; threads only wait for them. The longest come first.
+    with ThreadPoolExecutor(os.cpu_count()) as each:
         results = list(each.map(passes, programs))
     if not results:
         print("no program in tests/cpp: nothing was checked", file=sys.stderr)

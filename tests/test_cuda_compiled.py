@@ -136,9 +136,10 @@ def test_plan_and_readme_say_what_the_model_of_the_code_does():
 @needs_objects
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_compiler_makes_what_the_table_says(arch, tmp_path):
-    """Of one mode: all of them take a minute."""
+    """Of one mode: all of them take a minute. For sm_90 from PTX, where there is no more."""
     mode, objects = "exact", record.objects()
-    if f".{arch}.cubin" not in sass.run("cuobjdump", "-lelf", objects / "cuda_measure.o"):
+    there = sass.run("cuobjdump", "-lelf", objects / "cuda_measure.o")
+    if arch == "sm_80" and f".{arch}.cubin" not in there:
         pytest.skip(f"the extension was not compiled for {arch}")
     found = sass.table(objects, arch, tmp_path, [mode])
     begin = f"{arch} {mode} "
