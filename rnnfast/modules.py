@@ -69,7 +69,7 @@ class RNN(nn.RNNBase):
             stays.
         bptt_window: truncated BPTT: no gradient crosses between steps t - 1 and t for
             t = k, 2 k, ...
-        backend: "auto", "cpu", "triton", "torch" or "reference". A named one serves or raises;
+        backend: "auto", "cpu", "cuda", "triton", "torch" or "reference". A named one serves or raises;
             :func:`rnnfast.explain` says what "auto" takes and why.
 
     Raises:
@@ -348,7 +348,14 @@ class RNN(nn.RNNBase):
         steps = self._stretch(backend, T, self._problem(u, reset, B))
         if steps:
             x = u.transpose(0, 1) if batch_first else u
-            stretches, h_n = self._overlapped(x, hx, lengths, reset, options, backend, steps)
+            weights = []
+            for index in range(self.num_layers):
+                norm = self._norm_weights(index) if self.norm else (None, None)
+                own = precision.autocast(x.device.type, *self._layer_weights(index))
+                weights.append((*own, *norm))
+            (hx,) = precision.autocast(x.device.type, hx)
+            inputs = (x, hx, weights, lengths, reset)
+            stretches, h_n = wavefront.layers(*inputs, self.residual, options, backend, steps)
             if batch_first:
                 stretches = [y.transpose(0, 1) for y in stretches]
             return torch.cat(stretches, 1 if batch_first else 0), h_n
@@ -390,46 +397,6 @@ class RNN(nn.RNNBase):
             return 0
         step, room = cuda.step_beside_others(problem)
         return wavefront.steps_of_stretch(T, self.num_layers, self.bptt_window, step, room)
-
-    def _overlapped(
-        self,
-        x: Tensor,
-        hx: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        options: Options,
-        backend: str,
-        steps: int,
-    ) -> tuple[list[Tensor], Tensor]:
-        """The stretches of the output, each [steps, B, H], and h_n, of x [T, B, I] through layers
-        of one direction."""
-        (hx,) = precision.autocast(x.device.type, hx)
-        weights = []
-        for index in range(self.num_layers):
-            norm = self._norm_weights(index) if self.norm else (None, None)
-            own = precision.autocast(x.device.type, *self._layer_weights(index))
-            # Views, so that gradients come to the parameters on the caller's stream.
-            weights.append([None if w is None else w.view_as(w) for w in (*own, *norm)])
-        first = range(0, x.shape[0], steps)
-        left = {t: None if lengths is None else (lengths - t).clamp(0, steps) for t in first}
-
-        def compute(index, u, h_0, span):
-            if span.start == 0:  # views again, so that stretches are added up on the layer's
-                weights[index] = [None if w is None else w.view_as(w) for w in weights[index]]
-            lengths, resets = left[span.start], None if reset is None else reset[span]
-            if self.bptt_window and span.start:  # an edge, but of rows that have ended
-                cut = h_0.detach()
-                h_0 = cut if lengths is None else torch.where(lengths[:, None] > 0, cut, h_0)
-            (cast,) = precision.autocast(u.device.type, u)
-            inputs = (cast, *weights[index], h_0, lengths, resets, None)
-            y, h_n = layer(*inputs, options, backend)
-            through = self.residual and index + 1 < self.num_layers and y.shape == u.shape
-            return (y + u if through else y), h_n
-
-        states = [None] * self.num_layers if hx is None else list(hx.split(1))
-        reads = [*(w for own in weights for w in own), *left.values(), reset]
-        stretches, states = wavefront.wavefront(x, states, steps, compute, reads)
-        return stretches, torch.cat(states)
 
     def _layer_weights(self, index: int) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
         """w_ih, b_ih, b_hh and w_hh of all directions, as autograd.layer takes them."""

@@ -20,6 +20,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from . import precision
+from .autograd import layer
+from .cells.rnn import Options
+
 ENABLED = os.environ.get("RNNFAST_OVERLAP", "") not in ("", "0")
 CALL = 40.0  # microseconds of a stretch beside its time steps, for the host, too; a guess
 MOST = 64  # stretches
@@ -44,6 +48,53 @@ def steps_of_stretch(T: int, layers: int, window: int | None, step: float, room:
     best = min((steps for steps in choices if steps < T), key=together, default=0)
     apart = layers * (T * step + CALL)
     return best if layers > 1 and best and together(best) * LEAST_GAIN < apart else 0
+
+
+def layers(
+    x: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Sequence[Tensor | None]],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    residual: bool,
+    options: Options,
+    backend: str,
+    steps: int,
+) -> tuple[list[Tensor], Tensor]:
+    """The stretches of the output, each [steps, B, H], and h_n [L, B, H], of layers of one
+    direction; its input and tensors are those of :func:`rnnfast.autograd.layer`, before autocast
+    has cast x.
+
+    Args:
+        weights: of each layer w_ih, b_ih, b_hh, w_hh, gamma and beta.
+        residual: a layer's input is added to what the next one gets, where it is as wide.
+        steps: of a stretch.
+    """
+    # Views, so that gradients come to the parameters on the caller's stream.
+    views = [_views(own) for own in weights]
+    first = range(0, x.shape[0], steps)
+    left = {t: None if lengths is None else (lengths - t).clamp(0, steps) for t in first}
+
+    def compute(index: int, u: Tensor, h_0: Tensor | None, span: slice) -> tuple[Tensor, Tensor]:
+        if span.start == 0:  # views again, so that stretches are added up on the layer's
+            views[index] = _views(views[index])
+        here, resets = left[span.start], None if reset is None else reset[span]
+        if options.bptt_window and span.start:  # an edge, but of rows that have ended
+            cut = h_0.detach()
+            h_0 = cut if here is None else torch.where(here[:, None] > 0, cut, h_0)
+        (cast,) = precision.autocast(u.device.type, u)
+        y, h_n = layer(cast, *views[index], h_0, here, resets, None, options, backend)
+        through = residual and index + 1 < len(views) and y.shape == u.shape
+        return (y + u if through else y), h_n
+
+    states = [None] * len(views) if hx is None else list(hx.split(1))
+    reads = [*(w for own in views for w in own), *left.values(), reset]
+    stretches, states = wavefront(x, states, steps, compute, reads)
+    return stretches, torch.cat(states)
+
+
+def _views(weights: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if w is None else w.view_as(w) for w in weights]
 
 
 Compute = Callable[[int, Tensor, "Tensor | None", slice], tuple[Tensor, Tensor]]

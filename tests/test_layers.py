@@ -18,7 +18,7 @@ LAYERS = [
     {"rnnfast.testing"},
     {"rnnfast"},
     {"rnnfast.modules", "rnnfast.convert", "rnnfast.report", "rnnfast.gradient_flow"},
-    {"rnnfast.functional", "rnnfast.init", "rnnfast.batch_norm"},
+    {"rnnfast.functional", "rnnfast.init", "rnnfast.batch_norm", "rnnfast.wavefront"},
     {"rnnfast.autograd"},
     {"rnnfast.backends"},
     {"rnnfast._C", "rnnfast.triton_kernels"},
@@ -31,7 +31,6 @@ LAYERS = [
         "rnnfast.arguments",
         "rnnfast.drawing",
         "rnnfast.tuning",
-        "rnnfast.wavefront",
     },
 ]
 # Within a layer, and what stands beside the layers.
