@@ -69,8 +69,8 @@ class RNN(nn.RNNBase):
             stays.
         bptt_window: truncated BPTT: no gradient crosses between steps t - 1 and t for
             t = k, 2 k, ...
-        backend: "auto", "cpu", "cuda", "triton", "torch" or "reference". A named one serves or raises;
-            :func:`rnnfast.explain` says what "auto" takes and why.
+        backend: "auto", "cpu", "cuda", "triton", "torch" or "reference". A named one serves or
+            raises; :func:`rnnfast.explain` says what "auto" takes and why.
 
     Raises:
         TypeError, ValueError: as nn.RNN does, in its order.
