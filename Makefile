@@ -25,7 +25,11 @@ PEER_BELOW := MKL_ENABLE_INSTRUCTIONS=AVX2
 PYTEST_IN_TWO := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint sanitize extension wheel format bench \
+ifeq ($(MAKECMDGOALS),test)
+MAKEFLAGS += -j2  # what needs no package is compiled while pip unpacks
+endif
+
+.PHONY: demo test lint sanitize extension emulation wheel format bench \
 	gpu-probe gpu-check gpu-profile clean
 
 demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits
@@ -36,7 +40,7 @@ test: export RNNFAST_REQUIRE_EXTENSION = 1  # its tests must not be skipped
 test: export TRITON_CACHE_DIR = $(CURDIR)/build/triton
 test: export RNNFAST_CUDA_ARCHS = compute_90  # less than is installed: minutes matter here
 test: LEVELS = 1
-test: lint extension sanitize  ## everything that can be shown without a GPU
+test: lint extension emulation sanitize  ## everything that can be shown without a GPU
 	$(PYTEST_IN_TWO) $(BY_FILE) --ignore $(TIMED)
 	$(BIN)/python -m pytest $(TIMED)
 	TRITON_INTERPRET=1 $(PYTEST_IN_TWO) $(BY_FILE) -k "triton or interpreted" tests/interpreted $(OF_GPU)
@@ -58,6 +62,9 @@ sanitize: extension  ## the C++ kernels under the address, undefined-behaviour a
 # Where there is an nvcc, kernels that it does not compile are an error.
 extension: .venv/dev  ## recompiles what has changed in csrc
 	RNNFAST_REQUIRE_EXTENSION=1 RNNFAST_CUDA=$(if $(shell command -v nvcc),1) $(BIN)/python setup.py --quiet build_ext --inplace
+
+emulation: .venv/build  ## the kernels in CUDA for the host: prints the module's file
+	$(BIN)/python tests/emulation.py
 
 wheel: .venv/dev  ## into dist/, with the CUDA kernels where nvcc is on the PATH
 	$(BIN)/python -m build --quiet --wheel --no-isolation
@@ -87,8 +94,11 @@ clean:
 	rm -rf .venv build dist rnnfast.egg-info rnnfast/_C* rnnfast/_build.json .ruff_cache
 
 # Without build isolation, so that the pins hold for the build as well and its objects are kept.
-.venv/demo .venv/dev .venv/bench: .venv/%: pyproject.toml constraints.txt | .venv/bin/python
+.venv/build: constraints.txt | .venv/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools pybind11 ninja
+	touch $@
+
+.venv/demo .venv/dev .venv/bench: .venv/%: pyproject.toml .venv/build
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 		--no-build-isolation -e '.[$(EXTRAS_$*)]'
 	touch $@

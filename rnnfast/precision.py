@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
+from .compiler import constant
+
+
+@constant
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)  # "meta" knows none
+
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """The dtype that autocast asks for on this device type; None where it is off."""
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not _has_autocast(device) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 
@@ -40,9 +46,7 @@ def widened(x: Tensor | None) -> Tensor | None:
 
 def no_autocast(device: str) -> AbstractContextManager:
     """Operations inside take the dtypes they are given, on any device type."""
-    if torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()  # "meta" knows none
+    return torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext()
 
 
 def rounds_to_tf32() -> bool:
@@ -53,7 +57,7 @@ def rounds_to_tf32() -> bool:
     return torch.backends.cudnn.allow_tf32
 
 
-@contextlib.contextmanager
+@contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """How float32 products round on a GPU while it lasts: those of matrices and cuDNN's alike.
 

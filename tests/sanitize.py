@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import setup as package  # noqa: E402
 
+FOLDER = "build/sanitize"
 LIMIT = 300  # seconds for one program
 SANITIZERS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -34,45 +35,49 @@ ENVIRONMENT = {
 }
 
 
-def build(sanitizer: str, levels: list[str]) -> list[str]:
-    """The programs: each is one source, which includes the kernels, and the threads."""
+def steps(compiler: package.Compiler, sanitizer: str, levels: list[str]) -> list[package.Step]:
+    """What makes the programs: each is one source, which includes the kernels, and the threads."""
     flags = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS[sanitizer]]
-    folder = f"build/sanitize/{sanitizer}"
-    compiler = package.Compiler.find()
+    folder = f"{FOLDER}/{sanitizer}"
     threads = package.compile_step(compiler, "csrc/cpu/parallel.cpp", f"{folder}/parallel.o", flags)
-    steps, programs = [threads], []
-    for source in sorted(Path("tests/cpp").glob("*.cpp")):
+    found = [threads]
+    for source in sorted(Path("tests/cpp").glob("*.cpp"), reverse=True):
         for level in levels:
             program = f"{folder}/{source.stem}.{level}"
             options = [*flags, *package.level_flags(compiler, level)]
             main = package.compile_step(compiler, source.as_posix(), f"{program}.o", options)
             objects = [main.output, threads.output]
             link = [*compiler.command, *flags, *objects, "-pthread", "-ldl", "-o", program]
-            steps += [main, package.Step("link", objects, program, link)]
-            programs.append(program)
-    package.make(steps, folder)
-    return programs
+            found += [main, package.Step("link", objects, program, link)]
+    return found
 
 
-def build_emulated(sanitizer: str) -> list[str]:
-    """The programs whose kernels are those of GPUs, their threads threads of the host."""
+def emulated_steps(compiler: package.Compiler, sanitizer: str) -> list[package.Step]:
+    """Of the programs whose kernels are those of GPUs, their threads threads of the host."""
     flags = ["-O0", "-g1", "-DRNNFAST_EMULATION", "-DRNNFAST_EMULATION_THREADS"]
     flags += SANITIZERS[sanitizer]
-    folder = f"build/sanitize/{sanitizer}/emulated"
-    compiler = package.Compiler.find()
+    folder = f"{FOLDER}/{sanitizer}/emulated"
     machine = package.compile_step(
         compiler, "csrc/emulation/machine.cpp", f"{folder}/machine.o", flags
     )
-    steps, programs = [machine], []
+    found = [machine]
     for source in sorted(Path("tests/cpp/emulated").glob("*.cpp")):
         program = f"{folder}/{source.stem}"
         main = package.compile_step(compiler, source.as_posix(), f"{program}.o", flags)
         objects = [main.output, machine.output]
         link = [*compiler.command, *flags, *objects, "-pthread", "-o", program]
-        steps += [main, package.Step("link", objects, program, link)]
-        programs.append(program)
-    package.make(steps, folder)
-    return programs
+        found += [main, package.Step("link", objects, program, link)]
+    return found
+
+
+def build(levels: list[str], number: int) -> list[str]:
+    """All programs at once, those that run longest first."""
+    compiler = package.Compiler.find()
+    found = [s for sanitizer in reversed(SANITIZERS) for s in emulated_steps(compiler, sanitizer)]
+    found += steps(compiler, "thread", levels[-1:])
+    found += steps(compiler, "address", levels[-number:])
+    package.make(found, FOLDER)
+    return [step.output for step in found if step.rule == "link"]
 
 
 def levels_of_this_machine() -> list[str]:
@@ -106,12 +111,11 @@ def main() -> int:
     levels = levels_of_this_machine()
     print(f"SIMD levels of this machine: {', '.join(levels)}", flush=True)
     try:
-        programs = [p for sanitizer in reversed(SANITIZERS) for p in build_emulated(sanitizer)]
-        programs += [*build("thread", levels[-1:]), *build("address", levels[-number:])]
+        programs = build(levels, number)
     except package.Unavailable as error:
         print(error, file=sys.stderr)
         return 1
-    # Processes; threads only wait for them. The longest come first.
+    # Processes; threads only wait for them.
     with ThreadPoolExecutor(os.cpu_count()) as each:
         results = list(each.map(passes, programs))
     if not results:

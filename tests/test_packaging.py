@@ -114,7 +114,7 @@ def sdist(checkout, tmp_path_factory) -> Path:
 def unpacked(sdist, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder)
+        archive.extractall(folder, filter="data")
     (source,) = folder.iterdir()
     return source
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .. import products, tuning
 from ..cells.rnn import SIGN_ALONE, Options, directions
+from ..compiler import constant
 from ..layout import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
 from ..precision import rounds_to_tf32
 from ..triton_kernels.plan import Device as Facts
@@ -125,14 +126,7 @@ def _size(problem: Problem) -> tuple:
     return *device, problem.units, problem.groups, problem.rows, "norm" in problem.beyond
 
 
-def _told(answer: Callable) -> Callable:
-    """torch.compile takes the answer for a constant: it cannot look at a device. (By the mark that
-    torch.compiler.assume_constant_result sets, which takes a second to import.)"""
-    answer._dynamo_marked_constant = True
-    return answer
-
-
-@_told
+@constant
 def _refused(kind: str, index: int | None, *size) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         return "there is no GPU that torch can use"
@@ -152,7 +146,7 @@ def _code_refused(index: int) -> str:
         return KERNELS.cuda_unusable()
 
 
-@_told
+@constant
 def _estimated(kind: str, index: int | None, dtype: torch.dtype, *size) -> tuple[float, float]:
     units, groups, rows, norm = size
     precision = {"tf32": "tf32", "exact": "tf32x3"}.get(_mode(dtype), "half")
@@ -163,7 +157,7 @@ def _estimated(kind: str, index: int | None, dtype: torch.dtype, *size) -> tuple
     return _planned(kind, index, dtype, *size).step, theirs
 
 
-@_told
+@constant
 def _streams(*size) -> bool:
     return _planned(*size).streaming
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from .. import products
 from ..cells.rnn import SIGN_ALONE, Options, directions
+from ..compiler import constant
 from ..layout import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
 from ..precision import rounds_to_tf32
 from ..record import FIELDS
@@ -63,14 +63,7 @@ def _size(problem: Problem) -> tuple:
     return *device, problem.units, problem.groups, problem.rows, "norm" in problem.beyond
 
 
-def _told(answer: Callable) -> Callable:
-    """torch.compile takes the answer for a constant: it cannot look at a device. (By the mark that
-    torch.compiler.assume_constant_result sets, which takes a second to import.)"""
-    answer._dynamo_marked_constant = True
-    return answer
-
-
-@_told
+@constant
 def _planned(
     kind: str,
     index: int | None,
@@ -106,7 +99,7 @@ def _without_triton() -> str:
     return ""
 
 
-@_told
+@constant
 def _estimated(kind: str, index: int | None, dtype: torch.dtype, *size) -> tuple[float, float]:
     planned = _planned(kind, index, dtype, *size)
     units, groups, rows, norm = size

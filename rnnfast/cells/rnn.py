@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..compiler import constant
 from ..record import FIELDS
 
 GATES = 1
@@ -275,15 +276,17 @@ def directions(w_hh: Tensor) -> int:
     return w_hh.shape[0] if w_hh.dim() == 3 else 1
 
 
+@constant
+def _is_transformed() -> bool:
+    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+
+
 def in_transform() -> bool:
     """Whether a torch.func transform or forward-mode differentiation is under way.
 
     In these words torch.compile knows the answer as it traces.
     """
-    return (
-        torch._C._functorch.get_dynamic_layer_stack_depth() > 0
-        or torch.autograd.forward_ad._current_level >= 0
-    )
+    return _is_transformed() or torch.autograd.forward_ad._current_level >= 0
 
 
 class _Edges:
