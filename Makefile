@@ -27,6 +27,7 @@ BY_FILE := --dist loadfile --no-loadscope-reorder
 
 ifeq ($(MAKECMDGOALS),test)
 MAKEFLAGS += -j2  # what needs no package is compiled while pip unpacks
+unexport MAKEFLAGS  # ninja would look for a jobserver
 endif
 
 .PHONY: demo test lint sanitize extension emulation wheel format bench \
