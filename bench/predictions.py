@@ -1,0 +1,114 @@
+"""``python -m bench.predictions``: the tables of docs/gpu_kernels.md: what a time step of the CUDA
+kernels is expected to take on an H200, and what the newest `make gpu-check` has measured."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rnnfast.backends import cuda
+
+from .cuda_plans import DTYPES, NAMES, ROWS, UNITS, Row
+
+BEGIN, END = "<!-- made by python -m bench.predictions -->", "<!-- end -->"
+PAGE = Path("docs/gpu_kernels.md")
+RESULTS = Path("bench/results")
+RECORDED = Path("tests/sass/recorded.json")
+# How many clusters of 2, 4, 8 and 16 blocks there are at once is not known before one is asked.
+H200 = cuda.Device("H200", 90, 132, 227 << 10, (66, 32, 15, 7))
+GIGAHERTZ = 1.98  # of an H200 under load
+# What is wanted of a step forward: blocks and units of the kernel, microseconds.
+WANTED = ((4, 256, 0.4), (16, 512, 0.5), (16, 1024, 0.8))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.predictions", description=__doc__)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    options.page.write_text(with_tables(options.page.read_text(), options.results))
+    return 0
+
+
+def with_tables(page: str, results: Path) -> str:
+    """
+    Raises:
+        ValueError: the page has no place for them.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the page lacks the lines {BEGIN} and {END}")
+    source, measured = newest(results)
+    lines = [*of_the_model(measured), "", *of_the_plan(measured), ""]
+    lines += [f"Measured: {source or 'nothing yet'}."]
+    return "\n".join([f"{before}{BEGIN}", *lines, f"{END}{after}"])
+
+
+def newest(results: Path) -> tuple[str, dict[tuple, Row]]:
+    """The last run by the date in its folder's name, and its rows by all that names them."""
+    files = sorted(results.glob("gpu-check-*/cuda-plans.csv"), key=lambda f: f.parent.name[-15:])
+    if not files:
+        return "", {}
+    with files[-1].open(newline="") as file:
+        found = [Row(**row) for row in csv.DictReader(file)]
+    return files[-1].parent.name, {
+        (row.mode, int(row.units), int(row.rows), row.norm == "True", row.kernel): row
+        for row in found
+    }
+
+
+def of_the_model(measured: dict[tuple, Row]) -> Iterator[str]:
+    """Cycles from the machine code, as microseconds, beside what is wanted."""
+    recorded = json.loads(RECORDED.read_text())
+    at = recorded["columns"].index("cycles")
+
+    def us(way: str, units: int, blocks: int, *options: str) -> float:
+        name = " ".join(["sm_90 bfloat16", way, f"{units} units", f"{blocks} blocks", *options])
+        return recorded["kernels"][name][at] / GIGAHERTZ / 1000
+
+    heads = "bfloat16, 16 rows", "wanted", "forward", "backward", "layer norm", "clipping"
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
+    for blocks, units, limit in WANTED:
+        forward, backward = us("forward", units, blocks), us("backward", units, blocks)
+        norm, clip = us("forward", units, blocks, "norm"), us("backward", units, blocks, "clip")
+        key = ("bfloat16", units, 16, False, f"cluster{blocks}")
+        found, normed = measured.get(key), measured.get((*key[:3], True, key[4]))
+        cells = [
+            f"{units} units, {blocks} blocks",
+            f"{limit:.2f}",
+            beside(forward, found and found.forward),
+            beside(backward, found and found.backward),
+            f"{beside(norm, normed and normed.forward)} (forward +{norm / forward - 1:.0%})",
+            f"{clip:.2f} (backward +{clip / backward - 1:.0%})",
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def of_the_plan(measured: dict[tuple, Row]) -> Iterator[str]:
+    """The kernel that the plan takes, and its estimate."""
+    yield f"| forward, us a step | {' | '.join(f'B = {rows}' for rows in ROWS)} |"
+    yield "|---" * (1 + len(ROWS)) + "|"
+    for mode in DTYPES:
+        for norm in (False, True):
+            for units in UNITS:
+                cells = [f"{mode}, {units} units{', layer norm' if norm else ''}"]
+                for rows in ROWS:
+                    plan = cuda.EXTENSION.cuda_plan(mode, units, 1, rows, norm, *H200)
+                    kernel = NAMES[plan.wanted[0]]
+                    found = measured.get((mode, units, rows, norm, kernel))
+                    cells.append(f"{kernel} {beside(plan.step, found and found.forward)}")
+                yield f"| {' | '.join(cells)} |"
+
+
+def beside(expected: float, found: str | None) -> str:
+    return f"{expected:.2f}" + (f" → **{float(found):.2f}**" if found else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
