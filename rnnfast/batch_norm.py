@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .layout import without_padding
+
 MOMENTUM = 0.1
 
 
@@ -25,12 +27,8 @@ def batch_norm(
     Raises:
         ValueError: training on a single point.
     """
-    x = u.to(weight.dtype)
+    x = without_padding(u.to(weight.dtype), lengths)
     T, B, _ = u.shape
-    valid = None
-    if lengths is not None:  # padding may be anything: 0 times NaN is NaN
-        valid = (torch.arange(T, device=u.device).unsqueeze(1) < lengths).unsqueeze(2)
-        x = torch.where(valid, x, 0)
     mean, variance, batches = running
     if training:
         count = torch.full((), T * B, device=u.device) if lengths is None else lengths.sum()
@@ -38,8 +36,7 @@ def batch_norm(
             raise ValueError("Expected more than 1 value per channel when training")
         count = count.to(x.dtype)
         mean_here = x.sum((0, 1)) / count
-        centred = x - mean_here
-        centred = centred if valid is None else torch.where(valid, centred, 0)
+        centred = without_padding(x - mean_here, lengths)
         variance_here = centred.square().sum((0, 1)) / count
         with torch.no_grad():
             mean.lerp_(mean_here.to(mean.dtype), MOMENTUM)

@@ -105,6 +105,15 @@ def empty_rows(like: Tensor, width: int) -> Tensor:
     return like.new_empty(T, B, width)
 
 
+def without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x [T, B, width] with 0 where a row has no step: what stands there may be anything, and 0
+    times NaN is NaN."""
+    if lengths is None:
+        return x
+    steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
+    return torch.where((steps < lengths).unsqueeze(2), x, 0)
+
+
 def with_dense_rows(x: Tensor) -> Tensor:
     """The kernels take any strides of time and batch, but rows without gaps."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

@@ -18,6 +18,7 @@ from .cells.rnn import Options, in_transform
 from .functional import check_lengths, check_options, check_reset
 from .gradient_flow import GradientFlow, read
 from .init import INITS
+from .layout import without_padding
 
 PLAIN = {  # what extra_repr leaves out
     "norm": None,
@@ -429,7 +430,7 @@ class RNN(nn.RNNBase):
     ) -> tuple[Tensor, None, None, None, Tensor]:
         """The input projection, normalized, in the place of x and the weights it is made of."""
         w_ih, b_ih, b_hh, w_hh = weights
-        u = F.linear(x, w_ih)
+        u = F.linear(without_padding(x, lengths), w_ih)
         ps = []
         for d, part in enumerate(u.split(self.hidden_size, -1)):
             mean, var, batches = (

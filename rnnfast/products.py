@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cells.rnn import directions
-from .layout import empty_rows, with_dense_rows
+from .layout import empty_rows, with_dense_rows, without_padding
 
 
 def projected(x: Tensor, w_ih: Tensor | None, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
@@ -56,7 +56,12 @@ def dw_hh(
 
 
 def projected_back(
-    dp: Tensor, x: Tensor | None, w_ih: Tensor | None, dx_wanted: bool, dw_wanted: bool
+    dp: Tensor,
+    x: Tensor | None,
+    w_ih: Tensor | None,
+    lengths: Tensor | None,
+    dx_wanted: bool,
+    dw_wanted: bool,
 ) -> tuple[Tensor | None, ...]:
     """dx, dw_ih, db_ih, db_hh."""
     if w_ih is None:
@@ -65,6 +70,7 @@ def projected_back(
     if not dw_wanted:
         return dx, None, None, None
     da = _flat(dp)
+    x = without_padding(x, lengths)
     x = x.transpose(0, 1) if _batch_first(dp) else x
     db = da.sum(0)
     return dx, da.T @ x.flatten(0, 1), db, db.clone()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import (
     PackedSequence,
     pack_padded_sequence,
@@ -193,23 +193,27 @@ def test_lengths_are_what_each_sample_alone_gives(case, lengths, backend):
     assert_same_results(found, results(Alone(), padded(x, first), hx))
 
 
-def test_padding_is_never_looked_at(backend):
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_padding_is_never_looked_at(batch_first, backend):
     """Not even a NaN in it reaches an output, a state or a gradient."""
-    _, new = twins(backend, I, H, num_layers=2, bidirectional=True)
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": batch_first}
+    _, new = twins(backend, I, H, **options)
     lengths = [0, 7, 3, 1, 6]
     x = torch.randn(T, B, I, dtype=EXACT)
-    wanted = results(new, x, lengths=lengths)
-    spoiled = x.clone()
-    for b, n in enumerate(lengths):
-        spoiled[n:, b] = 1e3
-    assert_same_results(results(new, spoiled, lengths=lengths), wanted)
-    for b, n in enumerate(lengths):
-        spoiled[n:, b] = float("nan")
-        assert (wanted["output"][n:, b] == 0).all()
-        assert (wanted["d input"][n:, b] == 0).all()
-    output, h_n = new(spoiled, lengths=lengths)
-    assert_same(output, wanted["output"])
-    assert_same(h_n, wanted["h_n"])
+
+    def found(x: Tensor) -> dict[str, Tensor]:
+        return results(new, x.transpose(0, 1) if batch_first else x, lengths=lengths)
+
+    wanted = found(x)
+    for filling in (1e3, torch.nan, torch.inf):
+        spoiled = x.clone()
+        for b, n in enumerate(lengths):
+            spoiled[n:, b] = filling
+        assert_same_results(found(spoiled), wanted)
+    for name in ("output", "d input"):
+        steps = wanted[name].transpose(0, 1) if batch_first else wanted[name]
+        for b, n in enumerate(lengths):
+            assert (steps[n:, b] == 0).all()
 
 
 def test_lengths_of_zero_give_hx_back(backend):

@@ -275,6 +275,17 @@ def test_resets_beyond_the_length_do_nothing(backend):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+@every_backend
+@pytest.mark.parametrize("special", [torch.nan, torch.inf])
+def test_nan_and_inf_beyond_the_length_do_nothing(backend, special):
+    case = busy_case()
+    beyond = (torch.arange(7).unsqueeze(1) >= case.lengths).unsqueeze(2)
+    p, grad_y = (x.detach().masked_fill(beyond, special) for x in (case.leaves["p"], case.grad_y))
+    broken = case._replace(leaves=case.leaves | {"p": p}, grad_y=grad_y)
+    found, wanted = run(broken, by_package(backend)), run(case, by_package(backend))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 # ------------------------------------------------------------- the formula of backward, by itself
 
 

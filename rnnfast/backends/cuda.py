@@ -309,7 +309,7 @@ def backward(
                 *y.stride()[:2], *dp.stride()[:2], *_limits(T, options), *_stream(y.device),
             )  # fmt: skip
     return (
-        *products.projected_back(dp, x, w_ih, dx_wanted, dw_wanted),
+        *products.projected_back(dp, x, w_ih, lengths, dx_wanted, dw_wanted),
         products.dw_hh(dp, y, h_0, lengths, reset, w_hh, options.heads) if dw_wanted else None,
         *(v if v is None else v.sum(0) for v in d_norm),
         dh_0,

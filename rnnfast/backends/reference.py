@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..cells import rnn as cell
 from ..cells.rnn import Options
+from ..layout import without_padding
 
 if TYPE_CHECKING:
     from . import Problem
@@ -32,6 +33,7 @@ def forward(
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """As :func:`rnnfast.autograd.layer`, and ahat and rstd with layer norm."""
+    x = without_padding(x, lengths)
     p = x if w_ih is None else F.linear(x, w_ih, None if b_ih is None else b_ih + b_hh)
     return cell.forward(p, _by_direction(w_hh), gamma, beta, h_0, lengths, reset, options)
 
@@ -69,7 +71,7 @@ def backward(
     if not dw_wanted:
         return dx, None, None, None, None, None, None, dh_0
     db = dp.sum((0, 1))
-    dw_ih = dp.flatten(0, 1).T @ x.flatten(0, 1)
+    dw_ih = dp.flatten(0, 1).T @ without_padding(x, lengths).flatten(0, 1)
     return dx, dw_ih, db, db.clone(), dw_hh, *d_norm, dh_0
 
 

@@ -199,7 +199,7 @@ def backward(
     if record is not None:
         _measure(record, carry, sequences, constants, options, directions(w_hh))
     return (
-        *products.projected_back(dp, x, w_ih, dx_wanted, dw_wanted),
+        *products.projected_back(dp, x, w_ih, lengths, dx_wanted, dw_wanted),
         products.dw_hh(dp, y, h_0, lengths, reset, w_hh, options.heads) if dw_wanted else None,
         *(v if v is None else v.sum(0) for v in d_norm),
         dh_0,
