@@ -38,6 +38,12 @@ class Problem(NamedTuple):
     rows: int = 1  # of the batch
     index: int | None = None  # of the device; None: the current one
 
+    @property
+    def launch(self) -> tuple:
+        """All that a launch depends on, to be remembered by."""
+        where = self.device, self.index, self.dtype
+        return *where, self.units, self.groups, self.rows, "norm" in self.beyond
+
 
 def told_rows(rows: int) -> int:
     """The size of a batch as a choice is told it: in torch.compile a usual one, since a choice by

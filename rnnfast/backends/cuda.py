@@ -91,39 +91,34 @@ def unavailable(problem: Problem) -> str:
         return f"it has no kernel for {problem.dtype}"
     if KERNELS is None:
         return "the extension was built without it; see rnnfast.info()"
-    return _refused(*_size(problem))
+    return _refused(*problem.launch)
 
 
 def plan(problem: Problem) -> str:
     """The launch plan of a problem that it serves, for reading."""
-    _, index, dtype, *size = _size(problem)
+    _, index, dtype, *size = problem.launch
     mode = _mode(dtype)
     tuned = ((mode, *size), _device(problem.device, index, mode)) in _TUNED
-    return str(_planned(*_size(problem))) + (", taken by the clock" if tuned else "")
+    return str(_planned(*problem.launch)) + (", taken by the clock" if tuned else "")
 
 
 def estimates(problem: Problem) -> tuple[float, float]:
     """Microseconds of a time step of forward: ours, and of torch's kernels."""
-    return _estimated(*_size(problem))
+    return _estimated(*problem.launch)
 
 
 def step_beside_others(problem: Problem) -> tuple[float, int]:
     """Microseconds of a time step of forward, and how many such layers run side by side: one where
     the host has a launch to make for each step."""
-    kind, index, dtype, *_ = _size(problem)
-    found = _planned(*_size(problem))
+    kind, index, dtype, *_ = problem.launch
+    found = _planned(*problem.launch)
     room = _device(kind, index, _mode(dtype)).multiprocessors // found.blocks
     return found.step, 1 if found.streaming else room
 
 
 def streams(problem: Problem) -> bool:
     """Whether each of its time steps is a launch: those that keep W_hh have no room for it."""
-    return _streams(*_size(problem))
-
-
-def _size(problem: Problem) -> tuple:
-    device = problem.device, problem.index, problem.dtype
-    return *device, problem.units, problem.groups, problem.rows, "norm" in problem.beyond
+    return _streams(*problem.launch)
 
 
 @constant

@@ -44,23 +44,18 @@ def unavailable(problem: Problem) -> str:
         return f"it has no kernel for {problem.dtype}"
     if INTERPRETED and problem.dtype == torch.bfloat16:
         return "Triton's interpreter has no arithmetic in torch.bfloat16"
-    found = _planned(*_size(problem))
+    found = _planned(*problem.launch)
     return found if isinstance(found, str) else ""
 
 
 def plan(problem: Problem) -> str:
     """The launch plan of a problem that it serves, for reading."""
-    return str(_planned(*_size(problem)))
+    return str(_planned(*problem.launch))
 
 
 def estimates(problem: Problem) -> tuple[float, float]:
     """Microseconds of a time step of forward: ours, and of torch's kernels."""
-    return _estimated(*_size(problem))
-
-
-def _size(problem: Problem) -> tuple:
-    device = problem.device, problem.index, problem.dtype
-    return *device, problem.units, problem.groups, problem.rows, "norm" in problem.beyond
+    return _estimated(*problem.launch)
 
 
 @constant
