@@ -81,10 +81,7 @@ forward_kernel(Forward a) {
       float mean[2];
       moments<K>(n, i, place, a.shape, a.norm_eps, mean, rstd);
       RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-        RT_UNROLL for (int v = 0; v < 4; ++v) {
-          const float centred = n[m][v] - mean[v % 2];
-          n[m][v] = place.inside(m, v) ? centred * rstd[v % 2] : 0.0f;
-        }
+        RT_UNROLL for (int v = 0; v < 4; ++v) n[m][v] = (n[m][v] - mean[v % 2]) * rstd[v % 2];
         W::pack(n[m], stored[m]);
         RT_UNROLL for (int v = 0; v < 4; ++v) {
           const int unit = place.unit_of_block(m, v);

@@ -111,7 +111,7 @@ forward_kernel(Step<Forward> step) {
   const Forward& a = step.problem;
   const Workspace& w = step.workspace;
   const Corner<K> corner(w);
-  ForwardInputs<T> inputs[K::kRounds];
+  ForwardInputs<T> inputs[K::kRounds] = {};
   const auto each = [&](auto with) {
     if (rt::thread() / 32 >= K::kTogether) return;
     RT_UNROLL for (int round = 0; round < K::kRounds; ++round) {
