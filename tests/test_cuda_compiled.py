@@ -51,7 +51,7 @@ def test_table_is_of_these_kernels():
     assert tuple(TABLE["columns"]) == sass.Figures._fields
     # Sizes by forward (layer norm or not) and backward (layer norm, clipping, or not); sm_80 has no
     # clusters.
-    assert len(ROWS) == (3 * (2 * 4 + 2 * 3) + 2 * (2 * 10 + 5 + 3)) * 6
+    assert len(ROWS) == (3 * (2 * 4 + 2 * 3) + 2 * (2 * 10 + 5 + 4)) * 6
     # Blocks by forward and backward; W packed, transposed or not, the beginning and two endings.
     assert len(STREAMING) == 3 * (2 * (3 * 6 + 5) + 4 * 5)
 

@@ -25,7 +25,7 @@ DEVICES = [
     cuda.Device("half of a MIG slice", 90, 7, 227 << 10, (3, 1, 0, 0)),
 ]
 IN_BLOCK = {"bfloat16": 256, "float16": 256, "tf32": 128, "exact": 128}
-IN_CLUSTER = {"bfloat16": 1280, "float16": 1280, "tf32": 1024, "exact": 512}
+IN_CLUSTER = {"bfloat16": 1280, "float16": 1280, "tf32": 1024, "exact": 768}
 SIZES = st.fixed_dictionaries(
     {
         "mode": st.sampled_from(list(IN_BLOCK)),

@@ -75,7 +75,8 @@ def environment(folder: Path) -> Path:
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     paths = {"base": str(folder), "platbase": str(folder)}
-    site = Path(sysconfig.get_path("purelib", "venv", vars=paths))
+    scheme = "venv" if "venv" in sysconfig.get_scheme_names() else "posix_prefix"  # Python 3.10
+    site = Path(sysconfig.get_path("purelib", scheme, vars=paths))
     here = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     # As a line of a .pth file: then the .pth files over there (an editable rnnfast) are not read.
     (site / "tests.pth").write_text("\n".join(sorted(here)) + "\n")

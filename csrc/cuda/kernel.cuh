@@ -54,10 +54,12 @@ struct Kernel {
   static constexpr int kWarps = kBands * kParts;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kSteps = kUnits / Mode::kDepth / kParts;  // of a product, of a warp
-  // How many of them have their weights in shared memory, there being no registers for them.
+  // Products of a tile whose weights a warp has in registers, and the last of them, for which there
+  // are none: theirs are in shared memory.
   static constexpr int kStaged = kStaged_;
+  static constexpr int kHeld = kSteps * kTiles - kStaged;
   // Where registers are scarcest, what is easily made again is, at every step.
-  static constexpr bool kScarce = kStaged * Mode::kWeights > 16;
+  static constexpr bool kScarce = kStaged * Mode::kWeights > 16 * kTiles;
   static constexpr int kStateWords = kUnits / kTileUnits * Mode::kTileWords;
 
   // Sums that do not wait for one another: a tensor core, which has a fourth of the warps, takes as
@@ -75,15 +77,14 @@ struct Kernel {
   static_assert(kSteps * kParts * Mode::kDepth == kUnits);
   static_assert(kUnits / kParts % kTileUnits == 0);
   static_assert(kTiles % kOwned == 0);
-  static_assert(kStaged < kSteps);
+  static_assert(kHeld > 0);
   static_assert(kBlocks > 1 || kAllOwn, "the block's barrier is for all warps");
   static_assert(kBands <= 15, "named barriers");
 
   // What is where in shared memory.
   static constexpr int kState = 0;  // two halves
   static constexpr int kStagedWeights = kState + 2 * kStateWords * 4;
-  static constexpr int kPartialSums =
-      kStagedWeights + kWarps * kStaged * kTiles * 32 * Mode::kWeights * 4;
+  static constexpr int kPartialSums = kStagedWeights + kWarps * kStaged * 32 * Mode::kWeights * 4;
   static constexpr int kGamma = kPartialSums + (kParts > 1 ? kWarps * kTiles * 32 * 4 * 4 : 0);
   static constexpr int kBeta = kGamma + kBlockUnits * 4;
   static constexpr int kNormSums = kBeta + kBlockUnits * 4;
@@ -103,12 +104,12 @@ struct Kernel {
 };
 
 template <class K>
-using Weights = std::uint32_t[K::kTiles][K::kSteps - K::kStaged][K::Mode::kWeights];
+using Weights = std::uint32_t[K::kHeld][K::Mode::kWeights];
 
-// Those of a warp in shared memory, of one product of one tile.
+// Those of a warp in shared memory, of one product of a tile.
 template <class K>
-RT_DEVICE std::uint32_t* staged_weights(const Place<K>& place, int step, int tile) {
-  const int index = (place.warp * K::kStaged + step) * K::kTiles + tile;
+RT_DEVICE std::uint32_t* staged_weights(const Place<K>& place, int product) {
+  const int index = place.warp * K::kStaged + product - K::kHeld;
   return K::template at<std::uint32_t>(K::kStagedWeights) + index * 32 * K::Mode::kWeights;
 }
 
@@ -130,19 +131,17 @@ RT_DEVICE void load_weights(const void* w_hh, const Place<K>& place, Weights<K>&
     Mode::template weights<kTransposed>(a, w + row * size + column, size, place.size - row,
                                         place.size - column, place.lane, place.paired, step);
   };
-  RT_UNROLL for (int s = 0; s < K::kSteps - K::kStaged; ++s) {
-    RT_UNROLL for (int m = 0; m < K::kTiles; ++m) load(s, m, weights[m][s]);
+  RT_UNROLL for (int n = 0; n < K::kHeld; ++n) {
+    load(n / K::kTiles, n % K::kTiles, weights[n]);
     // Else the compiler has all loads under way at once, and no registers for them.
-    if (s % 2 == 1) rt::sync_block();
+    if (n % (2 * K::kTiles) == 2 * K::kTiles - 1) rt::sync_block();
   }
-  for (int s = 0; s < K::kStaged; ++s) {
-    RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
-      std::uint32_t a[K::Mode::kWeights];
-      load(K::kSteps - K::kStaged + s, m, a);
-      RT_UNROLL for (int i = 0; i < K::Mode::kWeights; i += 4) {
-        const std::uint32_t four[4] = {a[i], a[i + 1], a[i + 2], a[i + 3]};
-        rt::store(staged_weights<K>(place, s, m) + i * 32 + place.lane * 4, four);
-      }
+  for (int n = K::kHeld; n < K::kHeld + K::kStaged; ++n) {
+    std::uint32_t a[K::Mode::kWeights];
+    load(n / K::kTiles, n % K::kTiles, a);
+    RT_UNROLL for (int i = 0; i < K::Mode::kWeights; i += 4) {
+      const std::uint32_t four[4] = {a[i], a[i + 1], a[i + 2], a[i + 3]};
+      rt::store(staged_weights<K>(place, n) + i * 32 + place.lane * 4, four);
     }
   }
 }
@@ -170,21 +169,24 @@ RT_DEVICE void start(const Weights<K>& weights, const std::uint32_t* state, cons
       }
     }
   }
-  RT_UNROLL for (int s = 0; s < K::kSteps; ++s) {
+  RT_UNROLL for (int i = 0; i < K::kSteps; ++i) {
+    // Weights from shared memory come while tensor cores have work; large ones first, where
+    // registers are still free.
+    const int s = Mode::kWeights > 4 ? K::kSteps - 1 - i : i;
     std::uint32_t factors[Mode::kFactors];
     // Else the compiler has all loads under way at once, and no registers for them.
-    if (K::kStaged > 0 && (Mode::kWeights > 4 || s >= K::kSteps - K::kStaged)) rt::sync_warp();
+    const bool staged = (s + 1) * K::kTiles > K::kHeld;
+    if (K::kStaged > 0 && (Mode::kWeights > 4 || staged)) rt::sync_warp();
     Mode::read(state, place.part * K::kSteps + s, place.lane, factors);
     RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {
-      if (s < K::kSteps - K::kStaged) {
-        Mode::multiply(sums[m][s % K::kChains], weights[m][s], factors);
+      const int n = s * K::kTiles + m;
+      if (n < K::kHeld) {
+        Mode::multiply(sums[m][s % K::kChains], weights[n], factors);
       } else {
         std::uint32_t a[Mode::kWeights];
         RT_UNROLL for (int i = 0; i < Mode::kWeights; i += 4) {
           std::uint32_t four[4];
-          rt::read(
-              staged_weights<K>(place, s - (K::kSteps - K::kStaged), m) + i * 32 + place.lane * 4,
-              four);
+          rt::read(staged_weights<K>(place, n) + i * 32 + place.lane * 4, four);
           RT_UNROLL for (int k = 0; k < 4; ++k) a[i + k] = four[k];
         }
         Mode::multiply(sums[m][s % K::kChains], a, factors);

@@ -45,7 +45,7 @@ struct Configuration {
   int tiles;  // of 16 units, that a warp multiplies
   int blocks = 1;
   int parts = 1;   // of the state, a warp for each
-  int staged = 0;  // steps of a product with weights in shared memory
+  int staged = 0;  // products of a tile with weights in shared memory
 
   constexpr int bands() const { return units / (16 * tiles * blocks); }
   constexpr int warps() const { return bands() * parts; }
@@ -55,26 +55,26 @@ struct Configuration {
 
 // More tiles a warp: fewer warps that read the state, and weights that are no longer in the
 // registers of so many threads. More parts: fewer weights a thread, and sums to be added up.
-constexpr Configuration kHalfBlocks[] = {{32, 1}, {64, 1}, {128, 1}, {256, 2, 1, 1, 1}};
+constexpr Configuration kHalfBlocks[] = {{32, 1}, {64, 1}, {128, 1}, {256, 2, 1, 1, 2}};
 constexpr Configuration kSingleBlocks[] = {{32, 1}, {64, 1}, {128, 1}};
 constexpr Configuration kHalfClusters[] = {
-    {256, 2, 2, 4},      {256, 2, 4, 4},      {512, 2, 4, 2},  {512, 2, 8, 4},
-    {512, 2, 16, 4},     {768, 3, 8, 4, 3},   {768, 3, 16, 8}, {1024, 2, 8, 2, 18},
-    {1024, 2, 16, 4, 2}, {1280, 5, 16, 8, 5},
+    {256, 2, 2, 4},      {256, 2, 4, 4},       {512, 2, 4, 2},  {512, 2, 8, 4},
+    {512, 2, 16, 4},     {768, 3, 8, 4, 9},    {768, 3, 16, 8}, {1024, 2, 8, 2, 36},
+    {1024, 2, 16, 4, 4}, {1280, 5, 16, 8, 25},
 #ifdef RNNFAST_EMULATION  // where large ones take long
-    {64, 2, 2, 2},       {64, 1, 4},          {128, 1, 8},     {256, 1, 16},
+    {64, 2, 2, 2},       {64, 1, 4},           {128, 1, 8},     {256, 1, 16},
 #endif
 };
 constexpr Configuration kTf32Clusters[] = {
-    {256, 2, 4, 4},   {512, 2, 8, 4, 1}, {512, 2, 16, 8}, {768, 3, 16, 8, 2}, {1024, 4, 16, 8, 8},
+    {256, 2, 4, 4},   {512, 2, 8, 4, 2}, {512, 2, 16, 8}, {768, 3, 16, 8, 6}, {1024, 4, 16, 8, 32},
 #ifdef RNNFAST_EMULATION
     {64, 2, 2, 2, 1}, {64, 1, 4},        {128, 1, 8},
 #endif
 };
 constexpr Configuration kExactClusters[] = {
-    {256, 2, 4, 4},   {512, 2, 8, 4, 5}, {512, 2, 16, 8},
+    {256, 2, 4, 4},   {512, 2, 8, 4, 10}, {512, 2, 16, 8}, {768, 3, 16, 8, 10},
 #ifdef RNNFAST_EMULATION
-    {64, 2, 2, 2, 1}, {64, 1, 4},        {128, 1, 8},
+    {64, 2, 2, 2, 1}, {64, 1, 4},         {128, 1, 8},
 #endif
 };
 
@@ -126,10 +126,10 @@ constexpr int steps_of_product(Mode mode, const Configuration& c) {
 }
 constexpr int weight_words(Mode mode) { return mode == Mode::kExact ? 12 : 4; }
 constexpr int weight_registers(Mode mode, const Configuration& c) {
-  return c.tiles * (steps_of_product(mode, c) - c.staged) * weight_words(mode);
+  return (c.tiles * steps_of_product(mode, c) - c.staged) * weight_words(mode);
 }
 constexpr int staged_bytes(Mode mode, const Configuration& c) {
-  return c.warps() * c.staged * c.tiles * 32 * weight_words(mode) * 4;
+  return c.warps() * c.staged * 32 * weight_words(mode) * 4;
 }
 constexpr int partial_bytes(const Configuration& c) {
   return c.parts > 1 ? c.warps() * c.tiles * 32 * 4 * 4 : 0;

@@ -164,7 +164,7 @@ class Kernel(NamedTuple):
 
     @property
     def scarce(self) -> bool:  # kScarce
-        return self.staged * self.words > 16
+        return self.staged * self.words > 16 * self.tiles
 
     @property
     def bands(self) -> int:
