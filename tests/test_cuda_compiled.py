@@ -94,6 +94,7 @@ def test_nothing_in_the_time_loop_waits_for_memory():
         *(f"{mode} backward {cluster}" for mode in ("bfloat16", "float16") for cluster in large),
         "tf32 backward 1024 units 16 blocks",
         "exact backward 512 units 8 blocks",
+        "exact backward 768 units 16 blocks",
     }
     for name, row in ROWS.items():
         cluster, norm = " 1 blocks" not in name, "norm" in name
