@@ -13,8 +13,9 @@ from pathlib import Path
 from rnnfast.backends import cuda
 
 from .cuda_plans import DTYPES, NAMES, ROWS, UNITS, Row
+from .readme import with_lines
 
-BEGIN, END = "<!-- made by python -m bench.predictions -->", "<!-- end -->"
+BEGIN = "<!-- made by python -m bench.predictions -->"
 PAGE = Path("docs/gpu_kernels.md")
 RESULTS = Path("bench/results")
 RECORDED = Path("tests/sass/recorded.json")
@@ -35,18 +36,10 @@ def main() -> int:
 
 
 def with_tables(page: str, results: Path) -> str:
-    """
-    Raises:
-        ValueError: the page has no place for them.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the page lacks the lines {BEGIN} and {END}")
     source, measured = newest(results)
     lines = [*of_the_model(measured), "", *of_the_plan(measured), ""]
     lines += [f"Measured: {source or 'nothing yet'}."]
-    return "\n".join([f"{before}{BEGIN}", *lines, f"{END}{after}"])
+    return with_lines(page, BEGIN, "\n".join(lines))
 
 
 def newest(results: Path) -> tuple[str, dict[tuple, Row]]:

@@ -26,15 +26,20 @@ def main() -> int:
 
 
 def with_figures(readme: str, results: Path) -> str:
-    """
+    return with_lines(readme, BEGIN, figures(results))
+
+
+def with_lines(page: str, begin: str, lines: str) -> str:
+    """The page with these lines between that line and the next END.
+
     Raises:
-        ValueError: the readme has no place for them.
+        ValueError: it has no place for them.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the readme lacks the lines {BEGIN} and {END}")
-    return "\n".join([f"{before}{BEGIN}", figures(results), f"{END}{after}"])
+    before, begun, rest = page.partition(begin)
+    _, ended, after = rest.partition(END)
+    if not (begun and ended):
+        raise ValueError(f"the page lacks the lines {begin} and {END}")
+    return "\n".join([f"{before}{begin}", lines, f"{END}{after}"])
 
 
 def figures(results: Path) -> str:
