@@ -54,8 +54,8 @@ struct Kernel {
   static constexpr int kWarps = kBands * kParts;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kSteps = kUnits / Mode::kDepth / kParts;  // of a product, of a warp
-  // Products of a tile whose weights a warp has in registers, and the last of them, for which there
-  // are none: theirs are in shared memory.
+  // How many of a warp's products (a step of a tile each) have their weights in shared memory,
+  // there being no registers for them: the last. Of the others a warp holds them.
   static constexpr int kStaged = kStaged_;
   static constexpr int kHeld = kSteps * kTiles - kStaged;
   // Where registers are scarcest, what is easily made again is, at every step.
@@ -170,8 +170,9 @@ RT_DEVICE void start(const Weights<K>& weights, const std::uint32_t* state, cons
     }
   }
   RT_UNROLL for (int i = 0; i < K::kSteps; ++i) {
-    // Weights from shared memory come while tensor cores have work; large ones first, where
-    // registers are still free.
+    // Those with weights in shared memory come last, read while the tensor cores have work; in
+    // exact mode, where a product has three times as many, first, while registers for sums are
+    // still free.
     const int s = Mode::kWeights > 4 ? K::kSteps - 1 - i : i;
     std::uint32_t factors[Mode::kFactors];
     // Else the compiler has all loads under way at once, and no registers for them.

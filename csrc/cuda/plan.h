@@ -45,7 +45,7 @@ struct Configuration {
   int tiles;  // of 16 units, that a warp multiplies
   int blocks = 1;
   int parts = 1;   // of the state, a warp for each
-  int staged = 0;  // products of a tile with weights in shared memory
+  int staged = 0;  // of a warp's products, how many have their weights in shared memory
 
   constexpr int bands() const { return units / (16 * tiles * blocks); }
   constexpr int warps() const { return bands() * parts; }
