@@ -70,7 +70,7 @@ def _in_turns(run: Callable[[], None], device: torch.device) -> list[float]:
     times: dict[bool, list[float]] = {False: [], True: []}
     for _, together in itertools.product(range(RUNS + 1), times):
         wavefront.ENABLED = together
-        times[together].append(1e3 * cuda._timed(run, device))
+        times[together].append(1e3 * cuda.timed(run, device))
     return [min(found[1:]) for found in times.values()]
 
 

@@ -1,5 +1,6 @@
 """``python -m bench.predictions``: the tables of docs/gpu_kernels.md: what a time step of the CUDA
-kernels is expected to take on an H200, and what the newest `make gpu-check` has measured."""
+kernels is expected to take on an H200, and what the newest `make gpu-first` or `make gpu-check` has
+measured."""
 
 from __future__ import annotations
 
@@ -38,21 +39,46 @@ def main() -> int:
 def with_tables(page: str, results: Path) -> str:
     source, measured = newest(results)
     lines = [*of_the_model(measured), "", *of_the_plan(measured), ""]
-    lines += [f"Measured: {source or 'nothing yet'}."]
+    lines += [*beside_cudnn(measured), f"Measured: {source or 'nothing yet'}."]
     return with_lines(page, BEGIN, "\n".join(lines))
 
 
 def newest(results: Path) -> tuple[str, dict[tuple, Row]]:
-    """The last run by the date in its folder's name, and its rows by all that names them."""
-    files = sorted(results.glob("gpu-check-*/cuda-plans.csv"), key=lambda f: f.parent.name[-15:])
+    """The last run of `make gpu-first` or `make gpu-check` by the date in its folder's name, and
+    its rows by all that names them."""
+    files = [f for name in ("plans", "first") for f in results.glob(f"gpu-*/cuda-{name}.csv")]
     if not files:
         return "", {}
-    with files[-1].open(newline="") as file:
-        found = [Row(**row) for row in csv.DictReader(file)]
-    return files[-1].parent.name, {
-        (row.mode, int(row.units), int(row.rows), row.norm == "True", row.kernel): row
-        for row in found
-    }
+    last = max((f.parent for f in files), key=lambda folder: folder.name[-15:])
+    found = {}
+    for path in (f for f in files if f.parent == last):  # the rows beside cuDNN come last and stay
+        with path.open(newline="") as file:
+            rows = [Row(**row) for row in csv.DictReader(file)]
+        found |= {
+            (row.mode, int(row.units), int(row.rows), row.norm == "True", row.kernel): row
+            for row in rows
+        }
+    return last.name, found
+
+
+def beside_cudnn(measured: dict[tuple, Row]) -> Iterator[str]:
+    """Whole layers, ours and nn.RNN's, where a run has measured both."""
+    rows = [(key, row) for key, row in measured.items() if row.cudnn_forward]
+    if not rows:
+        return
+    yield "| us a step of a layer, I = H | forward | cuDNN | backward | cuDNN |"
+    yield "|---" * 5 + "|"
+    for (mode, units, batch, *_), row in rows:
+        pairs = (
+            (float(ours), float(theirs))
+            for ours, theirs in (
+                (row.layer_forward, row.cudnn_forward),
+                (row.layer_backward, row.cudnn_backward),
+            )
+        )
+        cells = [c for a, b in pairs for c in (f"{a:.2f}", f"{b:.2f} ({b / a:.1f}x)")]
+        yield f"| {mode}, {units} units, {batch} rows | {' | '.join(cells)} |"
+    yield ""
 
 
 def of_the_model(measured: dict[tuple, Row]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rnnfast
-from rnnfast.backends import BackendError, Problem, cuda, passed_over, select, triton
+from rnnfast.backends import BACKENDS, BackendError, Problem, cuda, passed_over, select, triton
 
 pytest.importorskip("rnnfast._C")
 
@@ -266,6 +267,96 @@ def test_without_a_driver_a_call_says_which_kernel_and_why():
             **sizes,
             **strides,
         )
+
+
+def test_auto_passes_on_where_the_driver_is_too_old(monkeypatch):
+    """There the extension can be asked for nothing: its runtime refuses every call. Such a device
+    has room for no cluster, and no plan is made for it."""
+    if torch.cuda.is_available() or not hasattr(cuda.EXTENSION, "cuda_forward"):
+        pytest.skip("there is a GPU, or nvcc has not compiled the kernels")
+    assert list(cuda.EXTENSION.cuda_clusters("bfloat16", 0)) == [0, 0, 0, 0]  # without a driver
+    why = "the CUDA kernels cannot run: CUDA driver version is insufficient"
+    asked = []
+
+    def clusters(*_):
+        asked.append("clusters")
+        raise RuntimeError(why)
+
+    old = SimpleNamespace(
+        cuda_unusable=lambda: why, cuda_clusters=clusters, cuda_plan=cuda.EXTENSION.cuda_plan
+    )
+    facts = SimpleNamespace(
+        name="H100", major=9, minor=0, multi_processor_count=132,
+        shared_memory_per_block_optin=227 << 10,
+    )  # fmt: skip
+    monkeypatch.setattr(cuda, "KERNELS", old)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
+    for cached in (cuda._code_refused, cuda._gpu, cuda._plan):
+        cached.cache_clear()
+    asking = Problem("cuda", torch.bfloat16, "tanh", True, units=64)
+    assert BACKENDS["cuda"].unavailable(asking) == why
+    assert not asked
+    assert select("auto", asking) in ("triton", "torch", "reference")
+    with pytest.raises(BackendError, match="CUDA driver version is insufficient"):
+        select("cuda", asking)
+    for cached in (cuda._code_refused, cuda._gpu, cuda._plan):
+        cached.cache_clear()
+
+
+# ------------------------------------------------------------------------------------------- time
+
+
+class Gpu:
+    """A device with a clock and a queue: the host enqueues, and the device may still be waiting."""
+
+    def __init__(self, host: float) -> None:
+        self.host, self.now, self.free = host, 0.0, 0.0  # seconds: of a call of run, both clocks
+
+    def sleep(self, cycles: int) -> None:
+        self.free = max(self.free, self.now) + cycles / cuda.CLOCK
+
+    def run(self, seconds: float) -> None:
+        self.now += self.host
+        self.free = max(self.free, self.now) + seconds
+
+    def event(self, enable_timing: bool) -> SimpleNamespace:
+        event = SimpleNamespace(at=None)
+
+        def record() -> None:
+            event.at = max(self.free, self.now)
+
+        event.record, event.query = record, lambda: event.at <= self.now
+        event.synchronize = lambda: setattr(self, "now", max(self.now, event.at))
+        event.elapsed_time = lambda end: 1e3 * (end.at - event.at)
+        return event
+
+
+@pytest.mark.parametrize("host", [1e-5, 1e-3, 5e-3])
+def test_time_is_the_device_s_and_not_the_host_s(host, monkeypatch):
+    """However long the host takes to enqueue, the device is not idle in between."""
+    gpu = Gpu(host)
+    monkeypatch.setattr(torch.cuda, "Event", gpu.event)
+    monkeypatch.setattr(torch.cuda, "_sleep", gpu.sleep)
+    device = torch.device("cuda")
+    assert cuda.timed(lambda: gpu.run(2e-5), device) == pytest.approx(2e-5)
+    (time,) = cuda.slopes([[lambda T=T: gpu.run(3e-6 + T * 5e-7)] for T in cuda.LENGTHS], device)
+    assert time.step == pytest.approx(5e-7)
+    assert time.call == pytest.approx(3e-6)
+
+
+def test_host_that_never_gets_ahead_ends_the_waiting(monkeypatch):
+    gpu = Gpu(10.0)
+    monkeypatch.setattr(torch.cuda, "Event", gpu.event)
+    monkeypatch.setattr(torch.cuda, "_sleep", gpu.sleep)
+    runs = []
+    cuda.timed(lambda: (runs.append(1), gpu.run(1.0)), torch.device("cuda"))
+    assert len(runs) < 10
+
+
+# ------------------------------------------------------------------------------------------ names
 
 
 @pytest.mark.parametrize(

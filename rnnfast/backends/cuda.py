@@ -12,7 +12,7 @@ import importlib.machinery
 import importlib.util
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -200,7 +200,8 @@ def _device(kind: str, index: int | None, mode: str) -> Device:
 @functools.cache
 def _gpu(index: int, mode: str) -> Device:
     facts, clusters = torch.cuda.get_device_properties(index), (0, 0, 0, 0)
-    if KERNELS is not None and facts.major >= 9:
+    # A device or driver that cannot run the kernels cannot be asked about them, either.
+    if KERNELS is not None and facts.major >= 9 and not _code_refused(index):
         with torch.cuda.device(index):
             clusters = tuple(KERNELS.cuda_clusters(mode, index))
     return Device(
@@ -327,7 +328,7 @@ def _plan_of(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) ->
 # ------------------------------------------------------------------------------ plans by the clock
 
 TRIED = 2.5  # times the least estimate that a plan that is tried may take
-STEPS = 64  # of time
+LENGTHS = 64, 256  # time steps of the two calls whose difference is a step's time
 
 
 def _tuned(size: tuple, device: Device, like: Tensor) -> tuple[int, ...]:
@@ -350,16 +351,44 @@ def _measured(name: str) -> tuning.Tuned:
 
 
 def _seconds(size: tuple, device: Device, wanted: tuple[int, ...], like: Tensor) -> float:
-    """Of forward and backward, the least of three runs."""
-    return sum(seconds_of(size, _plan(*size, device, wanted), like))
+    """Of a step, forward and backward."""
+    return sum(time.step for time in times_of(size, _plan(*size, device, wanted), like))
 
 
-def seconds_of(size: tuple, planned: Plan, like: Tensor, runs: int = 3) -> tuple[float, float]:
-    """Of forward and of backward of a layer of zeros with STEPS steps, the least of some runs:
-    the launches alone, without products over all steps. ``size``: mode, units, groups, rows, norm;
-    ``like``: a tensor of its dtype and device."""
+class Time(NamedTuple):
+    """Seconds on the device: of a time step, and of what a call takes beside its steps."""
+
+    step: float
+    call: float
+
+
+def times_of(size: tuple, planned: Plan, like: Tensor, runs: int = 3) -> tuple[Time, Time]:
+    """Of forward and of backward of a layer of zeros, from calls of two lengths, the least of some
+    runs each: the recurrence alone, without products over all steps.
+
+    Args:
+        size: mode, units, groups, rows, norm.
+        like: a tensor of the dtype and device.
+    """
+    return slopes([_calls(size, planned, like, T) for T in LENGTHS], like.device, runs)
+
+
+def slopes(
+    calls: Sequence[Sequence[Callable[[], object]]], device: torch.device, runs: int = 3
+) -> tuple[Time, ...]:
+    """Of calls that differ in their number of time steps alone: a list for each of LENGTHS. Each
+    counts with the least time of some runs."""
+    short, long = ([min(timed(f, device) for _ in range(runs)) for f in fs] for fs in calls)
+    steps = [(b - a) / (LENGTHS[1] - LENGTHS[0]) for a, b in zip(short, long)]
+    return tuple(Time(step, a - LENGTHS[0] * step) for step, a in zip(steps, short))
+
+
+def _calls(
+    size: tuple, planned: Plan, like: Tensor, T: int
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Forward and backward of T steps; both have run once, so that what they load is there."""
     _, S, G, B, norm = size
-    x, w_hh = like.new_zeros(STEPS, B, G * S), like.new_zeros(1, G * S, S)
+    x, w_hh = like.new_zeros(T, B, G * S), like.new_zeros(1, G * S, S)
     gamma = like.new_ones(G * S, dtype=torch.float32) if norm else None
     gains, none, options = (gamma, gamma), (None, None, None), Options(heads=G)
 
@@ -373,20 +402,36 @@ def seconds_of(size: tuple, planned: Plan, like: Tensor, runs: int = 3) -> tuple
         backward(*arguments, planned=planned)
 
     run_back()
-    return tuple(min(_timed(f, like.device) for _ in range(runs)) for f in (run, run_back))
+    return run, run_back
 
 
-def _timed(run: Callable[[], object], device: torch.device) -> float:
+DELAY = 1e-4  # seconds that the device waits first, at least
+LONGEST_DELAY = 0.1
+CLOCK = 2e9  # cycles a second of a device that waits, at most
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds that the device is busy with what `run` enqueues on the current stream.
+
+    The device is kept waiting until the host has enqueued everything: else the host's own time is
+    measured, which is longer than that of a short recurrence.
+    """
     if device.type != "cuda":  # the emulation
         start = time.perf_counter()
         run()
         return time.perf_counter() - start
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    delay = DELAY
+    while True:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(int(delay * CLOCK))
+        start.record()
+        run()
+        end.record()
+        late = start.query()  # the device went on before the host was done
+        end.synchronize()
+        if not late or delay >= LONGEST_DELAY:
+            return start.elapsed_time(end) / 1e3
+        delay *= 4
 
 
 def _workspace(planned: Plan, like: Tensor) -> Tensor | None:

@@ -89,7 +89,7 @@ def test_plans_by_the_clock(monkeypatch, tmp_path):
     """RNNFAST_AUTOTUNE: here it is the emulation's time, for whatever that says."""
     monkeypatch.setenv("RNNFAST_CACHE", str(tmp_path))
     monkeypatch.setattr(backend.tuning, "ENABLED", True)
-    monkeypatch.setattr(backend, "STEPS", 1)
+    monkeypatch.setattr(backend, "LENGTHS", (1, 2))
     monkeypatch.setattr(backend, "TRIED", 1.3)
     monkeypatch.setattr(backend, "_TUNED", {})
     backend._measured.cache_clear()
