@@ -8,12 +8,14 @@ printed and kept in rnnfast/_build.json, which `rnnfast.info()` reads. RNNFAST_R
 makes it an error. CXX, CPPFLAGS, CXXFLAGS and LDFLAGS are heeded.
 
 RNNFAST_CUDA=1 makes a missing nvcc, or one that does not compile, an error; 0 leaves it alone.
-NVCC names it. RNNFAST_CUDA_ARCHS is what it compiles for: sm_80,sm_90,compute_90 unless it is set,
-the last being PTX, which drivers compile for newer GPUs; native is for the GPUs of this machine.
+NVCC names it. RNNFAST_CUDA_ARCHS lists the architectures; the default is
+sm_80,sm_90,sm_100,sm_120,compute_90, and from an nvcc before 12.8 without sm_100 and sm_120.
+compute_90 is PTX, which drivers compile for other GPUs; native names the GPUs of this machine.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -22,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +48,13 @@ SIMD_X86_64 = {
     ),
 }
 # The kernels for GPUs, compiled once for each mode (csrc/cuda/fragments.cuh) and each family: its
-# name in C++, its source, and the oldest architecture that it is for.
-CUDA_SOURCE = "csrc/cuda/kernels.cu"
+# name in C++, its sources, and the oldest architecture that it is for.
 CUDA_MEASURE = "csrc/cuda/measure.cu"
+CUDA_RESIDENT = ("csrc/cuda/backward.cu", "csrc/cuda/forward.cu")  # the slower to compile first
 CUDA_FAMILIES = {
-    "streaming": ("kStreaming", "csrc/cuda/streaming.cu", 0),
-    "single_block": ("kSingleBlock", CUDA_SOURCE, 0),
-    "cluster": ("kCluster", CUDA_SOURCE, 90),
+    "cluster": ("kCluster", CUDA_RESIDENT, 90),
+    "single_block": ("kSingleBlock", CUDA_RESIDENT, 0),
+    "streaming": ("kStreaming", ("csrc/cuda/streaming.cu",), 0),
 }
 CUDA_MODES = {
     "bfloat16": ("Half<BFloat16>", "kBFloat16"),
@@ -60,6 +63,9 @@ CUDA_MODES = {
     "exact": ("Exact", "kExact"),
 }
 CUDA_ARCHS = "sm_80,sm_90,compute_90"
+# For Blackwell, where nvcc knows it: from the PTX a driver would compile the kernels at the first
+# call, which takes it some 17 s.
+CUDA_ARCHS_FROM_12_8 = "sm_80,sm_90,sm_100,sm_120,compute_90"
 CUDA_COMMON = shlex.split("-O3 -std=c++20 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra")
 LAUNCHERS = {"ccache", "sccache", "distcc"}  # of compilers, which nvcc does not know
 LOAD = "import sys; sys.path.insert(0, sys.argv[1]); import _C"
@@ -117,7 +123,8 @@ class Nvcc:
         if not shutil.which(command[0]):
             raise Unavailable(f"no CUDA compiler: {command[0]} is not on the PATH")
         version = run([*command, "--version"], "nvcc does not run").strip().splitlines()
-        archs = (os.environ.get("RNNFAST_CUDA_ARCHS") or CUDA_ARCHS).replace(" ", "").split(",")
+        usual = CUDA_ARCHS_FROM_12_8 if release(version) >= (12, 8) else CUDA_ARCHS
+        archs = (os.environ.get("RNNFAST_CUDA_ARCHS") or usual).replace(" ", "").split(",")
         for arch in archs:
             if not re.fullmatch(r"native|(sm|compute)_\d+[af]?", arch):
                 raise Unavailable(
@@ -125,7 +132,7 @@ class Nvcc:
                     "or native"
                 )
         command += host_flags(compiler)
-        said = run([*command, "-dryrun", CUDA_SOURCE], "nvcc does not run")
+        said = run([*command, "-dryrun", CUDA_MEASURE], "nvcc does not run")
         libraries = re.findall(r'-L([^" ]+)', said)
         if not any(Path(folder, "libcudart_static.a").exists() for folder in libraries):
             raise Unavailable("nvcc has no libcudart_static.a")
@@ -144,6 +151,12 @@ class Nvcc:
             virtual = arch.replace("sm_", "compute_")
             flags += ["-gencode", f"arch={virtual},code={arch}"]
         return flags
+
+
+def release(version: list[str]) -> tuple[int, ...]:
+    """Of nvcc, from the lines of its --version; () where they name none."""
+    found = re.search(r"release (\d+)\.(\d+)", "\n".join(version))
+    return tuple(map(int, found.groups())) if found else ()
 
 
 def host_flags(compiler: Compiler) -> list[str]:
@@ -194,6 +207,13 @@ def kernel_flags(mode: str, family: str) -> list[str]:
     ]
 
 
+def cuda_objects() -> Iterator[tuple[str, str, str, str]]:
+    """Name, source, mode and family of each object that has kernels of the recurrence."""
+    for family, (_, sources, _) in CUDA_FAMILIES.items():
+        for source, mode in itertools.product(sources, CUDA_MODES):
+            yield ".".join(dict.fromkeys((family, Path(source).stem, mode))), source, mode, family
+
+
 def cuda_steps(nvcc: Nvcc, compiler: Compiler, folder: str) -> list[Step]:
     steps = []
 
@@ -204,9 +224,9 @@ def cuda_steps(nvcc: Nvcc, compiler: Compiler, folder: str) -> list[Step]:
         all_flags = [*CUDA_COMMON, *nvcc.gencode(oldest), *flags, nvcc.define(), "-Icsrc"]
         steps.append(Step("compile", [source], output, [*nvcc.command, *all_flags, *files]))
 
-    for family, (_, source, oldest) in reversed(CUDA_FAMILIES.items()):  # the longest first
-        for mode in CUDA_MODES:
-            add(source, f"{family}.{mode}", oldest, kernel_flags(mode, family))
+    for name, source, mode, family in cuda_objects():
+        _, _, oldest = CUDA_FAMILIES[family]
+        add(source, name, oldest, kernel_flags(mode, family))
     add(CUDA_MEASURE, "cuda_measure", 0, [])
     steps.append(compile_step(compiler, "csrc/cuda/launch.cpp", f"{folder}/cuda_launch.o", []))
     return steps

@@ -21,11 +21,9 @@ FLAGS = ["-DRNNFAST_EMULATION", "-U_FORTIFY_SOURCE", "-O2"]
 def steps(compiler: package.Compiler, folder: str, flags: list[str]) -> list[package.Step]:
     """The kernels and the machine that they run on."""
     found = []
-    for mode in package.CUDA_MODES:
-        for family, (_, source, _) in package.CUDA_FAMILIES.items():
-            output = f"{folder}/{family}.{mode}.o"
-            of_kernel = [*flags, *package.kernel_flags(mode, family)]
-            found.append(package.compile_step(compiler, source, output, of_kernel))
+    for name, source, mode, family in package.cuda_objects():
+        of_kernel = [*flags, *package.kernel_flags(mode, family)]
+        found.append(package.compile_step(compiler, source, f"{folder}/{name}.o", of_kernel))
     sources = "cuda/measure.cu", "cuda/plan.cpp", "cuda/launch.cpp", "emulation/machine.cpp"
     for source in (f"csrc/{source}" for source in sources):
         output = f"{folder}/{Path(source).stem}.o"

@@ -17,7 +17,7 @@ struct Stream {
   std::uintptr_t handle = 0;
 };
 
-// Defined by kernels.cu and streaming.cu, compiled once for each mode (and family).
+// Defined by forward.cu, backward.cu and streaming.cu, compiled once for each mode (and family).
 #define RNNFAST_DECLARE(family)                               \
   namespace family {                                          \
   void forward(const Plan&, const Forward&, const Stream&);   \

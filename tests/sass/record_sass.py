@@ -18,7 +18,7 @@ from sass import ROOT, Figures, nvcc, table
 
 RECORDED = Path(__file__).with_name("recorded.json")
 ARCHS = ("sm_80", "sm_90", "sm_100")
-HOST = {"launch.h", "bindings.h", "start.cuh"}  # what no kernel is made of
+HOST = {"launch.h", "bindings.h", "start.cuh", "instances.cuh"}  # what no kernel is made of
 
 
 def sources() -> str:
@@ -30,7 +30,7 @@ def sources() -> str:
 
 def objects() -> Path | None:
     """The folder of the extension's objects, where nvcc has made some."""
-    found = sorted((ROOT / "build/native").glob("*/cluster.exact.o"))
+    found = sorted((ROOT / "build/native").glob("*/cluster.forward.exact.o"))
     return found[-1].parent if found else None
 
 

@@ -454,16 +454,15 @@ def table(
 ) -> dict[str, Figures]:
     """{mode and kernel: figures} of the extension whose objects are in a folder."""
     found = {}
-    for family in package.CUDA_FAMILIES:
-        if family == "cluster" and arch == "sm_80":
+    for name, _, mode, family in package.cuda_objects():
+        if mode not in modes or (family == "cluster" and arch == "sm_80"):
             continue
-        for mode in modes:
-            inside = folder / f"{family}.{mode}"
-            inside.mkdir(exist_ok=True)
-            file = objects.resolve() / f"{family}.{mode}.o"
-            used = usage(file, arch, inside)
-            for name, code in sorted(kernels(file, arch, inside).items()):
-                kind, of_kind = (Streamed, streamed) if family == "streaming" else (Kernel, figures)
-                kernel = kind.of(name)
-                found[f"{arch} {mode} {kernel}"] = of_kind(code, *used[name], kernel)
+        inside = folder / name
+        inside.mkdir(exist_ok=True)
+        file = objects.resolve() / f"{name}.o"
+        used = usage(file, arch, inside)
+        for symbol, code in sorted(kernels(file, arch, inside).items()):
+            kind, of_kind = (Streamed, streamed) if family == "streaming" else (Kernel, figures)
+            kernel = kind.of(symbol)
+            found[f"{arch} {mode} {kernel}"] = of_kind(code, *used[symbol], kernel)
     return found
