@@ -89,6 +89,15 @@ RT_DEVICE void begin_exchange(const Place<K>& place) {
   }
 }
 
+// The rank of this block, which sends to rank ^ 0, rank ^ 1, ...: at any time each block of the
+// cluster is sent to by one other (bench/gpu_probe/cuda/dsmem_ingress.cu measures that order). With
+// one order for all, every block would send to block 0 first. Opaque, so that the compiler keeps no
+// address of every block in registers.
+template <class K>
+RT_DEVICE int own_rank() {
+  return K::kBlocks > 1 ? rt::opaque(rt::cluster_rank()) : 0;
+}
+
 // The owned tiles of a warp, as they are stored in memory, into the state of step i.
 template <class K>
 RT_DEVICE void put_state(int i, const Place<K>& place, const TileWords<K>& words) {
@@ -97,6 +106,7 @@ RT_DEVICE void put_state(int i, const Place<K>& place, const TileWords<K>& words
   // way.
   if constexpr (K::kBlocks > 1) rt::sync_warp();
   const int lane = K::kScarce ? rt::opaque(place.lane) : place.lane;
+  const int own = own_rank<K>();
   RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
     std::uint32_t* tile = state_of<K>(i) + (place.first_unit / kTileUnits + m) * Mode::kTileWords;
     Mode::write(lane, words[m], [&](int to, const auto& what) {
@@ -105,8 +115,8 @@ RT_DEVICE void put_state(int i, const Place<K>& place, const TileWords<K>& words
       } else if (Mode::column(place.lane) < place.rows) {
         const std::uint32_t address = rt::address_of(tile + to);
         const std::uint32_t barrier = rt::address_of(barrier_of<K>(i % 2));
-        RT_UNROLL for (int r = 0; r < K::kBlocks; ++r) {
-          rt::send(rt::in_block(address, r), what, rt::in_block(barrier, r));
+        RT_UNROLL for (int n = 0; n < K::kBlocks; ++n) {
+          rt::send(rt::in_block(address, own ^ n), what, rt::in_block(barrier, own ^ n));
         }
       }
     });
@@ -160,9 +170,11 @@ RT_DEVICE void put_sums(int which, const Place<K>& place, const float (&sums)[kN
     }
   } else {
     const std::uint32_t barrier = rt::address_of(barrier_of<K>(which));
+    const int own = own_rank<K>();
     RT_UNROLL for (int r = 0; r < K::kBlocks; r += 8) {  // a block for each of the eight
-      const int rank = r + lane / 4;
-      if (K::kBlocks % 8 && rank >= K::kBlocks) continue;
+      const int n = r + lane / 4;
+      if (K::kBlocks % 8 && n >= K::kBlocks) continue;
+      const int rank = own ^ n;
       each([&](float* at, const auto& four) {
         rt::send(rt::in_block(rt::address_of(at), rank), four, rt::in_block(barrier, rank));
       });

@@ -46,8 +46,9 @@ __global__ void __launch_bounds__(kThreads, 1) exchange(Exchange p) {
       for (int w = 0; w < kWords; ++w) message[w] = expected_word(step, rank, m * kWords + w);
       const uint32_t to = base + buffer * p.bytes + rank * slice + m * 4 * kWords;
 #pragma unroll
-      for (uint32_t c = 0; c < kCluster; ++c) {  // each block begins with itself: no hot spot
-        const uint32_t peer = (rank + c) % kCluster;
+      // In the order of csrc/cuda/exchange.cuh: each block is sent to by one other at a time.
+      for (uint32_t c = 0; c < kCluster; ++c) {
+        const uint32_t peer = rank ^ c;
         ptx::store_async(ptx::map_to_rank(to, peer), message,
                          ptx::map_to_rank(full + 8 * buffer, peer));
       }
