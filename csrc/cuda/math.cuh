@@ -6,60 +6,79 @@
 
 namespace rnnfast::cuda {
 
-// Math of the cells on a device, but for tanh.
+// The arithmetic of the cells on a device; tanh and sigmoid of a tile are below.
 struct Math {
   using Scalar = float;
   using Vector = float;
-
-  RT_DEVICE static float sigmoid(float x) { return rt::reciprocal(1.0f + rt::exp(-x)); }
 };
 
-// What bfloat16 has digits for: it adds 2^-11 to the 2^-9 of its rounding.
-template <int kTiles>
-RT_DEVICE void tanh(BFloat16, float (&n)[kTiles][4]) {
-  RT_UNROLL for (int m = 0; m < kTiles; ++m) {
-    RT_UNROLL for (int v = 0; v < 4; ++v) n[m][v] = rt::rough_tanh(n[m][v]);
-  }
+// Calls apply(m, v) for every value of a lane.
+template <int kTiles, class Apply>
+RT_DEVICE void for_values(Apply apply) {
+  RT_UNROLL for (int m = 0; m < kTiles; ++m) { RT_UNROLL for (int v = 0; v < 4; ++v) apply(m, v); }
 }
 
-// tanh of all values, one stage after another: value by value each would wait for its own.
-// Two ways and a choice, as on the CPU (cpu/math.h): near zero the fraction cancels.
+// tanh(x) for |x| <= kNear, where 1 - 2 / (1 + exp(2 x)) cancels; the polynomial of cpu/math.h.
+constexpr float kNear = 0.5625f;
+RT_DEVICE float tanh_near_zero(float x) {
+  const float z = x * x;
+  float y = 0.021007313887361264955f + z * -0.0061796007726469633011f;
+  y = 0.1333245195930986894f + z * (-0.05383736598596564407f + z * y);
+  return x + x * z * (-0.33333313879465202036f + z * y);
+}
+
+// tanh.approx errs by 2^-11, which is a quarter of bfloat16's rounding.
+template <int kTiles>
+RT_DEVICE void tanh(BFloat16, float (&n)[kTiles][4]) {
+  for_values<kTiles>([&](int m, int v) { n[m][v] = rt::rough_tanh(n[m][v]); });
+}
+
+// The values go through each stage together: value by value each would wait for its own exp.
 template <class Stored, int kTiles>
 RT_DEVICE void tanh(Stored, float (&n)[kTiles][4]) {
-  const auto each = [](auto apply) {
-    RT_UNROLL for (int m = 0; m < kTiles; ++m) {
-      RT_UNROLL for (int v = 0; v < 4; ++v) apply(m, v);
-    }
-  };
   float far[kTiles][4];
-  each([&](int m, int v) { far[m][v] = 1.0f + rt::exp(2.0f * rt::magnitude(n[m][v])); });
-  each([&](int m, int v) { far[m][v] = 1.0f - 2.0f * rt::reciprocal(far[m][v]); });
-  each([&](int m, int v) {
-    const float x = n[m][v], z = x * x;
-    float near = 0.021007313887361264955f + z * -0.0061796007726469633011f;
-    near = 0.1333245195930986894f + z * (-0.05383736598596564407f + z * near);
-    near = x + x * z * (-0.33333313879465202036f + z * near);
-    n[m][v] = rt::at_most(rt::magnitude(x), 0.5625f, near, rt::with_sign(far[m][v], x));
+  for_values<kTiles>(
+      [&](int m, int v) { far[m][v] = 1.0f + rt::exp(2.0f * rt::magnitude(n[m][v])); });
+  for_values<kTiles>([&](int m, int v) { far[m][v] = 1.0f - 2.0f * rt::reciprocal(far[m][v]); });
+  for_values<kTiles>([&](int m, int v) {
+    const float x = n[m][v];
+    n[m][v] = rt::at_most(rt::magnitude(x), kNear, tanh_near_zero(x), rt::with_sign(far[m][v], x));
+  });
+}
+
+// Values that are stored in 16 bits have no digits for the errors of exp and reciprocal.
+template <class Stored, int kTiles>
+RT_DEVICE void sigmoid(Stored, float (&n)[kTiles][4]) {
+  for_values<kTiles>([&](int m, int v) { n[m][v] = 1.0f + rt::exp(-n[m][v]); });
+  for_values<kTiles>([&](int m, int v) { n[m][v] = rt::reciprocal(n[m][v]); });
+}
+
+// float32 has. Near zero (1 + tanh(x / 2)) / 2; elsewhere 1 / (1 + e) or e / (1 + e) with
+// e = exp(-|x|), the reciprocal corrected by a step of Newton's method. bench/ladder/cuda_kernel.md
+// has the errors of both and of the plain fraction.
+template <int kTiles>
+RT_DEVICE void sigmoid(float, float (&n)[kTiles][4]) {
+  float e[kTiles][4], far[kTiles][4];
+  for_values<kTiles>([&](int m, int v) { e[m][v] = rt::exp(-rt::magnitude(n[m][v])); });
+  for_values<kTiles>([&](int m, int v) { far[m][v] = rt::reciprocal(1.0f + e[m][v]); });
+  for_values<kTiles>([&](int m, int v) {
+    const float x = n[m][v], rough = far[m][v];
+    const float y = rt::fma(rough, rt::fma(-(1.0f + e[m][v]), rough, 1.0f), rough);
+    const float near = 0.5f + 0.5f * tanh_near_zero(0.5f * x);
+    n[m][v] = rt::at_most(rt::magnitude(x), 2 * kNear, near, rt::at_most(x, 0.0f, e[m][v] * y, y));
   });
 }
 
 // h = f(n), in place, to be stored as such a type.
 template <class Stored, int kTiles>
 RT_DEVICE void activate(Nonlinearity f, float (&n)[kTiles][4]) {
-  const auto apply = [&n](auto cell) {
-    RT_UNROLL for (int m = 0; m < kTiles; ++m) {
-      RT_UNROLL for (int v = 0; v < 4; ++v) {
-        n[m][v] = decltype(cell)::template value<Math>(n[m][v]);
-      }
-    }
-  };
   // The same for all threads; no switch, which would become a jump through a table.
   if (f == Nonlinearity::kTanh) {
     tanh(Stored{}, n);
   } else if (f == Nonlinearity::kRelu) {
-    apply(cells::Relu{});
+    for_values<kTiles>([&](int m, int v) { n[m][v] = cells::Relu::value<Math>(n[m][v]); });
   } else {
-    apply(cells::Sigmoid{});
+    sigmoid(Stored{}, n);
   }
 }
 
@@ -67,11 +86,9 @@ RT_DEVICE void activate(Nonlinearity f, float (&n)[kTiles][4]) {
 template <int kTiles>
 RT_DEVICE void differentiate(Nonlinearity f, float (&dh)[kTiles][4], const float (&h)[kTiles][4]) {
   const auto apply = [&](auto cell) {
-    RT_UNROLL for (int m = 0; m < kTiles; ++m) {
-      RT_UNROLL for (int v = 0; v < 4; ++v) {
-        dh[m][v] = decltype(cell)::template backward<Math>(dh[m][v], h[m][v]);
-      }
-    }
+    for_values<kTiles>([&](int m, int v) {
+      dh[m][v] = decltype(cell)::template backward<Math>(dh[m][v], h[m][v]);
+    });
   };
   if (f == Nonlinearity::kTanh) {
     apply(cells::Tanh{});

@@ -169,7 +169,44 @@ inline std::uint32_t to_tf32(float value) {
   return std::isnan(value) ? 0x7fffffff : (bits + 0x1000) & ~0x1fffu;
 }
 
-inline float exp(float x) { return std::exp(x); }
+// An approximate instruction: it errs by up to `most`, what the PTX ISA allows; by how much, and up
+// or down, the bits of the exact number say. Subnormal results are 0 (.ftz).
+inline float approximate(double exact, double most) {
+  const float nearest = static_cast<float>(exact);
+  if (!std::isfinite(nearest) || nearest == 0) return nearest;
+  if (std::fabs(exact) < 0x1p-126) return std::copysign(0.0f, nearest);
+  const std::uint64_t mixed = std::bit_cast<std::uint64_t>(exact) * 0x9e3779b97f4a7c15u;
+  const double part = std::ldexp(static_cast<double>(mixed >> 11), -52) - 1;  // -1 to 1
+  const float found = static_cast<float>(exact + part * most);
+  // Rounding must not take it further away than allowed.
+  return std::fabs(found - exact) <= most ? found : std::nextafter(found, nearest);
+}
+
+inline double ulp(double x) { return std::ldexp(1.0, std::ilogb(x) - 23); }
+
+// ex2.approx.ftz: 2 ulp, and exact of 0. Its argument is rounded before.
+inline float exp(float x) {
+  const float power = x * 1.4426950408889634f;
+  const double exact = std::exp2(static_cast<double>(power));
+  return power == 0 ? 1 : approximate(exact, 2 * ulp(exact));
+}
+// rcp.approx.ftz: 1 ulp.
+inline float reciprocal(float x) {
+  const double exact = 1 / static_cast<double>(std::fabs(x) < 0x1p-126f ? 0 * x : x);
+  return approximate(exact, ulp(exact));
+}
+// rsqrt.approx: a relative 2^-22.9.
+inline float inverse_root(float x) {
+  const double exact = 1 / std::sqrt(static_cast<double>(x));
+  return approximate(exact, exact * 0x1.125p-23);
+}
+inline float fast_inverse_root(float x) { return inverse_root(x < 0x1p-126f ? 0 : x); }
+// tanh.approx: a relative 2^-11.
+inline float rough_tanh(float x) {
+  const double exact = std::tanh(static_cast<double>(x));
+  return approximate(exact, std::fabs(exact) * 0x1p-11);
+}
+inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 inline float at_most(float x, float most, float a, float b) { return x <= most ? a : b; }
 inline float saturate(float x) { return std::fmin(std::fmax(x, 0.0f), 1.0f); }
 template <class T>
@@ -177,12 +214,6 @@ inline T opaque(T x) {
   return x;
 }
 inline float with_sign(float x, float of) { return std::copysign(x, of); }
-inline float rough_tanh(float x) {  // as far from it as the real one may be
-  return float_of(bits_of(std::tanh(x)) & 0xfffff000);
-}
-inline float reciprocal(float x) { return 1 / x; }
-inline float inverse_root(float x) { return 1 / std::sqrt(x); }
-inline float fast_inverse_root(float x) { return 1 / std::sqrt(x < 0x1p-126f ? 0 : x); }
 inline bool is_finite(float x) { return std::isfinite(x); }
 inline float magnitude(float x) { return std::fabs(x); }
 

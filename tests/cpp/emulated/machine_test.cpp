@@ -1,4 +1,5 @@
 // The emulation itself: what it computes, and that it finds what it is there to find.
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdio>
@@ -7,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "../../../csrc/cuda/math.cuh"
 #include "ring.cuh"
 
 namespace emulation = rnnfast::emulation;
@@ -147,6 +149,67 @@ void roundings() {
   expect(rt::float_of(rt::to_tf32(1 + 0x1p-11f)) == 1 + 0x1p-10f, "TF32 rounds away from zero");
 }
 
+// The worst error of `found` as a multiple of what PTX allows, over numbers of one sign.
+template <class Found, class Exact, class Most>
+double worst(double first, double last, Found found, Exact exact, Most most) {
+  double worst = 0;
+  for (double x = first; x <= last; x *= 1.00037) {
+    const float given = static_cast<float>(x);
+    const double wanted = exact(given);
+    worst = std::max(worst, std::fabs(found(given) - wanted) / most(wanted));
+  }
+  return worst;
+}
+
+// The approximate instructions err as far as they may, and no further.
+void approximations() {
+  const auto ulps = [](double n) { return [n](double x) { return n * rt::ulp(x); }; };
+  const auto part = [](double n) { return [n](double x) { return n * std::fabs(x); }; };
+  const auto power = [](float x) { return std::exp2(static_cast<double>(x * 1.44269504f)); };
+  const auto near = [](double ratio) { return ratio > 0.9 && ratio <= 1; };
+  expect(near(worst(1e-3, 80, rt::exp, power, ulps(2))), "exp errs by 2 ulp");
+  expect(rt::exp(0) == 1 && rt::exp(-90) == 0 && rt::exp(100) == HUGE_VALF, "exp at its ends");
+  const auto inverse = [](float x) { return 1 / static_cast<double>(x); };
+  expect(near(worst(1e-30, 1e30, rt::reciprocal, inverse, ulps(1))), "1 / x errs by 1 ulp");
+  expect(rt::reciprocal(HUGE_VALF) == 0 && rt::reciprocal(0) == HUGE_VALF, "1 / x at its ends");
+  expect(rt::reciprocal(0x1p127f) == 0, "1 / x puts out no subnormal number");
+  const auto root = [](float x) { return 1 / std::sqrt(static_cast<double>(x)); };
+  const double allowed = std::exp2(-22.9);
+  expect(near(worst(1e-30, 1e30, rt::inverse_root, root, part(allowed))), "1 / root errs");
+  const auto tanh = [](float x) { return std::tanh(static_cast<double>(x)); };
+  expect(near(worst(1e-6, 20, rt::rough_tanh, tanh, part(0x1p-11))), "tanh.approx errs by 2^-11");
+}
+
+// tanh and sigmoid of float32, made of these, keep the budget of a step of one unit: two roundings
+// of the result, four of the argument (rnnfast/testing.py). And far from zero on the left, where
+// sigmoid is small, a relative one.
+void activations() {
+  const auto check = [](const char* name, cuda::Nonlinearity f, auto exact) {
+    for (double x = 1e-6; x < 80; x *= 1.0007) {
+      for (double sign : {-1.0, 1.0}) {
+        const float given = static_cast<float>(sign * x);
+        float values[1][4] = {{given, given, given, given}};
+        cuda::activate<float>(f, values);
+        const double wanted = exact(static_cast<double>(given));
+        const double error = std::fabs(values[0][3] - wanted);
+        const double argument = std::fabs(given) * 0x1p-24;
+        const bool good = error <= 2 * 0x1p-24 * std::fabs(wanted) + 4 * argument &&
+                          error <= (8 * 0x1p-24 + 2 * argument) * std::fabs(wanted);
+        if (!good) return expect(false, std::string(name) + " of " + std::to_string(given));
+      }
+    }
+    for (float x : {NAN, HUGE_VALF, -HUGE_VALF, 0.0f}) {
+      float values[1][4] = {{x, x, x, x}};
+      cuda::activate<float>(f, values);
+      const double wanted = exact(static_cast<double>(x));
+      const bool good = std::isnan(wanted) ? std::isnan(values[0][0]) : values[0][0] == wanted;
+      expect(good, std::string(name) + " of " + std::to_string(x));
+    }
+  };
+  check("tanh", cuda::Nonlinearity::kTanh, [](double x) { return std::tanh(x); });
+  check("sigmoid", cuda::Nonlinearity::kSigmoid, [](double x) { return 1 / (1 + std::exp(-x)); });
+}
+
 #ifndef RNNFAST_EMULATION_THREADS  // which would end the process
 
 // What the emulation says of a kernel that is wrong.
@@ -224,6 +287,8 @@ int main() {
 #ifndef RING_FAULT
     fragments();
     roundings();
+    approximations();
+    activations();
 #ifndef RNNFAST_EMULATION_THREADS
     faults();
 #endif
