@@ -15,9 +15,11 @@ from rnnfast.backends import BACKENDS, Problem
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu" and os.environ.get("RNNFAST_REQUIRE_GPU", "0") not in ("", "0"):
-    raise pytest.UsageError("RNNFAST_REQUIRE_GPU is set, and torch finds no GPU")
 PLAIN = Problem(DEVICE, torch.float32, "tanh", projected=False)
+if os.environ.get("RNNFAST_REQUIRE_GPU", "0") not in ("", "0"):
+    why = "torch finds no GPU" if DEVICE == "cpu" else BACKENDS["cuda"].unavailable(PLAIN)
+    if why:
+        raise pytest.UsageError(f"RNNFAST_REQUIRE_GPU: wanted the CUDA kernels, and {why}")
 SERVING = [name for name, backend in BACKENDS.items() if not backend.unavailable(PLAIN)]
 
 
