@@ -31,7 +31,7 @@ unexport MAKEFLAGS  # ninja would look for a jobserver
 endif
 
 .PHONY: demo test lint sanitize extension emulation wheel format bench \
-	gpu-probe gpu-check gpu-profile clean
+	gpu-first gpu-probe gpu-check gpu-profile clean
 
 demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits
 	$(BIN)/python setup.py --quiet build_ext --inplace
@@ -81,6 +81,9 @@ bench: .venv/bench extension  ## rnnfast.RNN against nn.RNN and jax.lax.scan, on
 	$(BIN)/python -m pytest bench/cases.py --benchmark-storage=build/benchmarks \
 		--benchmark-autosave --benchmark-max-time=0.5 --benchmark-warmup=on \
 		--benchmark-columns=median,iqr,rounds
+
+gpu-first:  ## the first minutes on a GPU, the most valuable first, under 7 minutes; again: goes on
+	$(PYTHON) -m bench.gpu_check.first --out $(RESULTS)
 
 gpu-probe:  ## on a machine with an NVIDIA GPU, nvcc and torch: under 4 minutes
 	$(PYTHON) -m bench.gpu_probe --out $(RESULTS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
 LEAST_S = 3  # nothing is begun with less time left
 KEPT = 200_000  # bytes of a process's output
 
@@ -125,6 +127,21 @@ def machine(versions: Sequence[str], nvcc: str = "nvcc") -> dict[str, str]:
     return {k: v for k, v in facts.items() if v}
 
 
+def sources() -> str:
+    """A hash of what is built and run: results of other sources are told apart by it."""
+    names = "csrc", "rnnfast", "triton_kernels", "setup.py"
+    files = [f for name in names for f in (ROOT / name, *(ROOT / name).rglob("*")) if f.is_file()]
+    code = [f for f in sorted(files) if f.suffix in (".py", ".h", ".cuh", ".cu", ".cpp")]
+    return hashlib.sha256(b"".join(f.read_bytes() for f in code)).hexdigest()[:12]
+
+
+def architecture() -> str:
+    """What nvcc calls the first GPU, as sm_90; "" where nvidia-smi does not say."""
+    found = first_line(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
+    capability = re.fullmatch(r"(\d+)\.(\d+)", found.strip())
+    return f"sm_{capability[1]}{capability[2]}" if capability else ""
+
+
 def first_line(command: Sequence[str]) -> str:
     """Of its output; "" where it fails."""
     done = run(command, 60)
@@ -137,9 +154,8 @@ def slug(name: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser, budget_s: float, what: str) -> None:
     """--out, --budget and --dry-run."""
-    results = ROOT / "bench" / "results"
     text = f"for {what} (default bench/results)"
-    parser.add_argument("--out", type=Path, default=results, metavar="FOLDER", help=text)
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help=text)
     text = f"seconds for all (default {budget_s})"
     parser.add_argument("--budget", type=_budget, default=budget_s, metavar="S", help=text)
     parser.add_argument("--dry-run", action="store_true", help="needs no GPU; marked as such")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -265,8 +266,17 @@ def test_build_is_the_one_of_make_extension():
     makefile = (gpu.ROOT / "Makefile").read_text()
     recipe, _, _ = makefile.split("\nextension:")[1].partition("\n\n")
     assert recipe.replace("$(BIN)/", "").endswith(" ".join(("", *build.command)))
-    # For the GPU that is there; with nvcc where it is.
-    assert build.env == {"RNNFAST_REQUIRE_EXTENSION": "1", "RNNFAST_CUDA_ARCHS": "native"}
+    assert build.env == {
+        "RNNFAST_REQUIRE_EXTENSION": "1",
+        "RNNFAST_CUDA": "1",
+        "RNNFAST_CUDA_ARCHS": "native",  # here, where no nvidia-smi names one
+    }
+
+
+def test_build_is_for_the_architecture_of_the_gpu(monkeypatch):
+    monkeypatch.setattr(gpu, "first_line", lambda command: "9.0")
+    (build,) = (s for s in checking.steps() if s.name == "build")
+    assert build.env["RNNFAST_CUDA_ARCHS"] == "sm_90"
 
 
 def test_every_file_of_gpu_tests_is_a_step():
@@ -283,6 +293,31 @@ def test_gpu_tests_do_not_pass_on_a_cpu_where_a_gpu_is_wanted(tmp_path):
     (found,) = run_all(steps, tmp_path)
     assert found["state"] == "failed"
     assert "torch finds no GPU" in (tmp_path / "test_numbers.log").read_text()
+
+
+WITHOUT_KERNELS = """
+import torch
+from rnnfast.backends import cuda
+torch.cuda.is_available, cuda.KERNELS = (lambda: True), None
+"""
+
+
+def test_gpu_tests_do_not_pass_without_a_cuda_kernel(tmp_path):
+    """As where nvcc was missing: the tests would take Triton's kernels, or cuDNN's."""
+    (tmp_path / "without_kernels.py").write_text(WITHOUT_KERNELS)
+    command = [sys.executable, "-m", "pytest", "-p", "without_kernels", "-p", "no:cacheprovider"]
+    env = os.environ | {"PYTHONPATH": f"{gpu.ROOT}:{tmp_path}", "RNNFAST_REQUIRE_GPU": "1"}
+    done = subprocess.run(
+        [*command, "--collect-only", "-q", "tests/gpu/test_gpu_kernels.py"],
+        cwd=gpu.ROOT,
+        env=env | {"RNNFAST_EMULATION": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert "wanted the CUDA kernels, and the extension was built without it" in said
 
 
 @pytest.mark.parametrize("name", ["info", "validate", "bench"])

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from .. import gpu
 from .driver import Step, check, parse
 from .stand_ins import STAND_INS
 
@@ -28,28 +29,40 @@ SMI = (
 )
 
 
-BUILT = {"RNNFAST_REQUIRE_EXTENSION": "1"}
+# Without a CUDA kernel, every test and time below would be of another backend.
+BUILT = {"RNNFAST_REQUIRE_EXTENSION": "1", "RNNFAST_CUDA": "1"}
+REQUIRED = {"RNNFAST_REQUIRE_GPU": "1"}  # tests/gpu fails where "cuda" cannot be used
+RNNFAST = ("python", "-m", "rnnfast")
+
+
+def beginning() -> tuple[Step, ...]:
+    """The machine, the build for its GPU alone, and what it makes of rnnfast."""
+    build = ("python", "setup.py", "--quiet", "build_ext", "--inplace")
+    arch = {"RNNFAST_CUDA_ARCHS": gpu.architecture() or "native"}
+    return (
+        Step("gpu", ("nvidia-smi", SMI, "--format=csv,noheader"), 10, always=True),
+        Step("build", build, 75, BUILT | arch, always=True),
+        Step("info", (*RNNFAST, "info"), 20),
+    )
+
+
+def rest() -> tuple[Step, ...]:
+    """Tests, validation and times."""
+    quick = ("--quick", "--device", "cuda", "--out", "{out}")
+    return (
+        *(
+            Step(f"test_{name}", (*PYTEST, f"tests/gpu/test_gpu_{name}.py"), limit, REQUIRED)
+            for name, limit in TEST_LIMITS.items()
+        ),
+        Step("validate", (*RNNFAST, "validate", *quick), 65),
+        Step("plans", ("python", "-m", "bench.cuda_plans", "--out", "{out}"), 35),
+        Step("overlap", ("python", "-m", "bench.cuda_overlap", "--out", "{out}"), 20),
+        Step("bench", (*RNNFAST, "bench", *quick), 65),
+    )
 
 
 def steps() -> tuple[Step, ...]:
-    build = ("python", "setup.py", "--quiet", "build_ext", "--inplace")
-    required = {"RNNFAST_REQUIRE_GPU": "1"}  # else they would run on the CPU, and pass
-    tests = [
-        Step(f"test_{name}", (*PYTEST, f"tests/gpu/test_gpu_{name}.py"), limit, required)
-        for name, limit in TEST_LIMITS.items()
-    ]
-    rnnfast = ("python", "-m", "rnnfast")
-    quick = ("--quick", "--device", "cuda", "--out", "{out}")
-    return (
-        Step("gpu", ("nvidia-smi", SMI, "--format=csv,noheader"), 10),
-        Step("build", build, 75, {**BUILT, "RNNFAST_CUDA_ARCHS": "native"}),
-        Step("info", (*rnnfast, "info"), 20),
-        *tests,
-        Step("validate", (*rnnfast, "validate", *quick), 65),
-        Step("plans", ("python", "-m", "bench.cuda_plans", "--out", "{out}"), 35),
-        Step("overlap", ("python", "-m", "bench.cuda_overlap", "--out", "{out}"), 20),
-        Step("bench", (*rnnfast, "bench", *quick), 65),
-    )
+    return *beginning(), *rest()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from .. import gpu
 from . import summary
 
 LARGEST = 5_000_000  # bytes of a file that is kept: results are committed
+ENOUGH = 0.9  # of a step's limit: with less left, a table that goes on later does not begin it
 VERSIONS = "import json; from rnnfast.report import machine; print(json.dumps(machine('cuda')))"
 ENVIRONMENT = {
     "COLUMNS": "100",
@@ -37,6 +38,7 @@ class Step:
     limit_s: float
     env: Mapping[str, str] = field(default_factory=dict)
     excuse: tuple[str, str] = ("", "")  # output that makes a failure a skip, and what that means
+    always: bool = False  # also where an earlier run has done it: what later steps build on
 
     def words(self, python: str, out: str) -> list[str]:
         words = [python if word == "python" else word for word in self.command]
@@ -52,16 +54,23 @@ def parse(
     return args
 
 
-def check(title: str, steps: Sequence[Step], args: argparse.Namespace) -> int:
-    """Runs all, prints and writes the summary; 0: nothing failed; 1: something did."""
+def check(
+    title: str, steps: Sequence[Step], args: argparse.Namespace, resumes: bool | None = None
+) -> int:
+    """Runs all, prints and writes the summary; 0: nothing failed; 1: something did.
+
+    Args:
+        resumes: None for a table that has time for all its steps. Otherwise a step that does not
+            fit is left for a later run, all is packed into one archive, and True goes on in the
+            folder of the last run that has left or failed something.
+    """
     begin = time.monotonic()
     when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     versions = [sys.executable, "-c", VERSIONS]
     machine = {"gpu": "none"} if args.dry_run else gpu.machine(versions)
     machine.setdefault("gpu", machine.pop("processor", "unknown"))
     name = "dry run" if args.dry_run else machine["gpu"]
-    folder = args.out / f"{gpu.slug(title)}-{gpu.slug(name)}-{when[:16].replace(':', '')}"
-    folder.mkdir(parents=True, exist_ok=True)
+    prefix = f"{gpu.slug(title)}-{gpu.slug(name)}-"
     results = {
         "schema": 1,
         "title": title,
@@ -72,17 +81,40 @@ def check(title: str, steps: Sequence[Step], args: argparse.Namespace) -> int:
         "seconds": 0.0,
         "steps": [],
     }
+    folder = args.out / f"{prefix}{when[:16].replace(':', '')}"
+    if resumes and (last := unfinished(prefix, (args.out, gpu.RESULTS), steps)):
+        folder, earlier = args.out / last.name, json.loads((last / "summary.json").read_text())
+        if last.resolve() != folder.resolve():
+            shutil.copytree(last, folder)
+        results |= {"when": earlier["when"], "continued": when, "steps": earlier["steps"]}
+    folder.mkdir(parents=True, exist_ok=True)
+    before = results["seconds"]
 
     def save() -> None:
-        results["seconds"] = round(time.monotonic() - begin, 1)
+        results["seconds"] = round(before + time.monotonic() - begin, 1)
         (folder / "summary.json").write_text(json.dumps(results, indent=1) + "\n")
         (folder / "summary.txt").write_text(summary.render(results))
 
-    deadline = begin + min(args.budget, sum(step.limit_s for step in steps))
-    run_all(steps, folder.resolve(), deadline, results["steps"], save)
+    leaves = resumes is not None
+    limit = args.budget if leaves else min(args.budget, sum(step.limit_s for step in steps))
+    run_all(steps, folder.resolve(), begin + limit, results["steps"], save, leaves)
     print(summary.render(results), end="")
-    gpu.say(f"written to {folder}")
+    written = folder
+    if leaves:
+        written = shutil.make_archive(str(folder), "gztar", folder.parent, folder.name)
+    gpu.say(f"written to {written}")
     return 0 if summary.succeeded(results) else 1
+
+
+def unfinished(prefix: str, places: Sequence[Path], steps: Sequence[Step]) -> Path | None:
+    """The newest folder of a run like this one, where that has left something to do."""
+    found = [f.parent for place in places for f in place.glob(f"{prefix}*/summary.json")]
+    if not found:
+        return None
+    last = max(found, key=lambda folder: folder.name)
+    results = json.loads((last / "summary.json").read_text())
+    done = {step["name"] for step in results["steps"] if step["state"] == "ok"}
+    return None if {step.name for step in steps} <= done else last
 
 
 def run_all(
@@ -91,34 +123,50 @@ def run_all(
     deadline: float,
     results: list[dict],
     save: Callable[[], None],
+    leaves: bool = False,
 ) -> None:
-    """Appends to ``results``, saving after each step; nothing runs past ``deadline``.
+    """Puts each step's result into ``results``, in the order of the table, saving after each;
+    nothing runs past ``deadline``. A step that is "ok" there is not repeated, unless ``always``.
 
-    What steps leave of their limits, a later one may take: it is cut where those after it would
+    A step may use what earlier steps left of their limits: it is cut where those after it would
     lose theirs.
+
+    Args:
+        leaves: a step with much less time than its limit is left for a later run.
     """
-    for number, step in enumerate(steps, 1):
+    known = {found["name"]: found for found in results}
+    todo = [s for s in steps if s.always or known.get(s.name, {}).get("state") != "ok"]
+    sources = gpu.sources()
+    for number, step in enumerate(todo, 1):
         left = deadline - time.monotonic()
-        spare = left - sum(s.limit_s for s in steps[number:])
-        found = run_one(step, folder, min(max(step.limit_s, spare), left))
-        results.append(found)
+        spare = left - sum(s.limit_s for s in todo[number:])
+        if leaves and left < ENOUGH * step.limit_s:
+            found = outcome(step, "later", "no time left: a second run goes on with it")
+        else:
+            found = run_one(step, folder, min(max(step.limit_s, spare), left))
+        known[step.name] = found | {"sources": sources}
+        results[:] = [known[s.name] for s in steps if s.name in known]
         save()
-        gpu.say(f"[{number}/{len(steps)}] {found['name']}: {found['state']}: {found['said']}")
+        gpu.say(f"[{number}/{len(todo)}] {found['name']}: {found['state']}: {found['said']}")
+
+
+def outcome(
+    step: Step, state: str, said: str, why: str = "", seconds: float = 0.0, details: Sequence = ()
+) -> dict:
+    """The result of a step, as the summary has it."""
+    command = shlex.join(step.words("python", "."))
+    of_it = {"name": step.name, "command": command, "state": state, "said": said, "why": why}
+    return of_it | {"seconds": round(seconds, 1), "details": list(details)}
 
 
 def run_one(step: Step, folder: Path, limit_s: float) -> dict:
     """What the summary tells of it; its output goes to <name>.log."""
 
-    def found(state: str, said: str, why: str = "", seconds: float = 0.0, details=()) -> dict:
-        command = shlex.join(step.words("python", "."))
-        of_it = {"name": step.name, "command": command, "state": state, "said": said, "why": why}
-        return of_it | {"seconds": round(seconds, 1), "details": list(details)}
-
     command = step.words(sys.executable, str(folder))
     if not shutil.which(command[0]):
-        return found("skipped", f"no program {command[0]} here")
+        return outcome(step, "skipped", f"no program {command[0]} here")
     if limit_s < gpu.LEAST_S:
-        return found("not begun", "the time for all of them is spent")
+        return outcome(step, "not begun", "the time for all of them is spent")
     done = gpu.run(command, limit_s, merge=True, env=ENVIRONMENT | dict(step.env))
     text = done.out.replace(str(folder), ".").replace(str(gpu.ROOT), ".")
     (folder / f"{step.name}.log").write_text(text)
@@ -130,7 +178,7 @@ def run_one(step: Step, folder: Path, limit_s: float) -> dict:
     elif done.why and not done.why.startswith("exit"):
         said = f"{done.why}; last: {said}"
     details += [f"removed: {name} had {size / 1e6:.0f} MB" for name, size in remove_large(folder)]
-    return found(state, said, done.why, done.seconds, details)
+    return outcome(step, state, said, done.why, done.seconds, details)
 
 
 def remove_large(folder: Path) -> list[tuple[str, int]]:

@@ -6,8 +6,9 @@ import re
 import textwrap
 
 LINES, COLUMNS = 40, 100
-FINE = ("ok", "skipped")
-BAD = ("FAILED ", "ERROR ", "Fatal Python error")  # pytest's, and Python's own
+FINE = ("ok", "skipped", "later")
+# pytest's, Python's own, and the predictions that bench.cuda_plans found furthest off.
+NAMED = ("FAILED ", "ERROR ", "Fatal Python error", "MISS ")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _FOLDERS = re.compile(r"(?<![\w.~])~?(?:/[\w.@+-]+)+/")  # of an absolute path
 
@@ -17,10 +18,10 @@ def succeeded(results: dict) -> bool:
 
 
 def telling(output: str) -> tuple[str, list[str]]:
-    """The last line of a step's output, and those that name what failed, crashed or hung."""
+    """The last line of a step's output, and those that name a failure, a crash, a hang, a miss."""
     lines = [_plain(line) for line in re.split(r"[\r\n]+", output)]
     lines = [line for line in lines if line]
-    failed = [line for line in lines if line.startswith(BAD) or "Timeout (" in line]
+    failed = [line for line in lines if line.startswith(NAMED) or "Timeout (" in line]
     return (lines[-1] if lines else "no output"), failed
 
 
@@ -38,6 +39,8 @@ def render(results: dict) -> str:
     bad = [step["name"] for step in steps if step["state"] not in FINE]
     end = f"{len(steps) - len(bad)} of {len(steps)} steps did not fail, {results['seconds']:.0f} s"
     foot = ["", end]
+    if old := earlier(steps):
+        foot.insert(1, f"before the sources last changed: {', '.join(old)}")
     room = LINES - len(head) - len(foot)
     # Where there are too many, the good ones go first.
     while sum(1 + bool(step["details"]) for step in steps) > room - 1:
@@ -62,6 +65,11 @@ def render(results: dict) -> str:
         room -= len(shown)
         body += [f"    {line}" for line in shown]
     return "\n".join(_cut(line) for line in [*head, *body, *foot]) + "\n"
+
+
+def earlier(steps: list[dict]) -> list[str]:
+    """The steps that ran on other sources than the first one, which every run repeats."""
+    return [s["name"] for s in steps if s.get("sources") != steps[0].get("sources")]
 
 
 def _plain(line: str) -> str:
