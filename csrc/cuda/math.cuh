@@ -12,6 +12,13 @@ struct Math {
   using Vector = float;
 };
 
+// 1 / sqrt(x) to a rounding or so: rsqrt and a step of Newton's method. 0 of infinity stays.
+RT_DEVICE float precise_inverse_root(float x) {
+  const float rough = rt::inverse_root(x);
+  const float finer = rt::fma(0.5f * rough, rt::fma(-x * rough, rough, 1.0f), rough);
+  return rt::at_most(rough, 0.0f, rough, finer);
+}
+
 // Calls apply(m, v) for every value of a lane.
 template <int kTiles, class Apply>
 RT_DEVICE void for_values(Apply apply) {

@@ -7,6 +7,7 @@
 
 #include "exchange.cuh"
 #include "fragments.cuh"
+#include "math.cuh"
 #include "place.cuh"
 #include "rt.cuh"
 
@@ -129,7 +130,8 @@ RT_DEVICE void moments(const float (&a)[K::kOwned][4], int i, const Place<K>& pl
   RT_UNROLL for (int e = 0; e < 2; ++e) {
     mean[e] = first[0][e] + sums[0][e] * shape.each;
     const float squares = around_mean(sums[1][e], sums[0][e], shape.each);
-    rstd[e] = rt::inverse_root(squares * shape.each + eps);
+    const float variance = squares * shape.each + eps;
+    rstd[e] = kOfMean ? precise_inverse_root(variance) : rt::inverse_root(variance);
   }
 }
 

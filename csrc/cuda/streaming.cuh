@@ -363,7 +363,9 @@ RT_DEVICE void moments(const Workspace& w, int slice, const Shape& shape, float 
     squares[0] += of_tile[kColumns] + static_cast<float>(units_of(tile, shape)) * apart * apart;
   });
   over_block(squares, kWarps * kColumns, all);
-  RT_UNROLL for (int e = 0; e < 2; ++e) rstd[e] = rt::inverse_root(all[0][e] * shape.each + eps);
+  RT_UNROLL for (int e = 0; e < 2; ++e) {
+    rstd[e] = precise_inverse_root(all[0][e] * shape.each + eps);
+  }
 }
 
 // A parameter of layer norm at a lane's two units; 0 where there is none.
