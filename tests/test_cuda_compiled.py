@@ -184,7 +184,7 @@ def test_what_nvcc_is_asked_for(monkeypatch):
 FAKE_NVCC = """#!/bin/sh
 case "$*" in
   *--version*) echo "Cuda compilation tools, release {release}, V"; echo "Build x" ;;
-  *) echo '-L"{folder}"' ;;
+  *) echo '"-L{folder}"' ;;
 esac
 """
 

@@ -37,7 +37,7 @@ double cycles_of(const Size& size, const Configuration& c, int columns) {
   const double tensor = of_block * c.units / depth(size.mode) * products(size.mode) * 6.26 / 4;
   const double read = (c.bands() * state + staged_bytes(size.mode, c)) / 128;
   const bool exact = size.mode == Mode::kExact, tf32 = size.mode == Mode::kTf32;
-  const double rest = exact ? 850 : !tf32 ? 460 : c.blocks == 1 ? 560 : 450;
+  const double rest = exact ? 1080 : !tf32 ? 460 : c.blocks == 1 ? 760 : 590;
   double cycles = rest + std::max((exact ? 1.4 : 1.3) * tensor, read) + partial_bytes(c) / 128.0;
   if (c.blocks == 1) return cycles + (size.norm ? 480 + 50 * c.warps() : 0);
   if (size.norm) cycles += 600 + kFlight + 4 * c.blocks * c.owners();
