@@ -262,13 +262,16 @@ class RNN(nn.RNNBase):
             if self.track_gradient_flow == "sample" and sorted_indices is not None:
                 # The record is of the samples in their own order.
                 in_order = lengths[unsorted_indices.cpu()].to(data.device)
-                output, h_n = self._layers(padded[:, unsorted_indices], hx, in_order, reset, False)
+                packing = batch_sizes, len(data), unsorted_indices
+                inputs = padded[:, unsorted_indices], hx, in_order, reset, False
+                output, h_n = self._layers(*inputs, packing)
                 output, h_n = output[:, sorted_indices], h_n[:, sorted_indices]
             else:
                 if sorted_indices is not None:
                     hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
                     reset = reset if reset is None else reset[:, sorted_indices]
-                output, h_n = self._layers(padded, hx, lengths.to(data.device), reset, False)
+                packing, on_device = (batch_sizes, len(data), None), lengths.to(data.device)
+                output, h_n = self._layers(padded, hx, on_device, reset, False, packing)
             output, _ = torch._VF._pack_padded_sequence(output, lengths, False)
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, self.permute_hidden(h_n, unsorted_indices)
@@ -326,14 +329,17 @@ class RNN(nn.RNNBase):
         lengths: Tensor | None,
         reset: Tensor | None,
         batch_first: bool,
+        packing: tuple[Tensor, int, Tensor | None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """u [T, B, I], or [B, T, I] with batch_first -> output so ordered, h_n [L * D, B, H];
-        reset [T, B]."""
-        backend = self._backend(u, reset, u.shape[0 if batch_first else 1])
+        reset [T, B]; packing as :meth:`_dropped` takes it. As nn.RNN's, all results are time first
+        in memory."""
+        u = u.transpose(0, 1) if batch_first else u
+        T, B = u.shape[:2]
+        backend = self._backend(u, reset, B)
         if backend == "torch":
-            x = u.transpose(0, 1) if batch_first else u
-            hx = self._zeros(x, x.shape[1]) if hx is None else hx
-            y, h_n = torch_native.layers(self.nonlinearity, x, hx, lengths, self._torch_options())
+            hx = self._zeros(u, B) if hx is None else hx
+            y, h_n = torch_native.layers(self.nonlinearity, u, hx, lengths, self._torch_options())
             return (y.transpose(0, 1) if batch_first else y), h_n
         D = 2 if self.bidirectional else 1
         h_n = []
@@ -345,23 +351,20 @@ class RNN(nn.RNNBase):
             self.clip_state_grad,
             self.track_gradient_flow == "sample",
         )
-        T, B = u.shape[:2][:: -1 if batch_first else 1]
         steps = self._stretch(backend, T, self._problem(u, reset, B))
         if steps:
-            x = u.transpose(0, 1) if batch_first else u
             weights = []
             for index in range(self.num_layers):
                 norm = self._norm_weights(index) if self.norm else (None, None)
-                own = precision.autocast(x.device.type, *self._layer_weights(index))
+                own = precision.autocast(u.device.type, *self._layer_weights(index))
                 weights.append((*own, *norm))
-            (hx,) = precision.autocast(x.device.type, hx)
-            inputs = (x, hx, weights, lengths, reset)
+            (hx,) = precision.autocast(u.device.type, hx)
+            inputs = (u, hx, weights, lengths, reset)
             stretches, h_n = wavefront.layers(*inputs, self.residual, options, backend, steps)
-            if batch_first:
-                stretches = [y.transpose(0, 1) for y in stretches]
-            return torch.cat(stretches, 1 if batch_first else 0), h_n
+            y = torch.cat(stretches)
+            return (y.transpose(0, 1) if batch_first else y), h_n
         for index in range(self.num_layers):
-            x = u.transpose(0, 1) if batch_first else u
+            x = u
             h_0 = None if hx is None else hx[index * D : (index + 1) * D]
             weights = self._layer_weights(index)
             norm = None, None
@@ -372,13 +375,27 @@ class RNN(nn.RNNBase):
             *inputs, h_0 = precision.autocast(u.device.type, x, *weights, h_0)
             buffer = self._buffer(index, x) if self.track_gradient_flow else None
             y, h = layer(*inputs, *norm, h_0, lengths, reset, buffer, options, backend)
-            y = y.transpose(0, 1) if batch_first else y
             h_n.append(h)
             if index + 1 < self.num_layers:
-                if self.dropout:
-                    y = F.dropout(y, self.dropout, self.training)
+                if self.dropout and self.training:
+                    y = self._dropped(y, packing)
                 u = y + u if self.residual and y.shape == u.shape else y
+        y = y.transpose(0, 1) if batch_first else y
         return y, torch.cat(h_n) if len(h_n) > 1 else h_n[0]
+
+    def _dropped(self, y: Tensor, packing: tuple[Tensor, int, Tensor | None] | None) -> Tensor:
+        """y [T, B, D * H] after dropout, the mask drawn as nn.RNN draws it under the same seed.
+
+        Args:
+            packing: of a PackedSequence, whose points alone draw: batch_sizes, their sum, and
+                where in the sorted batch each row of y is; None where y is sorted.
+        """
+        if packing is None:
+            return F.dropout(y, self.dropout)
+        batch_sizes, points, rows = packing
+        mask = F.dropout(y.new_ones(points, y.shape[2]), self.dropout)
+        mask, _ = torch._VF._pad_packed_sequence(mask, batch_sizes, False, 0.0, y.shape[0])
+        return y * (mask if rows is None else mask[:, rows])
 
     def _stretch(self, backend: str, T: int, problem: Problem) -> int:
         """How many steps a layer takes at a time, so that the next can begin; 0 for all."""
