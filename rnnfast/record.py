@@ -37,14 +37,24 @@ def make(size: int, device: torch.device) -> Tensor:
 
 
 def begin(buffer: Tensor, D: int, T: int, N: int, dtype: torch.dtype) -> Tensor:
-    """Where the running backward pass, which stores da in dtype, puts its [D, T, N, fields]."""
+    """Where the running backward pass, which stores da in dtype, puts its [D, T, N, fields].
+
+    Raises:
+        RuntimeError: the buffer is none of :func:`make`, or too small.
+    """
+    size = numbers(D, T, N)
+    if buffer.dtype != torch.int64 or buffer.dim() != 1 or buffer.numel() < size:
+        raise RuntimeError(
+            f"record: given {buffer.dtype} of shape {tuple(buffer.shape)}, "
+            f"wanted torch.int64 of shape [{size}] or more"
+        )
     header = [torch._C._current_graph_task_id(), T, N, D, dtype == torch.float16]
     if buffer.device.type == "cpu":
         buffer[:HEADER] = torch.tensor(header)
     else:  # a copy from the host would synchronize, and cannot be in a CUDA graph
         for i, value in enumerate(header):
             buffer[i].fill_(value)
-    return buffer[HEADER : numbers(D, T, N)].view(torch.float64).view(D, T, N, len(FIELDS))
+    return buffer[HEADER:size].view(torch.float64).view(D, T, N, len(FIELDS))
 
 
 def read(buffer: Tensor) -> tuple[int, bool, Tensor]:
