@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -11,8 +13,11 @@ from . import precision
 from .autograd import layer
 from .backends import Problem, check_nonlinearity, select, told_rows
 from .cells.rnn import Options
+from .values import values_of
 
 LEAST_CLIP = 1e-30  # of clip_state_grad
+INTEGERS = {torch.int8, torch.int16, torch.int32, torch.int64}
+INTEGERS |= {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 
 
 def rnn(
@@ -190,18 +195,50 @@ def check_lengths(
     if lengths is None:
         return None
     if not isinstance(lengths, Tensor):
-        if not isinstance(lengths, Sequence) or not all(type(n) is int for n in lengths):
-            raise ValueError(f"lengths: given {lengths!r}, wanted integers")
-        lengths = torch.tensor(lengths, dtype=torch.int64)
-    if lengths.shape != (B,) or lengths.dtype != torch.int64:
+        listed = _integers(lengths)
+        _check_kind(torch.int64, (len(listed),), B)
+        if not torch.compiler.is_compiling():
+            _check_range(listed, T)
+        return torch.tensor(listed, dtype=torch.int64, device=device)
+    _check_kind(lengths.dtype, lengths.shape, B)
+    if lengths.device.type == "meta" and device.type != "meta":
+        raise ValueError(f"lengths: given a tensor on meta, wanted one with values, on {device}")
+    values = values_of(lengths)
+    if values is None:
+        return lengths.to(torch.int64).clamp(0, T).to(device)
+    _check_range(values.flatten().tolist(), T)
+    # A copy: nobody changes them after they were checked.
+    return lengths.to(device, torch.int64, copy=True)
+
+
+def _integers(lengths) -> Sequence[int]:
+    """What is listed, or an array of another library has, as Python's integers.
+
+    Raises:
+        ValueError: something else is there; a bool is no integer.
+    """
+    if hasattr(lengths, "__array__") and hasattr(lengths, "tolist"):
+        listed = lengths.tolist()
+    else:
+        listed = lengths
+    if isinstance(listed, Sequence) and not isinstance(listed, (str, bytes, bytearray)):
+        if all(type(n) is int for n in listed):
+            return listed
+        kinds = (str(getattr(n, "dtype", type(n).__name__)) for n in listed)
+        if not any(kind in ("bool", "torch.bool") for kind in kinds):
+            with contextlib.suppress(TypeError):  # no integer
+                return [operator.index(n) for n in listed]
+    raise ValueError(f"lengths: given {lengths!r}, wanted integers")
+
+
+def _check_kind(dtype: torch.dtype, shape: tuple[int, ...], B: int) -> None:
+    if dtype not in INTEGERS or shape != (B,):
         raise ValueError(
-            f"lengths: given {lengths.dtype} of shape {tuple(lengths.shape)}, "
-            f"wanted torch.int64 of shape ({B},)"
+            f"lengths: given {dtype} of shape {tuple(shape)}, wanted integers of shape ({B},)"
         )
-    # Looking at the values would synchronize, or break the graph.
-    if lengths.device.type != "cpu" or torch.compiler.is_compiling():
-        return lengths.clamp(0, T).to(device)
-    wrong = [n for n in lengths.tolist() if not 0 <= n <= T]
+
+
+def _check_range(lengths: Sequence[int], T: int) -> None:
+    wrong = [n for n in lengths if not 0 <= n <= T]
     if wrong:
         raise ValueError(f"lengths: given {wrong[0]}, wanted 0 to T = {T}")
-    return lengths.to(device, copy=True)  # nobody changes them after they were checked

@@ -19,6 +19,7 @@ from .functional import check_lengths, check_options, check_reset
 from .gradient_flow import GradientFlow, read
 from .init import INITS
 from .layout import without_padding
+from .values import has_values
 
 PLAIN = {  # what extra_repr leaves out
     "norm": None,
@@ -337,6 +338,8 @@ class RNN(nn.RNNBase):
         u = u.transpose(0, 1) if batch_first else u
         T, B = u.shape[:2]
         backend = self._backend(u, reset, B)
+        if backend == "torch" and lengths is not None and not has_values(lengths):
+            backend = "reference"  # torch's kernels take lengths as packed data, sorted on the host
         if backend == "torch":
             hx = self._zeros(u, B) if hx is None else hx
             y, h_n = torch_native.layers(self.nonlinearity, u, hx, lengths, self._torch_options())

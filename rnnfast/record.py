@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .values import has_values
+
 FIELDS = (
     "state_squares",  # of dh_t before clipping
     "carry_squares",  # of what came back from the step after
@@ -60,15 +62,26 @@ def begin(buffer: Tensor, D: int, T: int, N: int, dtype: torch.dtype) -> Tensor:
 def read(buffer: Tensor) -> tuple[int, bool, Tensor]:
     """Which backward pass wrote it (NEVER: none), whether in float16, and its
     [D, T, N, fields], which the next one writes over."""
-    task, T, N, D, half = buffer[:HEADER].tolist()
+    task, T, N, D, half = _header(buffer)
     if task == NEVER:
         return task, False, torch.empty(0, 0, 0, len(FIELDS), dtype=torch.float64)
     found = buffer[HEADER : numbers(D, T, N)].view(torch.float64).view(D, T, N, len(FIELDS))
     return task, bool(half), found
 
 
+def _header(buffer: Tensor) -> list[int]:
+    """That of a record without values (on "meta", in FakeTensorMode): no backward pass wrote it."""
+    return buffer[:HEADER].tolist() if has_values(buffer) else [NEVER, 0, 0, 0, 0]
+
+
+def number(buffer: Tensor) -> int:
+    """Of the backward pass that wrote it; NEVER: none."""
+    return _header(buffer)[0]
+
+
 def copy(buffer: Tensor) -> Tensor:
     """What of it is in use, in the memory of the CPU: to be read later."""
-    task, T, N, D, _ = buffer[:HEADER].tolist()
-    used = HEADER if task == NEVER else numbers(D, T, N)
-    return buffer[:used].to("cpu", copy=True)
+    task, T, N, D, _ = _header(buffer)
+    if task == NEVER:
+        return make(HEADER, torch.device("cpu"))
+    return buffer[: numbers(D, T, N)].to("cpu", copy=True)

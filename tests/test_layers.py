@@ -27,9 +27,10 @@ LAYERS = [
     {"rnnfast.layout"},
     {"rnnfast.cells"},
     {"rnnfast.precision"},
+    {"rnnfast.record"},
     {
         "rnnfast.compiler",
-        "rnnfast.record",
+        "rnnfast.values",
         "rnnfast.arguments",
         "rnnfast.drawing",
         "rnnfast.tuning",
@@ -147,5 +148,6 @@ def test_the_reader_of_imports_reads_them():
         "rnnfast.autograd",
         "rnnfast.backends",
         "rnnfast.cells.rnn",
+        "rnnfast.values",
     }
     assert "rnnfast" in imports("rnnfast.report", found["rnnfast.report"])

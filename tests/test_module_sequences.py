@@ -278,7 +278,7 @@ BAD_LENGTHS = {
     "too many": ([7] * 6, r"lengths: given torch.int64 of shape \(6,\)"),
     "tensor below 0": (torch.tensor([7, 5, -1, 2, 1]), "lengths: given -1"),
     "tensor above T": (torch.tensor([7, 8, 5, 2, 1]), "lengths: given 8"),
-    "int32": (torch.tensor(SORTED, dtype=torch.int32), "lengths: given torch.int32"),
+    "bool": (torch.tensor(SORTED) > 5, "lengths: given torch.bool"),
     "float": (torch.tensor(SORTED, dtype=torch.float32), "lengths: given torch.float32"),
     "two axes": (torch.tensor([SORTED]), r"lengths: given torch.int64 of shape \(1, 5\)"),
     "scalar": (torch.tensor(5), r"lengths: given torch.int64 of shape \(\)"),
