@@ -44,9 +44,9 @@ def rnn(
         w_hh: [D, H, H / num_heads], or [H, H / num_heads] for one direction. Direction 1 runs in
             reverse. The rows of head k act on head k's slice of the state.
         h_0: [D, B, H], or [B, H] with a 2-D w_hh; None for zeros.
-        lengths: [B] in 0..T, a list or an int64 tensor. Steps from lengths[b] on leave the state as
-            it is, put out 0 and take no gradient. On a GPU, and in torch.compile, they are clamped,
-            not checked.
+        lengths: [B] in 0..T: a list, an array or a tensor of any integer dtype. Steps from
+            lengths[b] on leave the state as it is, put out 0 and take no gradient. A tensor on a
+            GPU, and lengths in torch.compile, are clamped, not checked.
         reset: [T, B] bool: step t is the first of a new segment of row b, and nothing crosses
             between t - 1 and t, in either direction. reset[0] drops h_0.
         nonlinearity: "tanh", "relu" or "sigmoid".
@@ -59,7 +59,7 @@ def rnn(
         backend: "auto", "cpu" or "reference"; a named one serves or raises.
 
     Returns:
-        y [T, B, D * H] and h_n, shaped like h_0. Under autocast both have its dtype.
+        y [T, B, D * H] and h_n, shaped like h_0, both dense. Under autocast both have its dtype.
 
     Raises:
         ValueError, TypeError: a shape, dtype, length, option or backend name that cannot be.
@@ -116,7 +116,7 @@ def rnn(
     options = Options(nonlinearity, num_heads, norm_eps, bptt_window, clip_state_grad)
     inputs = (p, None, None, None, w_hh, gamma, beta, h_0, lengths, reset)
     y, h_n = layer(*inputs, None, options, chosen)
-    return y, h_n[0] if one else h_n
+    return y, h_n[0].clone() if one else h_n  # a view could not be detached in place
 
 
 def check_options(

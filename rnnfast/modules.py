@@ -15,6 +15,7 @@ from .autograd import layer
 from .backends import BACKENDS, Problem, check_nonlinearity, cuda, select, told_rows, torch_native
 from .batch_norm import batch_norm
 from .cells.rnn import Options, in_transform
+from .dropout import Packing, dropped
 from .functional import check_lengths, check_options, check_reset
 from .gradient_flow import GradientFlow, read
 from .init import INITS
@@ -201,13 +202,14 @@ class RNN(nn.RNNBase):
                 order of the samples, where it is packed): the step is the first of a new segment.
                 Nothing crosses between it and the step before, neither state nor gradient, in
                 either direction; at the first step it drops hx.
-            lengths: [B] in 0..T, a list or an int64 tensor, for padded input: steps from lengths[b]
-                on leave the state as it is, put out 0 and take no gradient; the reverse direction
-                begins at lengths[b] - 1. On a GPU, and in torch.compile, they are clamped, not
-                checked.
+            lengths: [B] in 0..T, for padded input: a list, an array or a tensor of any integer
+                dtype. Steps from lengths[b] on leave the state as it is, put out 0 and take no
+                gradient; the reverse direction begins at lengths[b] - 1. A tensor on a GPU, and
+                lengths in torch.compile, are clamped, not checked.
 
         Returns:
-            output, like input with D * H features, and h_n, like hx.
+            output, like input with D * H features, and h_n, like hx. Both lie in memory as
+            nn.RNN's do: output is dense in the order [T, B, D * H], with batch_first, too.
 
         Raises:
             RuntimeError, ValueError: as nn.RNN does; ValueError, TypeError for lengths and reset.
@@ -263,7 +265,7 @@ class RNN(nn.RNNBase):
             if self.track_gradient_flow == "sample" and sorted_indices is not None:
                 # The record is of the samples in their own order.
                 in_order = lengths[unsorted_indices.cpu()].to(data.device)
-                packing = batch_sizes, len(data), unsorted_indices
+                packing = Packing(batch_sizes, len(data), unsorted_indices)
                 inputs = padded[:, unsorted_indices], hx, in_order, reset, False
                 output, h_n = self._layers(*inputs, packing)
                 output, h_n = output[:, sorted_indices], h_n[:, sorted_indices]
@@ -271,8 +273,9 @@ class RNN(nn.RNNBase):
                 if sorted_indices is not None:
                     hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
                     reset = reset if reset is None else reset[:, sorted_indices]
-                packing, on_device = (batch_sizes, len(data), None), lengths.to(data.device)
-                output, h_n = self._layers(padded, hx, on_device, reset, False, packing)
+                packing = Packing(batch_sizes, len(data))
+                inputs = padded, hx, lengths.to(data.device), reset, False
+                output, h_n = self._layers(*inputs, packing)
             output, _ = torch._VF._pack_padded_sequence(output, lengths, False)
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, self.permute_hidden(h_n, unsorted_indices)
@@ -330,11 +333,10 @@ class RNN(nn.RNNBase):
         lengths: Tensor | None,
         reset: Tensor | None,
         batch_first: bool,
-        packing: tuple[Tensor, int, Tensor | None] | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, Tensor]:
         """u [T, B, I], or [B, T, I] with batch_first -> output so ordered, h_n [L * D, B, H];
-        reset [T, B]; packing as :meth:`_dropped` takes it. As nn.RNN's, all results are time first
-        in memory."""
+        reset [T, B]. As nn.RNN's, all results are time first in memory."""
         u = u.transpose(0, 1) if batch_first else u
         T, B = u.shape[:2]
         backend = self._backend(u, reset, B)
@@ -381,24 +383,10 @@ class RNN(nn.RNNBase):
             h_n.append(h)
             if index + 1 < self.num_layers:
                 if self.dropout and self.training:
-                    y = self._dropped(y, packing)
+                    y = dropped(y, self.dropout, packing)
                 u = y + u if self.residual and y.shape == u.shape else y
         y = y.transpose(0, 1) if batch_first else y
         return y, torch.cat(h_n) if len(h_n) > 1 else h_n[0]
-
-    def _dropped(self, y: Tensor, packing: tuple[Tensor, int, Tensor | None] | None) -> Tensor:
-        """y [T, B, D * H] after dropout, the mask drawn as nn.RNN draws it under the same seed.
-
-        Args:
-            packing: of a PackedSequence, whose points alone draw: batch_sizes, their sum, and
-                where in the sorted batch each row of y is; None where y is sorted.
-        """
-        if packing is None:
-            return F.dropout(y, self.dropout)
-        batch_sizes, points, rows = packing
-        mask = F.dropout(y.new_ones(points, y.shape[2]), self.dropout)
-        mask, _ = torch._VF._pad_packed_sequence(mask, batch_sizes, False, 0.0, y.shape[0])
-        return y * (mask if rows is None else mask[:, rows])
 
     def _stretch(self, backend: str, T: int, problem: Problem) -> int:
         """How many steps a layer takes at a time, so that the next can begin; 0 for all."""
