@@ -56,7 +56,7 @@ def rnn(
         bptt_window: no gradient crosses between t - 1 and t for t = k, 2 k, ...
         clip_state_grad: dL/dh_t of a head and row is scaled down to this norm, 1e-30 or more, at
             every t.
-        backend: "auto", "cpu" or "reference"; a named one serves or raises.
+        backend: "auto", "cpu", "cuda", "triton" or "reference". A named one computes or raises.
 
     Returns:
         y [T, B, D * H] and h_n, shaped like h_0, both dense. Under autocast both have its dtype.
