@@ -14,7 +14,8 @@ LEVELS ?= 2
 
 # What runs over the kernels for GPUs where there is none: Triton's in its interpreter, those in CUDA
 # in the emulation.
-OF_GPU := tests/gpu $(addprefix tests/test_,gradient_flow.py module_contract.py module_sequences.py)
+OF_GPU := tests/gpu $(addprefix tests/test_,gradient_flow.py memory_order.py module_contract.py \
+	module_sequences.py saved_tensors.py)
 
 # Two processes, whose idle threads let go of the cores. BY_FILE: a file's fixtures are made once, for
 # where no file is most of the work; in their order, so that the longest, with few tests, are not last.

@@ -17,7 +17,7 @@ from torch.library import Library
 from . import precision, record
 from .backends import BACKENDS, reference
 from .cells.rnn import Options, directions, in_transform
-from .layout import empty_gradients, empty_results
+from .layout import check_backward, empty_gradients, empty_results
 
 _library = Library("rnnfast", "DEF")
 _OPTIONS = (
@@ -56,6 +56,7 @@ def _rnn_backward(*inputs):
 
 def _rnn_backward_recorded(*inputs):
     *tensors, backend = inputs
+    _check_devices_of_saved(*tensors[:14])
     with torch._C._DisableAutocast():
         gradients = _backward(BACKENDS[backend], *tensors[:16], Options(*tensors[16:]))
     if backend == "reference":
@@ -75,6 +76,8 @@ def _rnn_backward_shapes(*inputs):
 def _rnn_backward_recorded_shapes(
     grad_y, grad_h_n, y, x, w_ih, w_hh, gamma, beta, ahat, rstd, h_0, lengths, reset, record, *rest
 ):
+    saved = x, w_ih, w_hh, gamma, beta, ahat, rstd, h_0, lengths, reset, record
+    _check_devices_of_saved(grad_y, grad_h_n, y, *saved)
     return _with_empty(y, empty_gradients(y, w_ih, w_hh, gamma, h_0, *rest[:2]))
 
 
@@ -123,14 +126,31 @@ def _direct(*tensors: Tensor | None) -> bool:
 
 
 def _backward(backend, *inputs, **more) -> tuple[Tensor | None, ...]:
-    """A backend's, which gets the part of the record's buffer that it fills."""
+    """A backend's, which gets the part of the record's buffer that it fills.
+
+    Raises:
+        RuntimeError: tensors that do not fit together, whose memory a kernel would read past.
+    """
     *before, buffer, dx_wanted, dw_wanted, options = inputs
+    check_backward(*before, options.heads)
     if buffer is not None:
         y, w_hh = inputs[2], inputs[5]
         T, B, _ = y.shape
         N = B if options.per_sample else 1
         buffer = record.begin(buffer, directions(w_hh), T, N, y.dtype)
     return backend.backward(*before, buffer, dx_wanted, dw_wanted, options, **more)
+
+
+_BATCHED = torch._C._parse_dispatch_key("Batched")
+
+
+def _mapped(*gradients: Tensor | None) -> bool:
+    """Whether autograd sends many gradients back at a time (is_grads_batched): it has a rule of its
+    own, older than torch.func.vmap, for operations that write nothing."""
+    if torch.compiler.is_compiling():
+        return False
+    keys = torch._C._dispatch_keys
+    return any(x is not None and keys(x).has(_BATCHED) for x in gradients)
 
 
 class _Layer(torch.autograd.Function):
@@ -148,6 +168,7 @@ class _Layer(torch.autograd.Function):
         ctx.save_for_backward(*saved)
         ctx.buffer = buffer  # not saved: it is there to be written, by each backward anew
         ctx.options, ctx.backend = options, backend
+        ctx.shapes = y.shape, w_hh.shape
         ctx.set_materialize_grads(False)
         return (y, h_n) if gamma is None else (y, h_n, ahat, rstd)
 
@@ -159,15 +180,23 @@ class _Layer(torch.autograd.Function):
         if second and torch.compiler.is_compiling():  # it has zeros for them, no second derivatives
             grad_ahat, grad_rstd, second = None, None, False
         saved = ctx.saved_tensors  # once: checkpointing allows no second look
+        if (saved[0].shape, saved[3].shape) != ctx.shapes:  # all else is compared with these
+            raise RuntimeError(
+                f"saved output and weight_hh: given shapes {tuple(saved[0].shape)} and "
+                f"{tuple(saved[3].shape)}, wanted {tuple(map(tuple, ctx.shapes))}"
+            )
         needs = ctx.needs_input_grad
-        inputs = (grad_y, grad_h_n, *saved, ctx.buffer, needs[0], any(needs[1:7]))
+        buffer = ctx.buffer
+        if buffer is not None and (in_transform() or _mapped(grad_y, grad_h_n)):
+            buffer = None
+        inputs = (grad_y, grad_h_n, *saved, buffer, needs[0], any(needs[1:7]))
         if second or torch.is_grad_enabled() or in_transform():
             with precision.no_autocast(saved[0].device.type):
                 more = {"grad_ahat": grad_ahat, "grad_rstd": grad_rstd}
                 gradients = _backward(reference, *inputs, ctx.options, **more)
         elif _direct(grad_y, grad_h_n, *saved):
             gradients = _backward(BACKENDS[ctx.backend], *inputs, ctx.options)
-        elif ctx.buffer is None:
+        elif buffer is None:
             inputs = (*inputs[:13], *inputs[14:])
             gradients = torch.ops.rnnfast.rnn_backward(*inputs, *ctx.options, ctx.backend)
         else:
@@ -230,6 +259,25 @@ def layer(
         return _call(inputs, options, backend, direct)[:2]
     apply = _apply if direct else _Layer.apply
     return apply(*inputs, buffer, options, backend, direct)[:2]
+
+
+_GIVEN_BACK = (
+    *("gradient of output", "gradient of h_n", "saved output", "saved input", "saved weight_ih"),
+    *("saved weight_hh", "saved norm_weight", "saved norm_bias", "saved ahat", "saved rstd"),
+    *("saved h_0", "saved lengths", "saved reset", "record"),
+)
+
+
+def _check_devices_of_saved(*given: Tensor | None) -> None:
+    """Hooks on saved tensors may move them. (Where the dispatcher is passed by, all are on the
+    CPU.)"""
+    there = [(name, x.device) for name, x in zip(_GIVEN_BACK, given) if x is not None]
+    wanted = there[0][1]
+    for name, device in there:
+        if device != wanted:
+            raise RuntimeError(
+                f"{name}: given a tensor on {device}, wanted {wanted} as the {there[0][0]} is"
+            )
 
 
 def _check_devices(x: Tensor, *others: Tensor | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -11,8 +13,11 @@ from . import precision
 from .autograd import layer
 from .backends import Problem, check_nonlinearity, select, told_rows
 from .cells.rnn import Options
+from .values import values_of
 
 LEAST_CLIP = 1e-30  # of clip_state_grad
+INTEGERS = {torch.int8, torch.int16, torch.int32, torch.int64}
+INTEGERS |= {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 
 
 def rnn(
@@ -39,9 +44,9 @@ def rnn(
         w_hh: [D, H, H / num_heads], or [H, H / num_heads] for one direction. Direction 1 runs in
             reverse. The rows of head k act on head k's slice of the state.
         h_0: [D, B, H], or [B, H] with a 2-D w_hh; None for zeros.
-        lengths: [B] in 0..T, a list or an int64 tensor. Steps from lengths[b] on leave the state as
-            it is, put out 0 and take no gradient. On a GPU, and in torch.compile, they are clamped,
-            not checked.
+        lengths: [B] in 0..T: a list, an array or a tensor of any integer dtype. Steps from
+            lengths[b] on leave the state as it is, put out 0 and take no gradient. A tensor on a
+            GPU, and lengths in torch.compile, are clamped, not checked.
         reset: [T, B] bool: step t is the first of a new segment of row b, and nothing crosses
             between t - 1 and t, in either direction. reset[0] drops h_0.
         nonlinearity: "tanh", "relu" or "sigmoid".
@@ -51,10 +56,10 @@ def rnn(
         bptt_window: no gradient crosses between t - 1 and t for t = k, 2 k, ...
         clip_state_grad: dL/dh_t of a head and row is scaled down to this norm, 1e-30 or more, at
             every t.
-        backend: "auto", "cpu" or "reference"; a named one serves or raises.
+        backend: "auto", "cpu", "cuda", "triton" or "reference". A named one computes or raises.
 
     Returns:
-        y [T, B, D * H] and h_n, shaped like h_0. Under autocast both have its dtype.
+        y [T, B, D * H] and h_n, shaped like h_0, both dense. Under autocast both have its dtype.
 
     Raises:
         ValueError, TypeError: a shape, dtype, length, option or backend name that cannot be.
@@ -111,7 +116,7 @@ def rnn(
     options = Options(nonlinearity, num_heads, norm_eps, bptt_window, clip_state_grad)
     inputs = (p, None, None, None, w_hh, gamma, beta, h_0, lengths, reset)
     y, h_n = layer(*inputs, None, options, chosen)
-    return y, h_n[0] if one else h_n
+    return y, h_n[0].clone() if one else h_n  # a view could not be detached in place
 
 
 def check_options(
@@ -190,18 +195,50 @@ def check_lengths(
     if lengths is None:
         return None
     if not isinstance(lengths, Tensor):
-        if not isinstance(lengths, Sequence) or not all(type(n) is int for n in lengths):
-            raise ValueError(f"lengths: given {lengths!r}, wanted integers")
-        lengths = torch.tensor(lengths, dtype=torch.int64)
-    if lengths.shape != (B,) or lengths.dtype != torch.int64:
+        listed = _integers(lengths)
+        _check_kind(torch.int64, (len(listed),), B)
+        if not torch.compiler.is_compiling():
+            _check_range(listed, T)
+        return torch.tensor(listed, dtype=torch.int64, device=device)
+    _check_kind(lengths.dtype, lengths.shape, B)
+    if lengths.device.type == "meta" and device.type != "meta":
+        raise ValueError(f"lengths: given a tensor on meta, wanted one with values, on {device}")
+    values = values_of(lengths)
+    if values is None:
+        return lengths.to(torch.int64).clamp(0, T).to(device)
+    _check_range(values.flatten().tolist(), T)
+    # A copy: nobody changes them after they were checked.
+    return lengths.to(device, torch.int64, copy=True)
+
+
+def _integers(lengths) -> Sequence[int]:
+    """What is listed, or an array of another library has, as Python's integers.
+
+    Raises:
+        ValueError: something else is there; a bool is no integer.
+    """
+    if hasattr(lengths, "__array__") and hasattr(lengths, "tolist"):
+        listed = lengths.tolist()
+    else:
+        listed = lengths
+    if isinstance(listed, Sequence) and not isinstance(listed, (str, bytes, bytearray)):
+        if all(type(n) is int for n in listed):
+            return listed
+        kinds = (str(getattr(n, "dtype", type(n).__name__)) for n in listed)
+        if not any(kind in ("bool", "torch.bool") for kind in kinds):
+            with contextlib.suppress(TypeError):  # no integer
+                return [operator.index(n) for n in listed]
+    raise ValueError(f"lengths: given {lengths!r}, wanted integers")
+
+
+def _check_kind(dtype: torch.dtype, shape: tuple[int, ...], B: int) -> None:
+    if dtype not in INTEGERS or shape != (B,):
         raise ValueError(
-            f"lengths: given {lengths.dtype} of shape {tuple(lengths.shape)}, "
-            f"wanted torch.int64 of shape ({B},)"
+            f"lengths: given {dtype} of shape {tuple(shape)}, wanted integers of shape ({B},)"
         )
-    # Looking at the values would synchronize, or break the graph.
-    if lengths.device.type != "cpu" or torch.compiler.is_compiling():
-        return lengths.clamp(0, T).to(device)
-    wrong = [n for n in lengths.tolist() if not 0 <= n <= T]
+
+
+def _check_range(lengths: Sequence[int], T: int) -> None:
+    wrong = [n for n in lengths if not 0 <= n <= T]
     if wrong:
         raise ValueError(f"lengths: given {wrong[0]}, wanted 0 to T = {T}")
-    return lengths.to(device, copy=True)  # nobody changes them after they were checked

@@ -60,6 +60,77 @@ def check(
             raise RuntimeError(f"{name}: given shape {tuple(value.shape)}, wanted {tuple(shape)}")
 
 
+def check_backward(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    y: Tensor,
+    x: Tensor | None,
+    w_ih: Tensor | None,
+    w_hh: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    ahat: Tensor | None,
+    rstd: Tensor | None,
+    h_0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    heads: int,
+) -> None:
+    """As :func:`check`, of what backward is given: a saved tensor may come back as another one,
+    through torch.autograd.graph.saved_tensors_hooks.
+
+    Raises:
+        RuntimeError: what does not fit together.
+    """
+    # A gradient comes from autograd, which has compared it with the result that it is of.
+    known = grad_h_n if grad_y is None else grad_y
+    dtype = (y if known is None else known).dtype
+    points = (y if grad_y is None else grad_y).shape
+    if len(points) != 3:
+        raise RuntimeError(f"saved output: given shape {tuple(points)}, wanted [T, B, D * H]")
+    T, B, width = points
+    D = directions(w_hh)
+    H = w_hh.shape[-1] * heads
+    _expect("saved output", y, dtype, points)
+    if w_hh.dim() not in (2, 3) or w_hh.shape[-2] != H or width != D * H:
+        raise RuntimeError(
+            f"saved weight_hh: given shape {tuple(w_hh.shape)}, wanted that of an output with "
+            f"{width} features and {heads} heads"
+        )
+    if w_hh.dtype is not dtype:
+        _expect("saved weight_hh", w_hh, dtype, w_hh.shape)
+    if w_ih is not None:
+        features = w_ih.shape[-1] if x is None else x.shape[-1]
+        _expect("saved weight_ih", w_ih, dtype, (width, features))
+        if x is not None:
+            _expect("saved input", x, dtype, (T, B, features))
+    if grad_h_n is not None:
+        _expect("gradient of h_n", grad_h_n, dtype, (D, B, H))
+    if h_0 is not None:
+        _expect("saved h_0", h_0, dtype, (D, B, H))
+    if gamma is not None:
+        accurate = arithmetic(dtype)
+        for name, value, wanted, shape in (
+            ("norm_weight", gamma, accurate, (width,)),
+            ("norm_bias", beta, accurate, (width,)),
+            ("ahat", ahat, dtype, points),
+            ("rstd", rstd, accurate, (T, B, D * heads)),
+        ):
+            if value is not None:
+                _expect(f"saved {name}", value, wanted, shape)
+    if lengths is not None:
+        _expect("saved lengths", lengths, torch.int64, (B,))
+    if reset is not None:
+        _expect("saved reset", reset, torch.bool, (T, B))
+
+
+def _expect(name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if value.dtype is not dtype:
+        raise RuntimeError(f"{name}: given {value.dtype}, wanted {dtype}")
+    if value.shape != shape:
+        raise RuntimeError(f"{name}: given shape {tuple(value.shape)}, wanted {tuple(shape)}")
+
+
 def empty_results(
     x: Tensor, w_hh: Tensor, gamma: Tensor | None, heads: int
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -98,11 +169,9 @@ def empty_gradients(
 
 
 def empty_rows(like: Tensor, width: int) -> Tensor:
-    """[T, B, width], uninitialised, time or batch first in memory as ``like`` is."""
-    T, B, _ = like.shape
-    if like.stride(1) > like.stride(0):
-        return like.new_empty(B, T, width).transpose(0, 1)
-    return like.new_empty(T, B, width)
+    """[T, B, width], uninitialised, time first in memory as nn.RNN's results are: the strides of
+    ``like`` never show."""
+    return like.new_empty(*like.shape[:2], width)
 
 
 def without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:

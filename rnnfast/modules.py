@@ -15,10 +15,12 @@ from .autograd import layer
 from .backends import BACKENDS, Problem, check_nonlinearity, cuda, select, told_rows, torch_native
 from .batch_norm import batch_norm
 from .cells.rnn import Options, in_transform
+from .dropout import Packing, dropped
 from .functional import check_lengths, check_options, check_reset
 from .gradient_flow import GradientFlow, read
 from .init import INITS
 from .layout import without_padding
+from .values import has_values
 
 PLAIN = {  # what extra_repr leaves out
     "norm": None,
@@ -200,13 +202,14 @@ class RNN(nn.RNNBase):
                 order of the samples, where it is packed): the step is the first of a new segment.
                 Nothing crosses between it and the step before, neither state nor gradient, in
                 either direction; at the first step it drops hx.
-            lengths: [B] in 0..T, a list or an int64 tensor, for padded input: steps from lengths[b]
-                on leave the state as it is, put out 0 and take no gradient; the reverse direction
-                begins at lengths[b] - 1. On a GPU, and in torch.compile, they are clamped, not
-                checked.
+            lengths: [B] in 0..T, for padded input: a list, an array or a tensor of any integer
+                dtype. Steps from lengths[b] on leave the state as it is, put out 0 and take no
+                gradient; the reverse direction begins at lengths[b] - 1. A tensor on a GPU, and
+                lengths in torch.compile, are clamped, not checked.
 
         Returns:
-            output, like input with D * H features, and h_n, like hx.
+            output, like input with D * H features, and h_n, like hx. Both lie in memory as
+            nn.RNN's do: output is dense in the order [T, B, D * H], with batch_first, too.
 
         Raises:
             RuntimeError, ValueError: as nn.RNN does; ValueError, TypeError for lengths and reset.
@@ -262,13 +265,17 @@ class RNN(nn.RNNBase):
             if self.track_gradient_flow == "sample" and sorted_indices is not None:
                 # The record is of the samples in their own order.
                 in_order = lengths[unsorted_indices.cpu()].to(data.device)
-                output, h_n = self._layers(padded[:, unsorted_indices], hx, in_order, reset, False)
+                packing = Packing(batch_sizes, len(data), unsorted_indices)
+                inputs = padded[:, unsorted_indices], hx, in_order, reset, False
+                output, h_n = self._layers(*inputs, packing)
                 output, h_n = output[:, sorted_indices], h_n[:, sorted_indices]
             else:
                 if sorted_indices is not None:
                     hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
                     reset = reset if reset is None else reset[:, sorted_indices]
-                output, h_n = self._layers(padded, hx, lengths.to(data.device), reset, False)
+                packing = Packing(batch_sizes, len(data))
+                inputs = padded, hx, lengths.to(data.device), reset, False
+                output, h_n = self._layers(*inputs, packing)
             output, _ = torch._VF._pack_padded_sequence(output, lengths, False)
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, self.permute_hidden(h_n, unsorted_indices)
@@ -326,14 +333,18 @@ class RNN(nn.RNNBase):
         lengths: Tensor | None,
         reset: Tensor | None,
         batch_first: bool,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, Tensor]:
         """u [T, B, I], or [B, T, I] with batch_first -> output so ordered, h_n [L * D, B, H];
-        reset [T, B]."""
-        backend = self._backend(u, reset, u.shape[0 if batch_first else 1])
+        reset [T, B]. As nn.RNN's, all results are time first in memory."""
+        u = u.transpose(0, 1) if batch_first else u
+        T, B = u.shape[:2]
+        backend = self._backend(u, reset, B)
+        if backend == "torch" and lengths is not None and not has_values(lengths):
+            backend = "reference"  # torch's kernels take lengths as packed data, sorted on the host
         if backend == "torch":
-            x = u.transpose(0, 1) if batch_first else u
-            hx = self._zeros(x, x.shape[1]) if hx is None else hx
-            y, h_n = torch_native.layers(self.nonlinearity, x, hx, lengths, self._torch_options())
+            hx = self._zeros(u, B) if hx is None else hx
+            y, h_n = torch_native.layers(self.nonlinearity, u, hx, lengths, self._torch_options())
             return (y.transpose(0, 1) if batch_first else y), h_n
         D = 2 if self.bidirectional else 1
         h_n = []
@@ -345,23 +356,20 @@ class RNN(nn.RNNBase):
             self.clip_state_grad,
             self.track_gradient_flow == "sample",
         )
-        T, B = u.shape[:2][:: -1 if batch_first else 1]
         steps = self._stretch(backend, T, self._problem(u, reset, B))
         if steps:
-            x = u.transpose(0, 1) if batch_first else u
             weights = []
             for index in range(self.num_layers):
                 norm = self._norm_weights(index) if self.norm else (None, None)
-                own = precision.autocast(x.device.type, *self._layer_weights(index))
+                own = precision.autocast(u.device.type, *self._layer_weights(index))
                 weights.append((*own, *norm))
-            (hx,) = precision.autocast(x.device.type, hx)
-            inputs = (x, hx, weights, lengths, reset)
+            (hx,) = precision.autocast(u.device.type, hx)
+            inputs = (u, hx, weights, lengths, reset)
             stretches, h_n = wavefront.layers(*inputs, self.residual, options, backend, steps)
-            if batch_first:
-                stretches = [y.transpose(0, 1) for y in stretches]
-            return torch.cat(stretches, 1 if batch_first else 0), h_n
+            y = torch.cat(stretches)
+            return (y.transpose(0, 1) if batch_first else y), h_n
         for index in range(self.num_layers):
-            x = u.transpose(0, 1) if batch_first else u
+            x = u
             h_0 = None if hx is None else hx[index * D : (index + 1) * D]
             weights = self._layer_weights(index)
             norm = None, None
@@ -372,12 +380,12 @@ class RNN(nn.RNNBase):
             *inputs, h_0 = precision.autocast(u.device.type, x, *weights, h_0)
             buffer = self._buffer(index, x) if self.track_gradient_flow else None
             y, h = layer(*inputs, *norm, h_0, lengths, reset, buffer, options, backend)
-            y = y.transpose(0, 1) if batch_first else y
             h_n.append(h)
             if index + 1 < self.num_layers:
-                if self.dropout:
-                    y = F.dropout(y, self.dropout, self.training)
+                if self.dropout and self.training:
+                    y = dropped(y, self.dropout, packing)
                 u = y + u if self.residual and y.shape == u.shape else y
+        y = y.transpose(0, 1) if batch_first else y
         return y, torch.cat(h_n) if len(h_n) > 1 else h_n[0]
 
     def _stretch(self, backend: str, T: int, problem: Problem) -> int:

@@ -15,7 +15,10 @@ def projected(x: Tensor, w_ih: Tensor | None, b_ih: Tensor | None, b_hh: Tensor 
     """p [T, B, D * H], in the memory order of x; x itself where there is no w_ih."""
     if w_ih is not None:
         bias = None if b_ih is None else b_ih + b_hh
-        x = _in_order(F.linear(_in_order(x), w_ih, bias), x)
+        if x.stride(1) > x.stride(0):  # batch first in memory: F.linear would copy it
+            x = F.linear(x.transpose(0, 1), w_ih, bias).transpose(0, 1)
+        else:
+            x = F.linear(x, w_ih, bias)
     return with_dense_rows(x)
 
 
@@ -51,7 +54,7 @@ def dw_hh(
                 inside = inside & (steps < lengths)
             before[:-1, :, H:].masked_fill_(inside.unsqueeze(-1), 0)
     S = H // heads
-    da, before = (_flat(v).view(T * B, D * heads, S) for v in (dp, before))
+    da, before = (v.view(T * B, D * heads, S) for v in (dp, before))
     return torch.bmm(da.permute(1, 2, 0), before.permute(1, 0, 2)).view_as(w_hh)
 
 
@@ -66,26 +69,9 @@ def projected_back(
     """dx, dw_ih, db_ih, db_hh."""
     if w_ih is None:
         return dp if dx_wanted else None, None, None, None
-    dx = _in_order(_in_order(dp) @ w_ih, dp) if dx_wanted else None
+    dx = dp @ w_ih if dx_wanted else None
     if not dw_wanted:
         return dx, None, None, None
-    da = _flat(dp)
-    x = without_padding(x, lengths)
-    x = x.transpose(0, 1) if _batch_first(dp) else x
+    da = dp.flatten(0, 1)
     db = da.sum(0)
-    return dx, da.T @ x.flatten(0, 1), db, db.clone()
-
-
-def _batch_first(x: Tensor) -> bool:
-    """In memory."""
-    return x.stride(1) > x.stride(0)
-
-
-def _in_order(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """[T, B, ...] with its first two axes in the order of the memory (of ``like``), or back."""
-    return x.transpose(0, 1) if _batch_first(x if like is None else like) else x
-
-
-def _flat(x: Tensor) -> Tensor:
-    """[T * B, width] of a dense one, in the order of the memory."""
-    return _in_order(x).flatten(0, 1)
+    return dx, da.T @ without_padding(x, lengths).flatten(0, 1), db, db.clone()

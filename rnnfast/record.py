@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .values import has_values
+
 FIELDS = (
     "state_squares",  # of dh_t before clipping
     "carry_squares",  # of what came back from the step after
@@ -37,28 +39,49 @@ def make(size: int, device: torch.device) -> Tensor:
 
 
 def begin(buffer: Tensor, D: int, T: int, N: int, dtype: torch.dtype) -> Tensor:
-    """Where the running backward pass, which stores da in dtype, puts its [D, T, N, fields]."""
+    """Where the running backward pass, which stores da in dtype, puts its [D, T, N, fields].
+
+    Raises:
+        RuntimeError: the buffer is none of :func:`make`, or too small.
+    """
+    size = numbers(D, T, N)
+    if buffer.dtype != torch.int64 or buffer.dim() != 1 or buffer.numel() < size:
+        raise RuntimeError(
+            f"record: given {buffer.dtype} of shape {tuple(buffer.shape)}, "
+            f"wanted torch.int64 of shape [{size}] or more"
+        )
     header = [torch._C._current_graph_task_id(), T, N, D, dtype == torch.float16]
     if buffer.device.type == "cpu":
         buffer[:HEADER] = torch.tensor(header)
     else:  # a copy from the host would synchronize, and cannot be in a CUDA graph
         for i, value in enumerate(header):
             buffer[i].fill_(value)
-    return buffer[HEADER : numbers(D, T, N)].view(torch.float64).view(D, T, N, len(FIELDS))
+    return buffer[HEADER:size].view(torch.float64).view(D, T, N, len(FIELDS))
 
 
 def read(buffer: Tensor) -> tuple[int, bool, Tensor]:
     """Which backward pass wrote it (NEVER: none), whether in float16, and its
     [D, T, N, fields], which the next one writes over."""
-    task, T, N, D, half = buffer[:HEADER].tolist()
+    task, T, N, D, half = _header(buffer)
     if task == NEVER:
         return task, False, torch.empty(0, 0, 0, len(FIELDS), dtype=torch.float64)
     found = buffer[HEADER : numbers(D, T, N)].view(torch.float64).view(D, T, N, len(FIELDS))
     return task, bool(half), found
 
 
+def _header(buffer: Tensor) -> list[int]:
+    """That of a record without values (on "meta", in FakeTensorMode): no backward pass wrote it."""
+    return buffer[:HEADER].tolist() if has_values(buffer) else [NEVER, 0, 0, 0, 0]
+
+
+def number(buffer: Tensor) -> int:
+    """Of the backward pass that wrote it; NEVER: none."""
+    return _header(buffer)[0]
+
+
 def copy(buffer: Tensor) -> Tensor:
     """What of it is in use, in the memory of the CPU: to be read later."""
-    task, T, N, D, _ = buffer[:HEADER].tolist()
-    used = HEADER if task == NEVER else numbers(D, T, N)
-    return buffer[:used].to("cpu", copy=True)
+    task, T, N, D, _ = _header(buffer)
+    if task == NEVER:
+        return make(HEADER, torch.device("cpu"))
+    return buffer[: numbers(D, T, N)].to("cpu", copy=True)

@@ -283,6 +283,77 @@ def test_a_batch_of_output_gradients_at_once(backend):
         assert_close([g[i] for g in found], wanted)
 
 
+@every_backend
+@pytest.mark.parametrize("tracked", [True, "sample"])
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_layers": 2, "bidirectional": True},
+        {"norm": "layer"},
+        {"num_heads": 3, "clip_state_grad": 0.1, "bptt_window": 2},
+    ],
+)
+def test_a_batch_of_output_gradients_leaves_the_record(options, create_graph, tracked, backend):
+    rnn, x = layer(backend, track_gradient_flow=tracked, **options), normal(T, B, IN)
+    y = rnn(x)[0]
+    torch.autograd.grad(y.sum(), x, retain_graph=True)
+    before = rnn.gradient_flow.state_norm
+    grads, leaves = normal(4, *y.shape, requires_grad=False), [x, *rnn.parameters()]
+    found = torch.autograd.grad(
+        y, leaves, grads, is_grads_batched=True, retain_graph=True, create_graph=create_graph
+    )
+    assert torch.equal(rnn.gradient_flow.state_norm, before)
+    for i in range(4):
+        assert_close([g[i] for g in found], torch.autograd.grad(y, leaves, grads[i], True))
+    assert not torch.equal(rnn.gradient_flow.state_norm, before)
+
+
+@every_backend
+@pytest.mark.parametrize("options", [{}, {"norm": "layer"}])
+def test_jacobian_and_hessian_in_one_pass(options, backend):
+    rnn, x = layer(backend, **options), normal(3, 2, IN)
+    functional = torch.autograd.functional
+    for create_graph in (False, True):
+        found, wanted = (
+            functional.jacobian(lambda v: rnn(v)[1], x, create_graph, vectorize=vectorize)
+            for vectorize in (True, False)
+        )
+        assert_close([found], [wanted])
+    found, wanted = (
+        functional.hessian(lambda v: rnn(v)[1].square().sum(), x, vectorize=vectorize)
+        for vectorize in (True, False)
+    )
+    assert_close([found], [wanted])
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_vmap_over_lengths(dtype, backend):
+    rnn, x = layer(backend, bidirectional=True), normal(T, B, IN, requires_grad=False)
+    lengths = torch.tensor([[3, 0, 1], [T, 2, T]])[:, torch.arange(B) % 3].to(dtype)
+    parameters = {name: p.detach() for name, p in rnn.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], lengths: Tensor) -> Tensor:
+        y, h_n = functional_call(rnn, parameters, (x,), {"lengths": lengths})
+        return y.square().sum() + h_n.sum()
+
+    for given, axis in ((lengths, 0), (lengths.T, 1)):
+        found = torch.vmap(torch.func.grad(loss), in_dims=(None, axis))(parameters, given)
+        for i, own in enumerate(lengths):
+            wanted = torch.autograd.grad(loss(dict(rnn.named_parameters()), own), rnn.parameters())
+            assert_close([found[name][i] for name in parameters], wanted)
+
+
+@every_backend
+def test_lengths_that_vmap_maps_are_checked(backend):
+    rnn, x = layer(backend), normal(T, B, IN, requires_grad=False)
+    lengths = torch.full((4, B), 1)
+    lengths[2, 1] = T + 1
+    with pytest.raises(ValueError, match=f"lengths: given {T + 1}, wanted 0 to T = {T}"):
+        torch.vmap(lambda own: rnn(x, lengths=own)[0])(lengths)
+
+
 # ------------------------------------------------------------------------- the graph and memory
 
 
@@ -384,6 +455,18 @@ def test_the_final_state_is_memory_of_its_own(backend, num_layers):
     assert torch.equal(y, before)
     found = torch.autograd.grad(y.sum() + h_n.sum() / 3, [x, h_0])
     assert_close(found, wanted)
+
+
+@every_backend
+def test_the_final_state_of_functional_rnn_is_no_view(backend):
+    """Truncated training detaches it in place, which autograd forbids of a view."""
+    p, w_hh, h_0 = normal(T, B, H), normal(H, H, seed=2), normal(B, H, seed=3)
+    for weight, state in ((w_hh, h_0), (w_hh[None], h_0[None])):
+        y, h_n = rnnfast.functional.rnn(p, weight, state, backend=backend)
+        assert h_n.shape == state.shape
+        assert not h_n._is_view()
+        assert torch.equal(h_n.detach_(), y[-1].view_as(state))
+        assert not h_n.requires_grad
 
 
 @every_backend

@@ -67,6 +67,15 @@ OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_compiled_strides_are_those_of_torch(batch_first, backend):
+    rnn = layer(backend, num_layers=2, batch_first=batch_first)
+    old, call = nn.RNN(IN, H, 2, batch_first=batch_first), compiled(rnn)
+    for x in (torch.randn(3, 5, IN), torch.randn(5, 3, IN).transpose(0, 1)):
+        for found, wanted in zip(call(x), old(x)):
+            assert found.stride() == wanted.stride()
+
+
 @needs_cpu
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])

@@ -19,7 +19,13 @@ LAYERS = [
     {"rnnfast.testing"},
     {"rnnfast"},
     {"rnnfast.modules", "rnnfast.convert", "rnnfast.report", "rnnfast.gradient_flow"},
-    {"rnnfast.functional", "rnnfast.init", "rnnfast.batch_norm", "rnnfast.wavefront"},
+    {
+        "rnnfast.functional",
+        "rnnfast.init",
+        "rnnfast.batch_norm",
+        "rnnfast.dropout",
+        "rnnfast.wavefront",
+    },
     {"rnnfast.autograd"},
     {"rnnfast.backends"},
     KERNELS,
@@ -27,9 +33,10 @@ LAYERS = [
     {"rnnfast.layout"},
     {"rnnfast.cells"},
     {"rnnfast.precision"},
+    {"rnnfast.record"},
     {
         "rnnfast.compiler",
-        "rnnfast.record",
+        "rnnfast.values",
         "rnnfast.arguments",
         "rnnfast.drawing",
         "rnnfast.tuning",
@@ -147,5 +154,6 @@ def test_the_reader_of_imports_reads_them():
         "rnnfast.autograd",
         "rnnfast.backends",
         "rnnfast.cells.rnn",
+        "rnnfast.values",
     }
     assert "rnnfast" in imports("rnnfast.report", found["rnnfast.report"])

@@ -238,6 +238,45 @@ def test_lengths_as_list_tuple_and_tensor(backend):
     assert_same_results(found, results(new, x, hx, lengths=[3] * B))
 
 
+def test_lengths_of_any_integer_dtype(backend):
+    """Exactly: 200 is beyond what int8 holds, and more than T = 7 in each that holds it."""
+    _, new = twins(backend, I, H)
+    x = torch.randn(T, B, I, dtype=EXACT)
+    wanted = new(x, lengths=UNSORTED)
+    for dtype in rnnfast.functional.INTEGERS:
+        for found, right in zip(new(x, lengths=torch.tensor(UNSORTED).to(dtype)), wanted):
+            assert torch.equal(found, right)
+        if torch.iinfo(dtype).max > 200:
+            with pytest.raises(ValueError, match="lengths: given 200, wanted 0 to T = 7"):
+                new(x, lengths=torch.full((B,), 200).to(dtype))
+
+
+def test_lengths_of_another_library(backend):
+    numpy = pytest.importorskip("numpy")
+    _, new = twins(backend, I, H)
+    x = torch.randn(T, B, I, dtype=EXACT)
+    wanted = new(x, lengths=UNSORTED)
+    for dtype in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", ">i4"):
+        array = numpy.array(UNSORTED, dtype)
+        array.flags.writeable = False
+        for lengths in (array, list(array), tuple(array)):
+            for found, right in zip(new(x, lengths=lengths), wanted):
+                assert torch.equal(found, right)
+    for lengths in (
+        numpy.array(UNSORTED, float),
+        list(numpy.array(UNSORTED, float)),
+        numpy.array(UNSORTED) > 3,
+        list(numpy.array(UNSORTED) > 3),
+        numpy.array([UNSORTED]),
+        numpy.array(3),
+        numpy.int64(3),
+    ):
+        with pytest.raises(ValueError, match=r"lengths: given .*, wanted integers"):
+            new(x, lengths=lengths)
+    with pytest.raises(ValueError, match="lengths: given 8, wanted 0 to T = 7"):
+        new(x, lengths=numpy.full(B, 8))
+
+
 def test_lengths_that_cannot_be_looked_at_are_clamped(monkeypatch):
     """In torch.compile a look would break the graph; a kernel must still not read past T."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
@@ -278,13 +317,17 @@ BAD_LENGTHS = {
     "too many": ([7] * 6, r"lengths: given torch.int64 of shape \(6,\)"),
     "tensor below 0": (torch.tensor([7, 5, -1, 2, 1]), "lengths: given -1"),
     "tensor above T": (torch.tensor([7, 8, 5, 2, 1]), "lengths: given 8"),
-    "int32": (torch.tensor(SORTED, dtype=torch.int32), "lengths: given torch.int32"),
+    "bool": (torch.tensor(SORTED) > 5, "lengths: given torch.bool"),
     "float": (torch.tensor(SORTED, dtype=torch.float32), "lengths: given torch.float32"),
     "two axes": (torch.tensor([SORTED]), r"lengths: given torch.int64 of shape \(1, 5\)"),
     "scalar": (torch.tensor(5), r"lengths: given torch.int64 of shape \(\)"),
     "floats in a list": ([7.0, 5.0, 5.0, 2.0, 1.0], "lengths: given .*, wanted integers"),
     "bools in a list": ([True] * 5, "lengths: given .*, wanted integers"),
     "text": ("abcde", "lengths: given 'abcde', wanted integers"),
+    "bytes": (b"abcde", "lengths: given b'abcde', wanted integers"),
+    "bools in tensors": ([torch.tensor(True)] * 5, "lengths: given .*, wanted integers"),
+    "beyond int64": ([2**70, 1, 1, 1, 1], f"lengths: given {2**70}, wanted 0 to T = 7"),
+    "on meta": (torch.tensor(SORTED, device="meta"), "lengths: given a tensor on meta"),
 }
 
 

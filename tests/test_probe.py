@@ -495,10 +495,10 @@ def test_what_is_printed(own_backend):
         "What this network reads at a step moves its state 10 steps later a thousand times less "
         "than at once (half-life 1 step): it will hardly learn to remember longer than that.",
         "layer 0 is out of range from lag 100 on: the norm is below 1e-30",
-        'try: init="orthogonal"',
         'try: nonlinearity="relu" with init="identity"',
-        'try: norm="layer"',
-        "try: a gated cell (torch.nn.LSTM or torch.nn.GRU)",
+        'try: nonlinearity="tanh" with init="orthogonal"',
+        'try: nonlinearity="tanh" with init="glorot"',
+        'try: nonlinearity="tanh" with norm="layer"',
     ]
 
 
@@ -520,7 +520,7 @@ def test_rich_shows_the_same(own_backend):
     found = rnnfast.probe(linear(own_backend, 0.5), torch.zeros(150, 3, 1).double())
     with console.capture() as captured:
         console.print(found)
-    for part in ("vanishing", "a thousand times less", "out of range", 'try: norm="layer"'):
+    for part in ("vanishing", "a thousand times less", "out of range", 'with norm="layer"'):
         assert part in captured.get()
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
+import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor
 import rnnfast
 from rnnfast.gradient_flow import GradientFlow
 from rnnfast.gradient_flow.flow import FIELDS, combine_ranks
-from rnnfast.gradient_flow.reading import NonFinite
+from rnnfast.gradient_flow.reading import WORST_FIRST, NonFinite, advice
 
 H = 4
 
@@ -205,6 +208,69 @@ def test_saturated(nonlinearity, own_backend):
     assert any('norm="layer"' in text for text in flow.advice)
 
 
+def test_a_gradient_that_arrives_through_few_units_is_healthy(own_backend):
+    """ReLU with W_hh = I and 1 unit of 32 active: the gain is 0.03, and the factor 1."""
+    rnn = make(own_backend, 3, 32, nonlinearity="relu")
+    with torch.no_grad():
+        rnn.weight_hh_l0.copy_(torch.eye(32))
+        rnn.weight_ih_l0.zero_()
+        rnn.bias_ih_l0.fill_(-1)
+        rnn.bias_ih_l0[0] = 1
+        rnn.bias_hh_l0.zero_()
+    rnn(inputs(300, 2, 3))[0][-1, :, 0].sum().backward()
+    flow = rnn.gradient_flow
+    assert (flow.gain < 0.05).all()
+    assert flow.horizon.item() == math.inf
+    assert flow.verdict.word == "healthy"
+    assert flow.advice == ()
+    found = rnnfast.probe(rnn, inputs(300, 2, 3))
+    assert found.verdict.word == "healthy"
+    assert "nothing here keeps it from learning" in found.summary
+
+
+@pytest.mark.parametrize(("w", "word"), [(1.0, "healthy"), (1.6, "exploding"), (0.5, "saturated")])
+def test_flat_units_are_a_cause_where_the_gradient_vanishes(w, word, own_backend):
+    """f' is 0.07 at all steps, and W_hh = w / f' makes the factor w."""
+    rnn = make(own_backend, 1, 4, dtype=torch.float64)
+    a = math.atanh(math.sqrt(1 - 0.07))  # tanh' = 0.07
+    with torch.no_grad():
+        for weight in rnn.parameters():
+            weight.zero_()
+        rnn.weight_hh_l0.copy_(w / 0.07 * torch.eye(4))
+        rnn.weight_ih_l0.fill_(1)
+    h = math.tanh(a)
+    x = torch.full((20, 2, 1), a - w / 0.07 * h, dtype=torch.float64)
+    x[0] = a
+    rnn(x)[0][-1].sum().backward()
+    flow = rnn.gradient_flow
+    assert flow.gain.mean().item() == pytest.approx(0.07, rel=0.05)
+    assert flow.verdict.word == word
+
+
+def test_an_explosion_is_worse_than_dead_units(own_backend):
+    rnn = scaled(own_backend, 2.0, bidirectional=True)
+    with torch.no_grad():
+        rnn.bias_ih_l0.fill_(-20)
+    flow = flow_of(rnn, 30, every_step=True)
+    assert [verdict.word for verdict in flow.verdicts[0]] == ["dead", "exploding"]
+    assert flow.verdict.word == "exploding"
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+def test_layer_norm_is_a_cure_of_dead_and_of_flat_units(nonlinearity, own_backend):
+    words = []
+    for norm in (None, "layer"):
+        rnn = make(own_backend, 3, 16, nonlinearity=nonlinearity, norm=norm)
+        with torch.no_grad():
+            rnn.bias_ih_l0.fill_(-20)
+        rnn(inputs(20, 2, 3))[0].sum().backward()
+        words.append(rnn.gradient_flow.verdict.word)
+        cures = rnn.gradient_flow.advice
+        assert any("norm=" in text for text in cures) == (norm is None)
+    assert words[0] == ("dead" if nonlinearity == "relu" else "saturated")
+    assert words[1] not in ("dead", "saturated")
+
+
 def test_a_sigmoid_at_its_steepest_is_not_saturated(own_backend):
     rnn = make(own_backend, nonlinearity="sigmoid")
     rnn(inputs())[0].sum().backward()
@@ -278,6 +344,50 @@ def test_advice_leaves_out_what_is_in_use(own_backend):
     rnn.init = "orthogonal"
     found = flow_of(rnn, 30, every_step=False).advice
     assert found == tuple(text for text in plain if "orthogonal" not in text)
+
+
+def measured_accuracies() -> dict[tuple[str, ...], float]:
+    """{what a network of docs/cures.csv is made of: how much was right, mean of its runs}"""
+    found: dict[tuple[str, ...], list[float]] = {}
+    lines = (Path(__file__).parents[1] / "docs" / "cures.csv").read_text().splitlines()
+    for row in csv.DictReader(lines):
+        if row["optimizer"] == "Adam":
+            found.setdefault(tuple(row["network"].split(", ")), []).append(float(row["accuracy"]))
+    return {made_of: statistics.mean(runs) for made_of, runs in found.items()}
+
+
+def test_advice_against_forgetting_is_what_was_measured_to_help():
+    right = measured_accuracies()
+    plain = right["tanh", "torch's init"]
+    named = {
+        'nonlinearity="relu" with init="identity"': right["ReLU", "identity"],
+        'init="orthogonal"': right["tanh", "orthogonal"],
+        'init="glorot"': right["tanh", "Glorot"],
+        'norm="layer"': right["tanh", "layer norm"],
+    }
+    found = advice("vanishing", {"nonlinearity": "tanh"})
+    assert found == tuple(named)
+    assert all(named[text] > 2 * plain for text in found)
+    assert list(named.values()) == sorted(named.values(), reverse=True)
+    assert right["torch.nn.LSTM",] < plain  # and is not named
+    for_relu = advice("vanishing", {"nonlinearity": "relu"})
+    assert for_relu == (found[0], *(f'nonlinearity="tanh" with {text}' for text in found[1:]))
+
+
+def test_advice_names_no_change_that_is_none():
+    for word in WORST_FIRST:
+        for network in (
+            {"nonlinearity": "relu", "init": "identity"},
+            {"nonlinearity": "tanh", "init": "orthogonal", "norm": "layer"},
+            {"nonlinearity": "tanh", "init": "glorot", "clip_state_grad": 0.5},
+        ):
+            for text in advice(word, network):
+                own = {name: value for name, value in network.items() if name != "nonlinearity"}
+                assert not any(f'{name}="{value}"' in text for name, value in own.items())
+                assert "clip_state_grad" not in text or "clip_state_grad" not in network
+    tanh_identity = {"nonlinearity": "tanh", "init": "identity"}
+    assert 'nonlinearity="relu" with init="identity"' in advice("vanishing", tanh_identity)
+    assert 'norm="layer"' in advice("vanishing", {"nonlinearity": "tanh", "norm": "batch"})
 
 
 def test_printed(own_backend):

@@ -61,8 +61,7 @@ def forward(
     reset: Tensor | None,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """As :func:`rnnfast.autograd.layer`, and ahat and rstd with layer norm; y has the memory order
-    of x (time or batch first)."""
+    """As :func:`rnnfast.autograd.layer`, and ahat and rstd with layer norm."""
     T, B, width = x.shape
     check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
     _bind_openmp()

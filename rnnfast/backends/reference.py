@@ -71,7 +71,9 @@ def backward(
     if not dw_wanted:
         return dx, None, None, None, None, None, None, dh_0
     db = dp.sum((0, 1))
-    dw_ih = dp.flatten(0, 1).T @ without_padding(x, lengths).flatten(0, 1)
+    T, B, width = dp.shape  # reshape: is_grads_batched cannot map flatten
+    x = without_padding(x, lengths).reshape(T * B, x.shape[2])
+    dw_ih = dp.reshape(T * B, width).T @ x
     return dx, dw_ih, db, db.clone(), dw_hh, *d_norm, dh_0
 
 

@@ -196,14 +196,14 @@ def backward(
             carry = _where(edges.cut(t + d), zeros, _where(valid, da @ w, carry))
             carry = _where(edges.window(t + d), zeros, carry)
             das.append(da)
-        dps.append(torch.stack(das if d else das[::-1]).transpose(1, 2).flatten(2))
+        dps.append(torch.stack(das if d else das[::-1]).transpose(1, 2).reshape(T, B, H))
         dws.append(dw.view(H, S))
         if gamma is not None:
-            dgammas.append(dgamma.flatten())
-            dbetas.append(dbeta.flatten())
+            dgammas.append(dgamma.reshape(H))
+            dbetas.append(dbeta.reshape(H))
         if lengths is not None:
             carry = torch.where((lengths == 0).unsqueeze(1), last, carry)
-        dh_0s.append(carry.transpose(0, 1).flatten(1))
+        dh_0s.append(carry.transpose(0, 1).reshape(B, H))
     dgamma, dbeta = (torch.cat(v) if v else None for v in (dgammas, dbetas))
     return torch.cat(dps, -1), torch.stack(dws), dgamma, dbeta, torch.stack(dh_0s)
 
@@ -340,8 +340,8 @@ def _where(mask: Tensor | bool | None, a, b) -> Tensor | int:
 
 
 def _heads(x: Tensor, d: int, n: int, S: int) -> Tensor:
-    """Direction d of [B, D * n * S] as [n, B, S]."""
-    return x[:, d * n * S : (d + 1) * n * S].unflatten(1, (n, S)).transpose(0, 1)
+    """Direction d of [B, D * n * S] as [n, B, S], by operations that is_grads_batched can map."""
+    return x.narrow(1, d * n * S, n * S).reshape(x.shape[0], n, S).transpose(0, 1)
 
 
 def _measure(

@@ -83,10 +83,10 @@ class GradientFlow:
         | word | rests on |
         |---|---|
         | non-finite | an inf or NaN in a state or a gradient |
-        | dead | ReLU whose gain is below 0.05 at half of the steps |
-        | saturated | tanh, sigmoid: the mean of \\|f'\\| is below a tenth of its maximum |
         | exploding | log_growth over all steps multiplies the gradient by 1000 or more |
-        | vanishing | by 1/1000 or less |
+        | dead | by 1/1000 or less, and the gain of a ReLU is below 0.05 at half of the steps |
+        | saturated | as little, and the gain of tanh or sigmoid is below a tenth of its largest |
+        | vanishing | by as little, and neither cause shows |
         | healthy | all else |
         | unknown | no gradient came to the layer, or no factor can be measured |
         """

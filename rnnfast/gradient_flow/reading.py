@@ -80,13 +80,14 @@ def horizon(factors: Tensor, stopped: Tensor) -> Tensor:
 class Verdict(NamedTuple):
     """What the record of one layer and direction says, and the numbers it rests on."""
 
-    word: str  # "non-finite", "dead", "saturated", "exploding", "vanishing", "healthy", "unknown"
+    word: str  # one of WORST_FIRST
     evidence: str
     layer: int
     direction: int
 
 
-WORST_FIRST = ("non-finite", "dead", "saturated", "exploding", "vanishing", "healthy", "unknown")
+# "dead" and "saturated" are "vanishing" with its cause.
+WORST_FIRST = ("non-finite", "exploding", "dead", "saturated", "vanishing", "healthy", "unknown")
 
 
 def worst(verdicts: Sequence[Sequence[Verdict]]) -> Verdict:
@@ -169,18 +170,23 @@ def judge_one(
         return "non-finite", f"{what}; the first is {in_words(bad)}" if bad else what
     if not steps:
         return "unknown", "no gradient came to this layer"
-    steepest = STEEPEST[nonlinearity]
-    if nonlinearity == "relu" and idle >= 0.5:
-        return "dead", f"fewer than {DEAD:.0%} of the units are active at {idle:.0%} of the steps"
-    if nonlinearity != "relu" and mean < SATURATED * steepest:
-        return "saturated", f"mean |f'| is {mean:.2g}, of {steepest:g} at most"
     if math.isnan(rate):
         return "unknown", "no step sends a gradient back that can be measured"
-    growth = rate * (steps - 1)
+    growth = rate * max(steps - 1, 1)
     text = f"gradient times {power(growth)} over {steps} steps"
     if growth >= math.log(GROWTH):
         return "exploding", text
-    return ("vanishing" if growth <= -math.log(GROWTH) else "healthy"), text
+    if growth > -math.log(GROWTH):
+        return "healthy", text
+    # Few active units, or flat ones, are a cause where there is an effect: a gradient can come back
+    # whole through one unit.
+    steepest = STEEPEST[nonlinearity]
+    if nonlinearity == "relu" and idle >= 0.5:
+        cause = f"fewer than {DEAD:.0%} of the units are active at {idle:.0%} of the steps"
+        return "dead", f"{text}: {cause}"
+    if nonlinearity != "relu" and mean < SATURATED * steepest:
+        return "saturated", f"{text}: mean |f'| is {mean:.2g}, of {steepest:g} at most"
+    return "vanishing", text
 
 
 def in_words(bad: NonFinite) -> str:
@@ -198,43 +204,61 @@ def power(log: float) -> str:
 
 # ---------------------------------------------------------------------------------------- advice
 
-# What to try, the more promising first, and what already in use it would be no change from.
+
+class Cure(NamedTuple):
+    """What to try, by arguments of rnnfast.RNN."""
+
+    text: str
+    settings: Mapping = {}  # of a network for which it would be no change; "any" for all but None
+    of_tanh: bool = False  # measured with tanh alone
+
+
+_LAYER_NORM, _ANY_CLIP = {"norm": "layer"}, {"clip_state_grad": "any"}
+# The more promising first: by what was right after training with it, in docs/gradient_flow.md. A
+# test compares those against a vanishing gradient with docs/cures.csv.
+_IDENTITY = Cure(
+    'nonlinearity="relu" with init="identity"', {"nonlinearity": "relu", "init": "identity"}
+)
+_ORTHOGONAL = Cure('init="orthogonal"', {"init": "orthogonal"}, True)
+_GLOROT = Cure('init="glorot"', {"init": "glorot"}, True)
 _CURES = {
     "non-finite": (
-        ("look at the data and the loss at the step named", None),
-        ("a smaller learning rate", None),
-        ("clip_state_grad=1.0, if the gradient grew until it overflowed", "clip_state_grad"),
-        ('norm="layer", which keeps the pre-activations in range', "norm"),
+        Cure("look at the data and the loss at the step named"),
+        Cure("a smaller learning rate"),
+        Cure("clip_state_grad=1.0, if the gradient grew until it overflowed", _ANY_CLIP),
+        Cure('norm="layer", which keeps the pre-activations in range', _LAYER_NORM),
     ),
     "dead": (
-        ('init="he" or init="identity", and a smaller learning rate', "he identity"),
-        ('norm="layer", which centres the pre-activations', "norm"),
-        ('nonlinearity="tanh"', None),
+        _IDENTITY,
+        _ORTHOGONAL,
+        _GLOROT,
+        Cure('norm="layer", which centres the pre-activations', _LAYER_NORM),
     ),
     "saturated": (
-        ('norm="layer", which keeps the pre-activations where f is steep', "norm"),
-        ("inputs scaled to mean 0 and deviation 1", None),
-        ('init="glorot" or init="orthogonal"', "glorot orthogonal"),
+        Cure('norm="layer", which keeps the pre-activations where f is steep', _LAYER_NORM),
+        Cure("inputs scaled to mean 0 and deviation 1"),
+        _ORTHOGONAL,
+        _GLOROT,
     ),
     "exploding": (
-        ("clip_state_grad=1.0", "clip_state_grad"),
-        ('init="orthogonal"', "orthogonal"),
-        ('norm="layer"', "norm"),
+        Cure("clip_state_grad=1.0", _ANY_CLIP),
+        Cure('init="orthogonal"', {"init": "orthogonal"}),
+        Cure('norm="layer"', _LAYER_NORM),
     ),
-    "vanishing": (
-        ('init="orthogonal"', "orthogonal"),
-        ('nonlinearity="relu" with init="identity"', "identity"),
-        ('norm="layer"', "norm"),
-        ("a gated cell (torch.nn.LSTM or torch.nn.GRU)", None),
-    ),
+    "vanishing": (_IDENTITY, _ORTHOGONAL, _GLOROT, Cure('norm="layer"', _LAYER_NORM, True)),
 }
 
 
 def advice(word: str, network: Mapping) -> tuple[str, ...]:
     """For a verdict, what to try; without what the network, its arguments by name, already has."""
     found = []
-    for text, used in _CURES.get(word, ()):
-        has = used is not None and (network.get(used) or network.get("init") in used.split())
-        if not has:
-            found.append(text)
+    for cure in _CURES.get(word, ()):
+        used = [
+            network.get(name) not in (None, False) if value == "any" else network.get(name) == value
+            for name, value in cure.settings.items()
+        ]
+        if used and all(used):
+            continue
+        other = cure.of_tanh and network.get("nonlinearity", "tanh") != "tanh"
+        found.append(f'nonlinearity="tanh" with {cure.text}' if other else cure.text)
     return tuple(found)

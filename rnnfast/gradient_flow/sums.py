@@ -37,11 +37,8 @@ class Sums(NamedTuple):
 
 def newest(buffers: list[list[Tensor]]) -> int:
     """The number of the backward pass that :func:`take` takes; record.NEVER: none."""
-    return max((_number(buffer) for made in buffers for buffer in made), default=record.NEVER)
-
-
-def _number(buffer: Tensor) -> int:
-    return int(buffer[0])
+    found = (record.number(buffer) for made in buffers for buffer in made)
+    return max(found, default=record.NEVER)
 
 
 class Pass(NamedTuple):
@@ -52,7 +49,7 @@ class Pass(NamedTuple):
 
     @classmethod
     def of(cls, buffers: list[list[Tensor]], scale: float) -> Pass:
-        last = (max(made, key=_number) if len(made) > 1 else made[0] for made in buffers)
+        last = (max(made, key=record.number) if len(made) > 1 else made[0] for made in buffers)
         return cls([[record.copy(buffer)] for buffer in last], scale)
 
     def sums(self) -> Sums:

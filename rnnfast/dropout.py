@@ -1,0 +1,26 @@
+"""Dropout between layers, with the mask that nn.RNN draws under the same seed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Packing(NamedTuple):
+    """How the points of a PackedSequence, which alone draw, stand in a padded batch."""
+
+    batch_sizes: Tensor
+    points: int  # the sum of batch_sizes
+    rows: Tensor | None = None  # where in the sorted batch each row is; None: the batch is sorted
+
+
+def dropped(y: Tensor, p: float, packing: Packing | None) -> Tensor:
+    """y [T, B, features] after dropout. nn.RNN draws over [T, B, features], or over packed rows."""
+    if packing is None:
+        return F.dropout(y, p)
+    mask = F.dropout(y.new_ones(packing.points, y.shape[2]), p)
+    mask, _ = torch._VF._pad_packed_sequence(mask, packing.batch_sizes, False, 0.0, y.shape[0])
+    return y * (mask if packing.rows is None else mask[:, packing.rows])
