@@ -1,8 +1,9 @@
-"""A layer, or its recurrence alone, as two opaque ops and one autograd.Function around them.
+"""A layer, or its recurrence alone, as an opaque op with a gradient, and as one autograd.Function.
 
-torch.compile sees ``rnnfast::rnn`` and ``rnnfast::rnn_backward``, never the kernels. What a kernel
-does not define (second derivatives, forward mode, torch.func transforms) takes the formulas of
-the reference, which PyTorch differentiates.
+torch.compile, torch.export and torch.jit.trace see ``rnnfast::rnn`` and ``rnnfast::rnn_backward``,
+never the kernels. A plain eager call takes the Function, which calls the kernels without the
+dispatcher; both have the same formula. Second derivatives, forward mode and torch.func transforms,
+which no kernel defines, take the formulas of the reference, which PyTorch differentiates.
 
 The input projection is inside: as operations of their own it and its gradients take longer to call
 than a short sequence takes to compute.
@@ -17,6 +18,7 @@ from torch.library import Library
 from . import precision, record
 from .backends import BACKENDS, reference
 from .cells.rnn import Options, directions, in_transform
+from .compiler import makes_program
 from .layout import empty_gradients, empty_results
 
 _library = Library("rnnfast", "DEF")
@@ -24,10 +26,11 @@ _OPTIONS = (
     "str nonlinearity, int heads, float norm_eps, int? bptt_window, float? clip_state_grad,"
     " bool per_sample, str backend"
 )
-# An empty tensor in the place of a result that is not there, or not wanted.
+# An empty tensor in the place of a result that is not there, or not wanted. Forward does not touch
+# the record: its backward writes it.
 _library.define(
     "rnn(Tensor x, Tensor? w_ih, Tensor? b_ih, Tensor? b_hh, Tensor w_hh, Tensor? gamma,"
-    f" Tensor? beta, Tensor? h_0, Tensor? lengths, Tensor? reset, {_OPTIONS})"
+    f" Tensor? beta, Tensor? h_0, Tensor? lengths, Tensor? reset, Tensor? record, {_OPTIONS})"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 # Two of them: an op that writes an argument is one that vmap refuses.
@@ -43,9 +46,9 @@ for _name, _record in (("rnn_backward", ""), ("rnn_backward_recorded", " Tensor(
 def _rnn(*inputs):
     *tensors, backend = inputs
     with torch._C._DisableAutocast():  # it leaks into op bodies
-        found = BACKENDS[backend].forward(*tensors[:10], Options(*tensors[10:]))
+        found = BACKENDS[backend].forward(*tensors[:10], Options(*tensors[11:]))
     if backend == "reference":
-        x, w_hh, gamma, heads = (tensors[i] for i in (0, 4, 5, 11))
+        x, w_hh, gamma, heads = (tensors[i] for i in (0, 4, 5, 12))
         found = _laid_out(found, empty_results(x, w_hh, gamma, heads))
     return _with_empty(tensors[0], found)
 
@@ -64,7 +67,7 @@ def _rnn_backward_recorded(*inputs):
     return _with_empty(tensors[2], gradients)
 
 
-def _rnn_shapes(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset, *options):
+def _rnn_shapes(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset, record, *options):
     return _with_empty(x, empty_results(x, w_hh, gamma, options[1]))
 
 
@@ -133,56 +136,69 @@ def _backward(backend, *inputs, **more) -> tuple[Tensor | None, ...]:
     return backend.backward(*before, buffer, dx_wanted, dw_wanted, options, **more)
 
 
+def _save(ctx, inputs: tuple, results: tuple, buffer: Tensor | None, options, backend) -> None:
+    """For :func:`_gradients`: the inputs of :func:`layer` and what was made of them. ahat and rstd
+    are outputs, so that a second derivative finds the way through them."""
+    x, w_ih, _, _, w_hh, gamma, beta, h_0, lengths, reset = inputs
+    y, _, ahat, rstd = results
+    kept = x if w_ih is not None and any(ctx.needs_input_grad[1:7]) else None
+    ctx.save_for_backward(y, kept, w_ih, w_hh, gamma, beta, ahat, rstd, h_0, lengths, reset)
+    ctx.buffer = buffer  # not saved: it is there to be written, by each backward anew
+    ctx.options, ctx.backend = options, backend
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, grad_y, grad_h_n, grad_ahat=None, grad_rstd=None) -> list[Tensor | None]:
+    """Of the first eight inputs of :func:`layer`."""
+    second = grad_ahat is not None or grad_rstd is not None
+    if grad_y is None and grad_h_n is None and not second:
+        return [None] * 8
+    saved = ctx.saved_tensors  # once: checkpointing allows no second look
+    needs = ctx.needs_input_grad
+    inputs = (grad_y, grad_h_n, *saved, ctx.buffer, needs[0], any(needs[1:7]))
+    if second or torch.is_grad_enabled() or in_transform():
+        with precision.no_autocast(saved[0].device.type):
+            more = {"grad_ahat": grad_ahat, "grad_rstd": grad_rstd}
+            gradients = _backward(reference, *inputs, ctx.options, **more)
+    elif _direct(grad_y, grad_h_n, *saved):
+        gradients = _backward(BACKENDS[ctx.backend], *inputs, ctx.options)
+    elif ctx.buffer is None:
+        inputs = (*inputs[:13], *inputs[14:])
+        gradients = torch.ops.rnnfast.rnn_backward(*inputs, *ctx.options, ctx.backend)
+    else:
+        gradients = torch.ops.rnnfast.rnn_backward_recorded(*inputs, *ctx.options, ctx.backend)
+    return [g if need else None for g, need in zip(gradients, needs)]
+
+
 class _Layer(torch.autograd.Function):
     """Inputs: eight that have gradients, lengths, reset, the record's buffer, Options, and where
-    to compute. ahat and rstd are outputs, so that a second derivative finds the way through them.
-    """
+    to compute."""
 
     @staticmethod
     def forward(ctx, *inputs):
-        *tensors, buffer, options, backend, direct = inputs
-        y, h_n, ahat, rstd = _call(tensors, options, backend, direct)
-        x, w_ih, _, _, w_hh, gamma, beta, h_0, lengths, reset = tensors
-        kept = x if w_ih is not None and any(ctx.needs_input_grad[1:7]) else None
-        saved = (y, kept, w_ih, w_hh, gamma, beta, ahat, rstd, h_0, lengths, reset)
-        ctx.save_for_backward(*saved)
-        ctx.buffer = buffer  # not saved: it is there to be written, by each backward anew
-        ctx.options, ctx.backend = options, backend
-        ctx.set_materialize_grads(False)
-        return (y, h_n) if gamma is None else (y, h_n, ahat, rstd)
+        *tensors, buffer, options, backend = inputs
+        results = BACKENDS[backend].forward(*tensors, options)
+        _save(ctx, tensors, results, buffer, options, backend)
+        return results[:2] if tensors[5] is None else results
 
     @staticmethod
-    def backward(ctx, grad_y, grad_h_n, grad_ahat=None, grad_rstd=None):
-        second = grad_ahat is not None or grad_rstd is not None
-        if grad_y is None and grad_h_n is None and not second:
-            return (None,) * 14
-        if second and torch.compiler.is_compiling():  # it has zeros for them, no second derivatives
-            grad_ahat, grad_rstd, second = None, None, False
-        saved = ctx.saved_tensors  # once: checkpointing allows no second look
-        needs = ctx.needs_input_grad
-        inputs = (grad_y, grad_h_n, *saved, ctx.buffer, needs[0], any(needs[1:7]))
-        if second or torch.is_grad_enabled() or in_transform():
-            with precision.no_autocast(saved[0].device.type):
-                more = {"grad_ahat": grad_ahat, "grad_rstd": grad_rstd}
-                gradients = _backward(reference, *inputs, ctx.options, **more)
-        elif _direct(grad_y, grad_h_n, *saved):
-            gradients = _backward(BACKENDS[ctx.backend], *inputs, ctx.options)
-        elif ctx.buffer is None:
-            inputs = (*inputs[:13], *inputs[14:])
-            gradients = torch.ops.rnnfast.rnn_backward(*inputs, *ctx.options, ctx.backend)
-        else:
-            gradients = torch.ops.rnnfast.rnn_backward_recorded(*inputs, *ctx.options, ctx.backend)
-        wanted = [g if need else None for g, need in zip(gradients, needs)]
-        return *wanted, None, None, None, None, None, None
+    def backward(ctx, *gradients):
+        return *_gradients(ctx, *gradients), None, None, None, None, None
 
 
-def _call(
-    inputs: tuple, options: Options, backend: str, direct: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    if direct:
-        return BACKENDS[backend].forward(*inputs, options)
-    y, h_n, ahat, rstd = torch.ops.rnnfast.rnn(*inputs, *options, backend)
-    return (y, h_n, None, None) if inputs[5] is None else (y, h_n, ahat, rstd)
+def _save_of_op(ctx, inputs: tuple, output: tuple) -> None:
+    *tensors, backend = inputs
+    results = output if tensors[5] is not None else (*output[:2], None, None)
+    _save(ctx, tensors[:10], results, tensors[10], Options(*tensors[11:]), backend)
+
+
+def _gradients_of_op(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_gradients(ctx, *gradients), *(None,) * (3 + len(Options._fields) + 1)
+
+
+torch.library.register_autograd(
+    "rnnfast::rnn", _gradients_of_op, setup_context=_save_of_op, lib=_library
+)
 
 
 # torch.autograd.Function.apply also unwraps what a finished transform has left behind, and looks
@@ -220,16 +236,16 @@ def layer(
             Transforms leave it as it is.
     """
     inputs = (x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset)
-    if (backend == "reference" and buffer is None) or in_transform():
+    unrolls = backend == "reference" and buffer is None and not makes_program()
+    if unrolls or in_transform():
         with precision.no_autocast(x.device.type):
             return reference.forward(*inputs, options)[:2]
-    direct = _direct(*inputs)
-    if not direct:
+    if not _direct(*inputs):
         _check_devices(*inputs[:8])
+        return torch.ops.rnnfast.rnn(*inputs, buffer, *options, backend)[:2]
     if not torch.is_grad_enabled():
-        return _call(inputs, options, backend, direct)[:2]
-    apply = _apply if direct else _Layer.apply
-    return apply(*inputs, buffer, options, backend, direct)[:2]
+        return BACKENDS[backend].forward(*inputs, options)[:2]
+    return _apply(*inputs, buffer, options, backend)[:2]
 
 
 def _check_devices(x: Tensor, *others: Tensor | None) -> None:

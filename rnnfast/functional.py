@@ -11,6 +11,7 @@ from . import precision
 from .autograd import layer
 from .backends import Problem, check_nonlinearity, select, told_rows
 from .cells.rnn import Options
+from .compiler import makes_program
 
 LEAST_CLIP = 1e-30  # of clip_state_grad
 
@@ -198,8 +199,8 @@ def check_lengths(
             f"lengths: given {lengths.dtype} of shape {tuple(lengths.shape)}, "
             f"wanted torch.int64 of shape ({B},)"
         )
-    # Looking at the values would synchronize, or break the graph.
-    if lengths.device.type != "cpu" or torch.compiler.is_compiling():
+    # Looking at the values would synchronize, break the graph, or make them part of a trace.
+    if lengths.device.type != "cpu" or torch.compiler.is_compiling() or makes_program():
         return lengths.clamp(0, T).to(device)
     wrong = [n for n in lengths.tolist() if not 0 <= n <= T]
     if wrong:

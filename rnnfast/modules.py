@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from .autograd import layer
 from .backends import BACKENDS, Problem, check_nonlinearity, cuda, select, told_rows, torch_native
 from .batch_norm import batch_norm
 from .cells.rnn import Options, in_transform
+from .compiler import as_leaf, eager, makes_program
 from .functional import check_lengths, check_options, check_reset
 from .gradient_flow import GradientFlow, read
 from .init import INITS
@@ -215,6 +217,11 @@ class RNN(nn.RNNBase):
             if lengths is not None:
                 raise ValueError("lengths: a PackedSequence has its own")
             return self._forward_packed(input, hx, reset)
+        if not (isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))):
+            options = {"reset": reset, "lengths": lengths}
+            leaf = as_leaf(self, input, hx, **{k: v for k, v in options.items() if v is not None})
+            if leaf is not None:
+                return leaf
         if input.dim() not in (2, 3):
             raise ValueError(
                 f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
@@ -244,6 +251,10 @@ class RNN(nn.RNNBase):
         output, h_n = self._layers(input, hx, lengths, reset, self.batch_first)
         return (output, h_n) if batched else (output.squeeze(batch_dim), h_n.squeeze(1))
 
+    @eager(
+        "the sizes of a PackedSequence depend on the values of its lengths; rnnfast.RNN takes "
+        "padded input with lengths= into a graph"
+    )
     def _forward_packed(
         self, packed: PackedSequence, hx: Tensor | None, reset: Tensor | None
     ) -> tuple[PackedSequence, Tensor]:
@@ -454,15 +465,16 @@ class RNN(nn.RNNBase):
         Raises:
             RuntimeError: torch.compile traces this, and there is not room enough.
         """
-        if not torch.is_grad_enabled():
+        program = makes_program()  # whose passes may have gradients, and other sizes
+        if not (torch.is_grad_enabled() or program):
             return None
         T, B, _ = x.shape
         N = B if self.track_gradient_flow == "sample" else 1
         size = record.numbers(2 if self.bidirectional else 1, T, N)
         made = self._records[index] if index < len(self._records) else []
-        if made and made[-1].numel() >= size and made[-1].device == x.device:
+        if made and made[-1].device == x.device and (program or made[-1].numel() >= size):
             return made[-1]
-        if torch.compiler.is_compiling():
+        if program or torch.compiler.is_compiling():
             raise RuntimeError(
                 "track_gradient_flow: a compiled graph cannot make room for the record of so "
                 "many steps; call the module once on such an input without torch.compile"
@@ -539,6 +551,12 @@ class RNN(nn.RNNBase):
         INITS[self.init](drawn, self.hidden_size, self.nonlinearity)
         for name, x in self.named_buffers():
             x.fill_(1 if name.startswith("norm_running_var") else 0)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise RuntimeError(
+            "torch.jit.script: it cannot compile rnnfast.RNN. torch.jit.trace and torch.export "
+            "can record it; rnnfast.to_torch(model) puts nn.RNN in its place, which scripts"
+        )
 
     def extra_repr(self) -> str:
         s = super().extra_repr()

@@ -37,7 +37,18 @@ def make(size: int, device: torch.device) -> Tensor:
 
 
 def begin(buffer: Tensor, D: int, T: int, N: int, dtype: torch.dtype) -> Tensor:
-    """Where the running backward pass, which stores da in dtype, puts its [D, T, N, fields]."""
+    """Where the running backward pass, which stores da in dtype, puts its [D, T, N, fields].
+
+    Raises:
+        RuntimeError: there is not room enough, in a program that was made for other sizes.
+    """
+    if buffer.numel() < numbers(D, T, N):
+        room = (buffer.numel() - HEADER) // (len(FIELDS) * D)
+        raise RuntimeError(
+            f"track_gradient_flow: given {T * N} points, and this program, of torch.export or "
+            f"torch.jit.trace, has room to record {room}; before you make it, call the module "
+            "once on an input of the largest size"
+        )
     header = [torch._C._current_graph_task_id(), T, N, D, dtype == torch.float16]
     if buffer.device.type == "cpu":
         buffer[:HEADER] = torch.tensor(header)
