@@ -2,11 +2,13 @@
 
 One buffer per layer, int64 so that no cast of a module touches it, read as float64: a header, then
 [D, T, N, fields], N being the batch or, summed over it, 1. The header says which backward pass
-wrote it, T, N and D, and whether da was stored in float16, whose range ends early. A buffer keeps
-its address while it is large enough, as CUDA graphs need.
+wrote it, T, N and D, whether da was stored in float16, whose range ends early, and a number that no
+other buffer has. A buffer keeps its address while it is large enough, as CUDA graphs need.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
@@ -23,8 +25,10 @@ FIELDS = (
     "entries",  # how many there are
     "carried",  # how many of them the step after has sent a gradient back to
 )
-HEADER = 5
+HEADER = 6
 NEVER = -2  # the number of a backward pass; -1 stands for one outside of autograd
+
+_numbers = itertools.count()
 
 
 def numbers(D: int, T: int, N: int) -> int:
@@ -33,7 +37,11 @@ def numbers(D: int, T: int, N: int) -> int:
 
 
 def make(size: int, device: torch.device) -> Tensor:
-    return torch.full((size,), NEVER, dtype=torch.int64, device=device)
+    """A buffer that no backward pass has written. It differs from all others, because torch.jit
+    takes constants that are equal for one."""
+    buffer = torch.full((size,), NEVER, dtype=torch.int64, device=device)
+    buffer[HEADER - 1].fill_(next(_numbers))
+    return buffer
 
 
 def begin(buffer: Tensor, D: int, T: int, N: int, dtype: torch.dtype) -> Tensor:
@@ -51,7 +59,7 @@ def begin(buffer: Tensor, D: int, T: int, N: int, dtype: torch.dtype) -> Tensor:
         )
     header = [torch._C._current_graph_task_id(), T, N, D, dtype == torch.float16]
     if buffer.device.type == "cpu":
-        buffer[:HEADER] = torch.tensor(header)
+        buffer[: len(header)] = torch.tensor(header)
     else:  # a copy from the host would synchronize, and cannot be in a CUDA graph
         for i, value in enumerate(header):
             buffer[i].fill_(value)
@@ -61,7 +69,7 @@ def begin(buffer: Tensor, D: int, T: int, N: int, dtype: torch.dtype) -> Tensor:
 def read(buffer: Tensor) -> tuple[int, bool, Tensor]:
     """Which backward pass wrote it (NEVER: none), whether in float16, and its
     [D, T, N, fields], which the next one writes over."""
-    task, T, N, D, half = buffer[:HEADER].tolist()
+    task, T, N, D, half, _ = buffer[:HEADER].tolist()
     if task == NEVER:
         return task, False, torch.empty(0, 0, 0, len(FIELDS), dtype=torch.float64)
     found = buffer[HEADER : numbers(D, T, N)].view(torch.float64).view(D, T, N, len(FIELDS))
@@ -70,6 +78,6 @@ def read(buffer: Tensor) -> tuple[int, bool, Tensor]:
 
 def copy(buffer: Tensor) -> Tensor:
     """What of it is in use, in the memory of the CPU: to be read later."""
-    task, T, N, D, _ = buffer[:HEADER].tolist()
+    task, T, N, D, *_ = buffer[:HEADER].tolist()
     used = HEADER if task == NEVER else numbers(D, T, N)
     return buffer[:used].to("cpu", copy=True)
