@@ -45,6 +45,8 @@ for _name, _record in (("rnn_backward", ""), ("rnn_backward_recorded", " Tensor(
 
 def _rnn(*inputs):
     *tensors, backend = inputs
+    if tensors[0].shape[0] == 0:  # of a program that was made for other sizes
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     with torch._C._DisableAutocast():  # it leaks into op bodies
         found = BACKENDS[backend].forward(*tensors[:10], Options(*tensors[11:]))
     if backend == "reference":
@@ -186,20 +188,38 @@ class _Layer(torch.autograd.Function):
         return *_gradients(ctx, *gradients), None, None, None, None, None
 
 
-def _save_of_op(ctx, inputs: tuple, output: tuple) -> None:
-    *tensors, backend = inputs
-    results = output if tensors[5] is not None else (*output[:2], None, None)
-    _save(ctx, tensors[:10], results, tensors[10], Options(*tensors[11:]), backend)
+class _Op(torch.autograd.Function):
+    """Inputs and outputs: those of ``rnnfast::rnn``."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        *tensors, backend = inputs
+        results = _below_autograd(*inputs)
+        kept = results if tensors[5] is not None else (*results[:2], None, None)
+        _save(ctx, tensors[:10], kept, tensors[10], Options(*tensors[11:]), backend)
+        return results
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return *_gradients(ctx, *gradients), *(None,) * (len(ctx.needs_input_grad) - 8)
 
 
-def _gradients_of_op(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *_gradients(ctx, *gradients), *(None,) * (3 + len(Options._fields) + 1)
+def _below_autograd(*inputs):
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.rnnfast.rnn(*inputs)
 
 
-torch.library.register_autograd(
-    "rnnfast::rnn", _gradients_of_op, setup_context=_save_of_op, lib=_library
-)
+def _differentiable(*inputs):
+    """The op as autograd sees it, in a program that was exported or traced, too."""
+    if in_transform():
+        with precision.no_autocast(inputs[0].device.type):
+            found = reference.forward(*inputs[:10], Options(*inputs[11:-1]))
+        return _with_empty(inputs[0], found)
+    wanted = torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
+    return _Op.apply(*inputs) if wanted else _below_autograd(*inputs)
 
+
+_library.impl("rnn", _differentiable, "Autograd")
 
 # torch.autograd.Function.apply also unwraps what a finished transform has left behind, and looks
 # for a setup_context; that takes longer than the call itself.
