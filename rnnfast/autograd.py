@@ -155,6 +155,8 @@ def _gradients(ctx, grad_y, grad_h_n, grad_ahat=None, grad_rstd=None) -> list[Te
     second = grad_ahat is not None or grad_rstd is not None
     if grad_y is None and grad_h_n is None and not second:
         return [None] * 8
+    if second and torch.compiler.is_compiling():  # it has zeros for them, no second derivatives
+        grad_ahat, grad_rstd, second = None, None, False
     saved = ctx.saved_tensors  # once: checkpointing allows no second look
     needs = ctx.needs_input_grad
     inputs = (grad_y, grad_h_n, *saved, ctx.buffer, needs[0], any(needs[1:7]))
@@ -188,6 +190,18 @@ class _Layer(torch.autograd.Function):
         return *_gradients(ctx, *gradients), None, None, None, None, None
 
 
+class _CompiledLayer(_Layer):
+    """In torch.compile, where the op alone would have autograd save the buffer, and refuse backward
+    once another one has written it."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        *tensors, buffer, options, backend = inputs
+        results = _present(torch.ops.rnnfast.rnn(*tensors, None, *options, backend), tensors[5])
+        _save(ctx, tensors, results, buffer, options, backend)
+        return results[:2] if tensors[5] is None else results
+
+
 class _Op(torch.autograd.Function):
     """Inputs and outputs: those of ``rnnfast::rnn``."""
 
@@ -195,13 +209,18 @@ class _Op(torch.autograd.Function):
     def forward(ctx, *inputs):
         *tensors, backend = inputs
         results = _below_autograd(*inputs)
-        kept = results if tensors[5] is not None else (*results[:2], None, None)
+        kept = _present(results, tensors[5])
         _save(ctx, tensors[:10], kept, tensors[10], Options(*tensors[11:]), backend)
         return results
 
     @staticmethod
     def backward(ctx, *gradients):
         return *_gradients(ctx, *gradients), *(None,) * (len(ctx.needs_input_grad) - 8)
+
+
+def _present(results: tuple[Tensor, ...], gamma: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Of the op, with None for what is not there."""
+    return (*results[:2], None, None) if gamma is None else results
 
 
 def _below_autograd(*inputs):
@@ -262,7 +281,9 @@ def layer(
             return reference.forward(*inputs, options)[:2]
     if not _direct(*inputs):
         _check_devices(*inputs[:8])
-        return torch.ops.rnnfast.rnn(*inputs, buffer, *options, backend)[:2]
+        if buffer is None or makes_program() or not torch.compiler.is_compiling():
+            return torch.ops.rnnfast.rnn(*inputs, buffer, *options, backend)[:2]
+        return _CompiledLayer.apply(*inputs, buffer, options, backend)[:2]
     if not torch.is_grad_enabled():
         return BACKENDS[backend].forward(*inputs, options)[:2]
     return _apply(*inputs, buffer, options, backend)[:2]

@@ -281,7 +281,7 @@ def op_inputs(
     gamma, beta = torch.randn(2, D * H).to(arithmetic(dtype)) if norm else (None, None)
     reset = torch.rand(T, B) < 0.3 if norm else None
     n = torch.tensor([5, 0, 3]) if lengths else None
-    return (x, w_ih, b_ih, b_hh, w_hh, gamma, beta, start, n, reset, *Options(**options))
+    return (x, w_ih, b_ih, b_hh, w_hh, gamma, beta, start, n, reset, None, *Options(**options))
 
 
 CASES = [
@@ -316,7 +316,7 @@ def test_opcheck(backend, case, autocast):
             ((y, None), True, False),
         ):
             saved = (y, x, w_ih, w_hh, gamma, beta, *normal, *others[:3])
-            args = (*grads, *saved, dx_wanted, dw_wanted, *others[3:], backend)
+            args = (*grads, *saved, dx_wanted, dw_wanted, *others[4:], backend)
             torch.library.opcheck(ops.rnn_backward.default, args)
             dx, *dw, dgamma, dbeta, dh_0 = ops.rnn_backward(*args)
             assert {g.dtype for g in (dx, *dw, dh_0)} == {x.dtype}
@@ -333,7 +333,7 @@ def test_the_shapes_that_a_graph_is_built_on_are_the_real_ones(backend, case):
     x, w_ih, _, _, w_hh, gamma, beta, *others = inputs
     normal = (None, None) if gamma is None else normal
     saved = (y, h_n, y, x, w_ih, w_hh, gamma, beta, *normal, *others[:3])
-    wanted = (True, True, *others[3:], backend)
+    wanted = (True, True, *others[4:], backend)
     grads = ops.rnn_backward(*saved, *wanted)
 
     def meta(x):

@@ -135,6 +135,7 @@ def test_the_reader_of_imports_reads_them():
     found = modules()
     assert imports("rnnfast.backends", found["rnnfast.backends"]) == {
         "rnnfast.cells.rnn",
+        "rnnfast.compiler",
         "rnnfast.backends.cpu",
         "rnnfast.backends.cuda",
         "rnnfast.backends.reference",
@@ -147,5 +148,6 @@ def test_the_reader_of_imports_reads_them():
         "rnnfast.autograd",
         "rnnfast.backends",
         "rnnfast.cells.rnn",
+        "rnnfast.compiler",
     }
     assert "rnnfast" in imports("rnnfast.report", found["rnnfast.report"])
