@@ -1,9 +1,9 @@
-"""A layer, or its recurrence alone, as an opaque op with a gradient, and as one autograd.Function.
+"""A layer, or its recurrence alone, as two opaque ops and one autograd.Function around them.
 
-torch.compile, torch.export and torch.jit.trace see ``rnnfast::rnn`` and ``rnnfast::rnn_backward``,
-never the kernels. A plain eager call takes the Function, which calls the kernels without the
-dispatcher; both have the same formula. Second derivatives, forward mode and torch.func transforms,
-which no kernel defines, take the formulas of the reference, which PyTorch differentiates.
+torch.compile sees ``rnnfast::rnn`` and ``rnnfast::rnn_backward``, never the kernels. torch.export
+and torch.jit.trace record ``rnnfast::rnn`` alone, which brings the Function with it. What a kernel
+does not define (second derivatives, forward mode, torch.func transforms) takes the formulas of
+the reference, which PyTorch differentiates.
 
 The input projection is inside: as operations of their own it and its gradients take longer to call
 than a short sequence takes to compute.
@@ -26,8 +26,8 @@ _OPTIONS = (
     "str nonlinearity, int heads, float norm_eps, int? bptt_window, float? clip_state_grad,"
     " bool per_sample, str backend"
 )
-# An empty tensor in the place of a result that is not there, or not wanted. Forward does not touch
-# the record: its backward writes it.
+# An empty tensor in the place of a result that is not there, or not wanted. Forward leaves the
+# record as it is, for its backward to write.
 _library.define(
     "rnn(Tensor x, Tensor? w_ih, Tensor? b_ih, Tensor? b_hh, Tensor w_hh, Tensor? gamma,"
     f" Tensor? beta, Tensor? h_0, Tensor? lengths, Tensor? reset, Tensor? record, {_OPTIONS})"
@@ -45,7 +45,7 @@ for _name, _record in (("rnn_backward", ""), ("rnn_backward_recorded", " Tensor(
 
 def _rnn(*inputs):
     *tensors, backend = inputs
-    if tensors[0].shape[0] == 0:  # of a program that was made for other sizes
+    if tensors[0].shape[0] == 0:  # a program that was made for other sizes
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     with torch._C._DisableAutocast():  # it leaks into op bodies
         found = BACKENDS[backend].forward(*tensors[:10], Options(*tensors[11:]))
@@ -138,104 +138,71 @@ def _backward(backend, *inputs, **more) -> tuple[Tensor | None, ...]:
     return backend.backward(*before, buffer, dx_wanted, dw_wanted, options, **more)
 
 
-def _save(ctx, inputs: tuple, results: tuple, buffer: Tensor | None, options, backend) -> None:
-    """For :func:`_gradients`: the inputs of :func:`layer` and what was made of them. ahat and rstd
-    are outputs, so that a second derivative finds the way through them."""
-    x, w_ih, _, _, w_hh, gamma, beta, h_0, lengths, reset = inputs
-    y, _, ahat, rstd = results
-    kept = x if w_ih is not None and any(ctx.needs_input_grad[1:7]) else None
-    ctx.save_for_backward(y, kept, w_ih, w_hh, gamma, beta, ahat, rstd, h_0, lengths, reset)
-    ctx.buffer = buffer  # not saved: it is there to be written, by each backward anew
-    ctx.options, ctx.backend = options, backend
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(ctx, grad_y, grad_h_n, grad_ahat=None, grad_rstd=None) -> list[Tensor | None]:
-    """Of the first eight inputs of :func:`layer`."""
-    second = grad_ahat is not None or grad_rstd is not None
-    if grad_y is None and grad_h_n is None and not second:
-        return [None] * 8
-    if second and torch.compiler.is_compiling():  # it has zeros for them, no second derivatives
-        grad_ahat, grad_rstd, second = None, None, False
-    saved = ctx.saved_tensors  # once: checkpointing allows no second look
-    needs = ctx.needs_input_grad
-    inputs = (grad_y, grad_h_n, *saved, ctx.buffer, needs[0], any(needs[1:7]))
-    if second or torch.is_grad_enabled() or in_transform():
-        with precision.no_autocast(saved[0].device.type):
-            more = {"grad_ahat": grad_ahat, "grad_rstd": grad_rstd}
-            gradients = _backward(reference, *inputs, ctx.options, **more)
-    elif _direct(grad_y, grad_h_n, *saved):
-        gradients = _backward(BACKENDS[ctx.backend], *inputs, ctx.options)
-    elif ctx.buffer is None:
-        inputs = (*inputs[:13], *inputs[14:])
-        gradients = torch.ops.rnnfast.rnn_backward(*inputs, *ctx.options, ctx.backend)
-    else:
-        gradients = torch.ops.rnnfast.rnn_backward_recorded(*inputs, *ctx.options, ctx.backend)
-    return [g if need else None for g, need in zip(gradients, needs)]
-
-
 class _Layer(torch.autograd.Function):
     """Inputs: eight that have gradients, lengths, reset, the record's buffer, Options, and where
-    to compute."""
+    to compute. ahat and rstd are outputs, so that a second derivative finds the way through them.
+    """
 
     @staticmethod
     def forward(ctx, *inputs):
-        *tensors, buffer, options, backend = inputs
-        results = BACKENDS[backend].forward(*tensors, options)
-        _save(ctx, tensors, results, buffer, options, backend)
-        return results[:2] if tensors[5] is None else results
+        *tensors, buffer, options, backend, direct = inputs
+        y, h_n, ahat, rstd = _call(tensors, options, backend, direct)
+        x, w_ih, _, _, w_hh, gamma, beta, h_0, lengths, reset = tensors
+        kept = x if w_ih is not None and any(ctx.needs_input_grad[1:7]) else None
+        saved = (y, kept, w_ih, w_hh, gamma, beta, ahat, rstd, h_0, lengths, reset)
+        ctx.save_for_backward(*saved)
+        ctx.buffer = buffer  # not saved: it is there to be written, by each backward anew
+        ctx.options, ctx.backend = options, backend
+        ctx.set_materialize_grads(False)
+        return (y, h_n) if gamma is None else (y, h_n, ahat, rstd)
 
     @staticmethod
-    def backward(ctx, *gradients):
-        return *_gradients(ctx, *gradients), None, None, None, None, None
+    def backward(ctx, grad_y, grad_h_n, grad_ahat=None, grad_rstd=None):
+        second = grad_ahat is not None or grad_rstd is not None
+        if grad_y is None and grad_h_n is None and not second:
+            return (None,) * 14
+        if second and torch.compiler.is_compiling():  # it has zeros for them, no second derivatives
+            grad_ahat, grad_rstd, second = None, None, False
+        saved = ctx.saved_tensors  # once: checkpointing allows no second look
+        needs = ctx.needs_input_grad
+        inputs = (grad_y, grad_h_n, *saved, ctx.buffer, needs[0], any(needs[1:7]))
+        if second or torch.is_grad_enabled() or in_transform():
+            with precision.no_autocast(saved[0].device.type):
+                more = {"grad_ahat": grad_ahat, "grad_rstd": grad_rstd}
+                gradients = _backward(reference, *inputs, ctx.options, **more)
+        elif _direct(grad_y, grad_h_n, *saved):
+            gradients = _backward(BACKENDS[ctx.backend], *inputs, ctx.options)
+        elif ctx.buffer is None:
+            inputs = (*inputs[:13], *inputs[14:])
+            gradients = torch.ops.rnnfast.rnn_backward(*inputs, *ctx.options, ctx.backend)
+        else:
+            gradients = torch.ops.rnnfast.rnn_backward_recorded(*inputs, *ctx.options, ctx.backend)
+        wanted = [g if need else None for g, need in zip(gradients, needs)]
+        return *wanted, None, None, None, None, None, None
 
 
-class _CompiledLayer(_Layer):
-    """In torch.compile, where the op alone would have autograd save the buffer, and refuse backward
-    once another one has written it."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        *tensors, buffer, options, backend = inputs
-        results = _present(torch.ops.rnnfast.rnn(*tensors, None, *options, backend), tensors[5])
-        _save(ctx, tensors, results, buffer, options, backend)
-        return results[:2] if tensors[5] is None else results
-
-
-class _Op(torch.autograd.Function):
-    """Inputs and outputs: those of ``rnnfast::rnn``."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        *tensors, backend = inputs
-        results = _below_autograd(*inputs)
-        kept = _present(results, tensors[5])
-        _save(ctx, tensors[:10], kept, tensors[10], Options(*tensors[11:]), backend)
-        return results
-
-    @staticmethod
-    def backward(ctx, *gradients):
-        return *_gradients(ctx, *gradients), *(None,) * (len(ctx.needs_input_grad) - 8)
-
-
-def _present(results: tuple[Tensor, ...], gamma: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Of the op, with None for what is not there."""
-    return (*results[:2], None, None) if gamma is None else results
-
-
-def _below_autograd(*inputs):
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.rnnfast.rnn(*inputs)
+def _call(
+    inputs: tuple, options: Options, backend: str, direct: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    if direct:
+        return BACKENDS[backend].forward(*inputs, options)
+    y, h_n, ahat, rstd = torch.ops.rnnfast.rnn(*inputs, None, *options, backend)
+    return (y, h_n, None, None) if inputs[5] is None else (y, h_n, ahat, rstd)
 
 
 def _differentiable(*inputs):
-    """The op as autograd sees it, in a program that was exported or traced, too."""
+    """The op where autograd sees it: in a program, inside transforms of it, too."""
+    *tensors, backend = inputs
     if in_transform():
         with precision.no_autocast(inputs[0].device.type):
-            found = reference.forward(*inputs[:10], Options(*inputs[11:-1]))
-        return _with_empty(inputs[0], found)
-    wanted = torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
-    return _Op.apply(*inputs) if wanted else _below_autograd(*inputs)
+            found = reference.forward(*tensors[:10], Options(*tensors[11:]))
+    elif torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+        found = _Layer.apply(*tensors[:11], Options(*tensors[11:]), backend, False)
+        found = (*found, None, None)[:4]
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.rnnfast.rnn(*inputs)
+    return _with_empty(inputs[0], found)
 
 
 _library.impl("rnn", _differentiable, "Autograd")
@@ -275,18 +242,19 @@ def layer(
             Transforms leave it as it is.
     """
     inputs = (x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset)
-    unrolls = backend == "reference" and buffer is None and not makes_program()
-    if unrolls or in_transform():
+    unrolled = backend == "reference" and buffer is None and not makes_program()
+    if unrolled or in_transform():
         with precision.no_autocast(x.device.type):
             return reference.forward(*inputs, options)[:2]
-    if not _direct(*inputs):
+    direct = _direct(*inputs)
+    if not direct:
         _check_devices(*inputs[:8])
-        if buffer is None or makes_program() or not torch.compiler.is_compiling():
+        if makes_program():
             return torch.ops.rnnfast.rnn(*inputs, buffer, *options, backend)[:2]
-        return _CompiledLayer.apply(*inputs, buffer, options, backend)[:2]
     if not torch.is_grad_enabled():
-        return BACKENDS[backend].forward(*inputs, options)[:2]
-    return _apply(*inputs, buffer, options, backend)[:2]
+        return _call(inputs, options, backend, direct)[:2]
+    apply = _apply if direct else _Layer.apply
+    return apply(*inputs, buffer, options, backend, direct)[:2]
 
 
 def _check_devices(x: Tensor, *others: Tensor | None) -> None:
