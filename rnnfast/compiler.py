@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import fx, nn
@@ -51,20 +51,34 @@ def makes_program() -> bool:
     return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
 
 
-def as_leaf(module: nn.Module, *args: Any, **kwargs: Any) -> fx.Proxy | None:
+def as_leaf(module: nn.Module, forward: Callable, **inputs: Any) -> fx.Proxy | None:
     """A call of ``module`` as one node of the graph that torch.fx makes, as it does with all of
-    torch.nn; None where no argument is traced by torch.fx.
+    torch.nn; None where torch.fx traces none of ``inputs``.
 
     Raises:
-        TraceError: the graph is of ``module`` itself.
+        TraceError: no node can stand for this call of ``forward``: the graph is of ``module``
+            itself, or of what a subclass does around ``forward``.
     """
-    traced = [x for x in (*args, *kwargs.values()) if isinstance(x, fx.Proxy)]
+    traced = [x for x in inputs.values() if isinstance(x, fx.Proxy)]
     if not traced:
         return None
-    tracer = traced[0].tracer
-    if tracer.root is module:
+    tracer, name = traced[0].tracer, type(module).__name__
+    if tracer.root is module or type(module).forward is not forward:
         raise fx.proxy.TraceError(
-            f"torch.fx: {type(module).__name__} cannot be traced into, only be a leaf: trace a "
-            "module that holds it"
+            f"torch.fx: it cannot trace into {name}. Trace a module that holds it, with a Tracer "
+            f"whose is_leaf_module is True for {name}"
         )
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
+    given = {key: x for key, x in inputs.items() if x is not None}
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (), given)
+
+
+def cannot_script(name: str, instead: str = "") -> Callable[..., NoReturn]:
+    """What torch.jit.script calls before it compiles."""
+
+    def refuse(*_) -> NoReturn:
+        raise RuntimeError(
+            f"torch.jit.script: it cannot compile {name}. torch.jit.trace and torch.export can "
+            f"record it{instead}"
+        )
+
+    return refuse

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import precision
 from .autograd import layer
 from .backends import Problem, check_nonlinearity, select, told_rows
 from .cells.rnn import Options
-from .compiler import makes_program
+from .compiler import cannot_script, makes_program
 
 LEAST_CLIP = 1e-30  # of clip_state_grad
 
@@ -61,6 +62,11 @@ def rnn(
         ValueError, TypeError: a shape, dtype, length, option or backend name that cannot be.
         RuntimeError: tensors on different devices; T = 0; a backend that cannot serve.
     """
+    if not isinstance(p, Tensor):
+        given = dict(locals())
+        if not has_torch_function((p,)):
+            raise TypeError(f"p: given {type(p).__name__}, wanted a Tensor")
+        return handle_torch_function(rnn, (p,), **given)  # torch.fx: one node of its graph
     check_nonlinearity(nonlinearity)
     if p.dim() != 3:
         raise ValueError(f"p: given shape {tuple(p.shape)}, wanted [T, B, D * H]")
@@ -113,6 +119,9 @@ def rnn(
     inputs = (p, None, None, None, w_hh, gamma, beta, h_0, lengths, reset)
     y, h_n = layer(*inputs, None, options, chosen)
     return y, h_n[0] if one else h_n
+
+
+rnn.__prepare_scriptable__ = cannot_script("rnnfast.functional.rnn")
 
 
 def check_options(

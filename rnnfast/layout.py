@@ -101,7 +101,8 @@ def empty_rows(like: Tensor, width: int) -> Tensor:
     """[T, B, width], uninitialised, time or batch first in memory as ``like`` is."""
     T, B, _ = like.shape
     if like.stride(1) > like.stride(0):
-        return like.new_empty(B, T, width).transpose(0, 1)
+        # No view: autograd lets nobody write into a view that was made in a Function.
+        return like.new_empty_strided((T, B, width), (width, T * width, 1))
     return like.new_empty(T, B, width)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from .autograd import layer
 from .backends import BACKENDS, Problem, check_nonlinearity, cuda, select, told_rows, torch_native
 from .batch_norm import batch_norm
 from .cells.rnn import Options, in_transform
-from .compiler import as_leaf, eager, makes_program
+from .compiler import as_leaf, cannot_script, eager, makes_program
 from .functional import check_lengths, check_options, check_reset
 from .gradient_flow import GradientFlow, read
 from .init import INITS
@@ -208,7 +207,8 @@ class RNN(nn.RNNBase):
                 checked.
 
         Returns:
-            output, like input with D * H features, and h_n, like hx.
+            output, like input with D * H features, and h_n, like hx. As with cuDNN, backward reads
+            output: PyTorch refuses backward after a write into it (``output += x``).
 
         Raises:
             RuntimeError, ValueError: as nn.RNN does; ValueError, TypeError for lengths and reset.
@@ -218,10 +218,9 @@ class RNN(nn.RNNBase):
                 raise ValueError("lengths: a PackedSequence has its own")
             return self._forward_packed(input, hx, reset)
         if not (isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))):
-            options = {"reset": reset, "lengths": lengths}
-            leaf = as_leaf(self, input, hx, **{k: v for k, v in options.items() if v is not None})
-            if leaf is not None:
-                return leaf
+            traced = as_leaf(self, RNN.forward, hx=hx, input=input, lengths=lengths, reset=reset)
+            if traced is not None:
+                return traced
         if input.dim() not in (2, 3):
             raise ValueError(
                 f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
@@ -552,11 +551,9 @@ class RNN(nn.RNNBase):
         for name, x in self.named_buffers():
             x.fill_(1 if name.startswith("norm_running_var") else 0)
 
-    def __prepare_scriptable__(self) -> NoReturn:
-        raise RuntimeError(
-            "torch.jit.script: it cannot compile rnnfast.RNN. torch.jit.trace and torch.export "
-            "can record it; rnnfast.to_torch(model) puts nn.RNN in its place, which scripts"
-        )
+    __prepare_scriptable__ = cannot_script(
+        "rnnfast.RNN", "; rnnfast.to_torch(model) puts nn.RNN in its place, which scripts"
+    )
 
     def extra_repr(self) -> str:
         s = super().extra_repr()
