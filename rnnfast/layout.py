@@ -98,12 +98,9 @@ def empty_gradients(
 
 
 def empty_rows(like: Tensor, width: int) -> Tensor:
-    """[T, B, width], uninitialised, time or batch first in memory as ``like`` is."""
-    T, B, _ = like.shape
-    if like.stride(1) > like.stride(0):
-        # No view: autograd lets nobody write into a view that was made in a Function.
-        return like.new_empty_strided((T, B, width), (width, T * width, 1))
-    return like.new_empty(T, B, width)
+    """[T, B, width], uninitialised, time first in memory as nn.RNN's results are: the strides of
+    ``like`` never show."""
+    return like.new_empty(*like.shape[:2], width)
 
 
 def without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:

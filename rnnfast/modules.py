@@ -263,7 +263,7 @@ class RNN(nn.RNNBase):
         reset = check_reset(reset, (T, B), "[T, B]", data.device)
         if self._backend(data, reset, B) == "torch":
             hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
-            hx = self._zeros(data, B) if hx is None else hx
+            hx = self._zeros(data, batch_sizes[0]) if hx is None else hx  # B would stay, in a trace
             output, h_n = torch_native.packed_layers(
                 self.nonlinearity, data, hx, batch_sizes, self._torch_options()
             )
