@@ -42,8 +42,9 @@ def rnn(
             reverse. The rows of head k act on head k's slice of the state.
         h_0: [D, B, H], or [B, H] with a 2-D w_hh; None for zeros.
         lengths: [B] in 0..T, a list or an int64 tensor. Steps from lengths[b] on leave the state as
-            it is, put out 0 and take no gradient. On a GPU, and in torch.compile, they are clamped,
-            not checked.
+            it is, put out 0 and take no gradient. On a GPU, and where
+            torch.compile, torch.export or torch.jit.trace records the call, they are clamped, not
+            checked.
         reset: [T, B] bool: step t is the first of a new segment of row b, and nothing crosses
             between t - 1 and t, in either direction. reset[0] drops h_0.
         nonlinearity: "tanh", "relu" or "sigmoid".

@@ -203,8 +203,8 @@ class RNN(nn.RNNBase):
                 either direction; at the first step it drops hx.
             lengths: [B] in 0..T, a list or an int64 tensor, for padded input: steps from lengths[b]
                 on leave the state as it is, put out 0 and take no gradient; the reverse direction
-                begins at lengths[b] - 1. On a GPU, and in torch.compile, they are clamped, not
-                checked.
+                begins at lengths[b] - 1. On a GPU, and where torch.compile, torch.export or
+                torch.jit.trace records the call, they are clamped, not checked.
 
         Returns:
             output, like input with D * H features, and h_n, like hx. As with cuDNN, backward reads
@@ -462,7 +462,7 @@ class RNN(nn.RNNBase):
         """Where backward through this layer puts its record; None where there will be none.
 
         Raises:
-            RuntimeError: torch.compile traces this, and there is not room enough.
+            RuntimeError: a compiler or tracer records this, and there is not room enough.
         """
         program = makes_program()  # whose passes may have gradients, and other sizes
         if not (torch.is_grad_enabled() or program):
@@ -476,7 +476,8 @@ class RNN(nn.RNNBase):
         if program or torch.compiler.is_compiling():
             raise RuntimeError(
                 "track_gradient_flow: a compiled graph cannot make room for the record of so "
-                "many steps; call the module once on such an input without torch.compile"
+                "many steps; call the module once on such an input before it is compiled, "
+                "exported or traced"
             )
         # Beside those before: what they hold stays, and graphs still to come back write there.
         made.append(record.make(max([size, *(2 * b.numel() for b in made)]), x.device))
