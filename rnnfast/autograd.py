@@ -1,6 +1,7 @@
 """A layer, or its recurrence alone, as two opaque ops and one autograd.Function around them.
 
-torch.compile sees ``rnnfast::rnn`` and ``rnnfast::rnn_backward``, never the kernels. What a kernel
+torch.compile sees ``rnnfast::rnn`` and ``rnnfast::rnn_backward``, never the kernels. torch.export
+and torch.jit.trace record ``rnnfast::rnn`` alone, which brings the Function with it. What a kernel
 does not define (second derivatives, forward mode, torch.func transforms) takes the formulas of
 the reference, which PyTorch differentiates.
 
@@ -17,6 +18,7 @@ from torch.library import Library
 from . import precision, record
 from .backends import BACKENDS, reference
 from .cells.rnn import Options, directions, in_transform
+from .compiler import makes_program
 from .layout import check_backward, empty_gradients, empty_results
 
 _library = Library("rnnfast", "DEF")
@@ -24,10 +26,11 @@ _OPTIONS = (
     "str nonlinearity, int heads, float norm_eps, int? bptt_window, float? clip_state_grad,"
     " bool per_sample, str backend"
 )
-# An empty tensor in the place of a result that is not there, or not wanted.
+# An empty tensor in the place of a result that is not there, or not wanted. Forward leaves the
+# record as it is, for its backward to write.
 _library.define(
     "rnn(Tensor x, Tensor? w_ih, Tensor? b_ih, Tensor? b_hh, Tensor w_hh, Tensor? gamma,"
-    f" Tensor? beta, Tensor? h_0, Tensor? lengths, Tensor? reset, {_OPTIONS})"
+    f" Tensor? beta, Tensor? h_0, Tensor? lengths, Tensor? reset, Tensor? record, {_OPTIONS})"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 # Two of them: an op that writes an argument is one that vmap refuses.
@@ -42,10 +45,12 @@ for _name, _record in (("rnn_backward", ""), ("rnn_backward_recorded", " Tensor(
 
 def _rnn(*inputs):
     *tensors, backend = inputs
+    if tensors[0].shape[0] == 0:  # a program that was made for other sizes
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     with torch._C._DisableAutocast():  # it leaks into op bodies
-        found = BACKENDS[backend].forward(*tensors[:10], Options(*tensors[10:]))
+        found = BACKENDS[backend].forward(*tensors[:10], Options(*tensors[11:]))
     if backend == "reference":
-        x, w_hh, gamma, heads = (tensors[i] for i in (0, 4, 5, 11))
+        x, w_hh, gamma, heads = (tensors[i] for i in (0, 4, 5, 12))
         found = _laid_out(found, empty_results(x, w_hh, gamma, heads))
     return _with_empty(tensors[0], found)
 
@@ -65,7 +70,7 @@ def _rnn_backward_recorded(*inputs):
     return _with_empty(tensors[2], gradients)
 
 
-def _rnn_shapes(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset, *options):
+def _rnn_shapes(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset, record, *options):
     return _with_empty(x, empty_results(x, w_hh, gamma, options[1]))
 
 
@@ -210,9 +215,26 @@ def _call(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     if direct:
         return BACKENDS[backend].forward(*inputs, options)
-    y, h_n, ahat, rstd = torch.ops.rnnfast.rnn(*inputs, *options, backend)
+    y, h_n, ahat, rstd = torch.ops.rnnfast.rnn(*inputs, None, *options, backend)
     return (y, h_n, None, None) if inputs[5] is None else (y, h_n, ahat, rstd)
 
+
+def _differentiable(*inputs):
+    """The op where autograd sees it: in a program, inside transforms of it, too."""
+    *tensors, backend = inputs
+    if in_transform():
+        with precision.no_autocast(inputs[0].device.type):
+            found = reference.forward(*tensors[:10], Options(*tensors[11:]))
+    elif torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+        found = _Layer.apply(*tensors[:11], Options(*tensors[11:]), backend, False)
+        found = (*found, None, None)[:4]
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.rnnfast.rnn(*inputs)
+    return _with_empty(inputs[0], found)
+
+
+_library.impl("rnn", _differentiable, "Autograd")
 
 # torch.autograd.Function.apply also unwraps what a finished transform has left behind, and looks
 # for a setup_context; that takes longer than the call itself.
@@ -249,12 +271,15 @@ def layer(
             Transforms leave it as it is.
     """
     inputs = (x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset)
-    if (backend == "reference" and buffer is None) or in_transform():
+    unrolled = backend == "reference" and buffer is None and not makes_program()
+    if unrolled or in_transform():
         with precision.no_autocast(x.device.type):
             return reference.forward(*inputs, options)[:2]
     direct = _direct(*inputs)
     if not direct:
         _check_devices(*inputs[:8])
+        if makes_program():
+            return torch.ops.rnnfast.rnn(*inputs, buffer, *options, backend)[:2]
     if not torch.is_grad_enabled():
         return _call(inputs, options, backend, direct)[:2]
     apply = _apply if direct else _Layer.apply

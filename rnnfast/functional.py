@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import precision
 from .autograd import layer
 from .backends import Problem, check_nonlinearity, select, told_rows
 from .cells.rnn import Options
+from .compiler import cannot_script
 from .values import values_of
 
 LEAST_CLIP = 1e-30  # of clip_state_grad
@@ -46,7 +48,8 @@ def rnn(
         h_0: [D, B, H], or [B, H] with a 2-D w_hh; None for zeros.
         lengths: [B] in 0..T: a list, an array or a tensor of any integer dtype. Steps from
             lengths[b] on leave the state as it is, put out 0 and take no gradient. A tensor on a
-            GPU, and lengths in torch.compile, are clamped, not checked.
+            GPU, and one where torch.compile, torch.export or torch.jit.trace records the call, is
+            clamped, not checked.
         reset: [T, B] bool: step t is the first of a new segment of row b, and nothing crosses
             between t - 1 and t, in either direction. reset[0] drops h_0.
         nonlinearity: "tanh", "relu" or "sigmoid".
@@ -65,6 +68,11 @@ def rnn(
         ValueError, TypeError: a shape, dtype, length, option or backend name that cannot be.
         RuntimeError: tensors on different devices; T = 0; a backend that cannot serve.
     """
+    if not isinstance(p, Tensor):
+        given = dict(locals())
+        if not has_torch_function((p,)):
+            raise TypeError(f"p: given {type(p).__name__}, wanted a Tensor")
+        return handle_torch_function(rnn, (p,), **given)  # torch.fx: one node of its graph
     check_nonlinearity(nonlinearity)
     if p.dim() != 3:
         raise ValueError(f"p: given shape {tuple(p.shape)}, wanted [T, B, D * H]")
@@ -117,6 +125,9 @@ def rnn(
     inputs = (p, None, None, None, w_hh, gamma, beta, h_0, lengths, reset)
     y, h_n = layer(*inputs, None, options, chosen)
     return y, h_n[0].clone() if one else h_n  # a view could not be detached in place
+
+
+rnn.__prepare_scriptable__ = cannot_script("rnnfast.functional.rnn")
 
 
 def check_options(

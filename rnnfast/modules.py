@@ -15,6 +15,7 @@ from .autograd import layer
 from .backends import BACKENDS, Problem, check_nonlinearity, cuda, select, told_rows, torch_native
 from .batch_norm import batch_norm
 from .cells.rnn import Options, in_transform
+from .compiler import as_leaf, cannot_script, eager, makes_program
 from .dropout import Packing, dropped
 from .functional import check_lengths, check_options, check_reset
 from .gradient_flow import GradientFlow, read
@@ -204,12 +205,15 @@ class RNN(nn.RNNBase):
                 either direction; at the first step it drops hx.
             lengths: [B] in 0..T, for padded input: a list, an array or a tensor of any integer
                 dtype. Steps from lengths[b] on leave the state as it is, put out 0 and take no
-                gradient; the reverse direction begins at lengths[b] - 1. A tensor on a GPU, and
-                lengths in torch.compile, are clamped, not checked.
+                gradient; the reverse direction begins at lengths[b] - 1. A tensor on a GPU, and one
+                where torch.compile, torch.export or torch.jit.trace records the call, is clamped,
+                not checked.
 
         Returns:
             output, like input with D * H features, and h_n, like hx. Both lie in memory as
-            nn.RNN's do: output is dense in the order [T, B, D * H], with batch_first, too.
+            nn.RNN's do: output is dense in the order [T, B, D * H], with batch_first, too. As with
+            cuDNN, backward reads output: PyTorch refuses backward after a write into it
+            (``output += x``).
 
         Raises:
             RuntimeError, ValueError: as nn.RNN does; ValueError, TypeError for lengths and reset.
@@ -218,6 +222,10 @@ class RNN(nn.RNNBase):
             if lengths is not None:
                 raise ValueError("lengths: a PackedSequence has its own")
             return self._forward_packed(input, hx, reset)
+        if not (isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))):
+            traced = as_leaf(self, RNN.forward, hx=hx, input=input, lengths=lengths, reset=reset)
+            if traced is not None:
+                return traced
         if input.dim() not in (2, 3):
             raise ValueError(
                 f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
@@ -247,6 +255,10 @@ class RNN(nn.RNNBase):
         output, h_n = self._layers(input, hx, lengths, reset, self.batch_first)
         return (output, h_n) if batched else (output.squeeze(batch_dim), h_n.squeeze(1))
 
+    @eager(
+        "the sizes of a PackedSequence depend on the values of its lengths; rnnfast.RNN takes "
+        "padded input with lengths= into a graph"
+    )
     def _forward_packed(
         self, packed: PackedSequence, hx: Tensor | None, reset: Tensor | None
     ) -> tuple[PackedSequence, Tensor]:
@@ -256,7 +268,7 @@ class RNN(nn.RNNBase):
         reset = check_reset(reset, (T, B), "[T, B]", data.device)
         if self._backend(data, reset, B) == "torch":
             hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
-            hx = self._zeros(data, B) if hx is None else hx
+            hx = self._zeros(data, batch_sizes[0]) if hx is None else hx  # B would stay, in a trace
             output, h_n = torch_native.packed_layers(
                 self.nonlinearity, data, hx, batch_sizes, self._torch_options()
             )
@@ -265,7 +277,7 @@ class RNN(nn.RNNBase):
             if self.track_gradient_flow == "sample" and sorted_indices is not None:
                 # The record is of the samples in their own order.
                 in_order = lengths[unsorted_indices.cpu()].to(data.device)
-                packing = Packing(batch_sizes, len(data), unsorted_indices)
+                packing = Packing(batch_sizes, data.shape[0], unsorted_indices)
                 inputs = padded[:, unsorted_indices], hx, in_order, reset, False
                 output, h_n = self._layers(*inputs, packing)
                 output, h_n = output[:, sorted_indices], h_n[:, sorted_indices]
@@ -273,7 +285,7 @@ class RNN(nn.RNNBase):
                 if sorted_indices is not None:
                     hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
                     reset = reset if reset is None else reset[:, sorted_indices]
-                packing = Packing(batch_sizes, len(data))
+                packing = Packing(batch_sizes, data.shape[0])
                 inputs = padded, hx, lengths.to(data.device), reset, False
                 output, h_n = self._layers(*inputs, packing)
             output, _ = torch._VF._pack_padded_sequence(output, lengths, False)
@@ -341,7 +353,8 @@ class RNN(nn.RNNBase):
         T, B = u.shape[:2]
         backend = self._backend(u, reset, B)
         if backend == "torch" and lengths is not None and not has_values(lengths):
-            backend = "reference"  # torch's kernels take lengths as packed data, sorted on the host
+            # Shapes alone: torch's kernels would sort the lengths on the host. A program refuses.
+            backend = "torch" if makes_program() else "reference"
         if backend == "torch":
             hx = self._zeros(u, B) if hx is None else hx
             y, h_n = torch_native.layers(self.nonlinearity, u, hx, lengths, self._torch_options())
@@ -460,20 +473,22 @@ class RNN(nn.RNNBase):
         """Where backward through this layer puts its record; None where there will be none.
 
         Raises:
-            RuntimeError: torch.compile traces this, and there is not room enough.
+            RuntimeError: a compiler or tracer records this, and there is not room enough.
         """
-        if not torch.is_grad_enabled():
+        program = makes_program()  # whose passes may have gradients, and other sizes
+        if not (torch.is_grad_enabled() or program):
             return None
         T, B, _ = x.shape
         N = B if self.track_gradient_flow == "sample" else 1
         size = record.numbers(2 if self.bidirectional else 1, T, N)
         made = self._records[index] if index < len(self._records) else []
-        if made and made[-1].numel() >= size and made[-1].device == x.device:
+        if made and made[-1].device == x.device and (program or made[-1].numel() >= size):
             return made[-1]
-        if torch.compiler.is_compiling():
+        if program or torch.compiler.is_compiling():
             raise RuntimeError(
                 "track_gradient_flow: a compiled graph cannot make room for the record of so "
-                "many steps; call the module once on such an input without torch.compile"
+                "many steps; call the module once on such an input before it is compiled, "
+                "exported or traced"
             )
         # Beside those before: what they hold stays, and graphs still to come back write there.
         made.append(record.make(max([size, *(2 * b.numel() for b in made)]), x.device))
@@ -547,6 +562,10 @@ class RNN(nn.RNNBase):
         INITS[self.init](drawn, self.hidden_size, self.nonlinearity)
         for name, x in self.named_buffers():
             x.fill_(1 if name.startswith("norm_running_var") else 0)
+
+    __prepare_scriptable__ = cannot_script(
+        "rnnfast.RNN", "; rnnfast.to_torch(model) puts nn.RNN in its place, which scripts"
+    )
 
     def extra_repr(self) -> str:
         s = super().extra_repr()

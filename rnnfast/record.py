@@ -2,11 +2,13 @@
 
 One buffer per layer, int64 so that no cast of a module touches it, read as float64: a header, then
 [D, T, N, fields], N being the batch or, summed over it, 1. The header says which backward pass
-wrote it, T, N and D, and whether da was stored in float16, whose range ends early. A buffer keeps
-its address while it is large enough, as CUDA graphs need.
+wrote it, T, N and D, whether da was stored in float16, whose range ends early, and a number that no
+other buffer has. A buffer keeps its address while it is large enough, as CUDA graphs need.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
@@ -25,8 +27,10 @@ FIELDS = (
     "entries",  # how many there are
     "carried",  # how many of them the step after has sent a gradient back to
 )
-HEADER = 5
+HEADER = 6
 NEVER = -2  # the number of a backward pass; -1 stands for one outside of autograd
+
+_numbers = itertools.count()
 
 
 def numbers(D: int, T: int, N: int) -> int:
@@ -35,24 +39,36 @@ def numbers(D: int, T: int, N: int) -> int:
 
 
 def make(size: int, device: torch.device) -> Tensor:
-    return torch.full((size,), NEVER, dtype=torch.int64, device=device)
+    """A buffer that no backward pass has written. It differs from all others, because torch.jit
+    takes constants that are equal for one."""
+    buffer = torch.full((size,), NEVER, dtype=torch.int64, device=device)
+    buffer[HEADER - 1].fill_(next(_numbers))
+    return buffer
 
 
 def begin(buffer: Tensor, D: int, T: int, N: int, dtype: torch.dtype) -> Tensor:
     """Where the running backward pass, which stores da in dtype, puts its [D, T, N, fields].
 
     Raises:
-        RuntimeError: the buffer is none of :func:`make`, or too small.
+        RuntimeError: the buffer is none of :func:`make`; or there is not room enough, in a program
+            that was made for other sizes.
     """
     size = numbers(D, T, N)
-    if buffer.dtype != torch.int64 or buffer.dim() != 1 or buffer.numel() < size:
+    if buffer.dtype != torch.int64 or buffer.dim() != 1:
         raise RuntimeError(
             f"record: given {buffer.dtype} of shape {tuple(buffer.shape)}, "
             f"wanted torch.int64 of shape [{size}] or more"
         )
+    if buffer.numel() < size:
+        room = (buffer.numel() - HEADER) // (len(FIELDS) * D)
+        raise RuntimeError(
+            f"track_gradient_flow: given {T * N} points, and this program, of torch.export or "
+            f"torch.jit.trace, has room to record {room}; before you make it, call the module "
+            "once on an input of the largest size"
+        )
     header = [torch._C._current_graph_task_id(), T, N, D, dtype == torch.float16]
     if buffer.device.type == "cpu":
-        buffer[:HEADER] = torch.tensor(header)
+        buffer[: len(header)] = torch.tensor(header)
     else:  # a copy from the host would synchronize, and cannot be in a CUDA graph
         for i, value in enumerate(header):
             buffer[i].fill_(value)
@@ -71,7 +87,7 @@ def read(buffer: Tensor) -> tuple[int, bool, Tensor]:
 
 def _header(buffer: Tensor) -> list[int]:
     """That of a record without values (on "meta", in FakeTensorMode): no backward pass wrote it."""
-    return buffer[:HEADER].tolist() if has_values(buffer) else [NEVER, 0, 0, 0, 0]
+    return buffer[: HEADER - 1].tolist() if has_values(buffer) else [NEVER, 0, 0, 0, 0]
 
 
 def number(buffer: Tensor) -> int:

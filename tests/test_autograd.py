@@ -547,3 +547,33 @@ def test_what_two_directions_keep_beside_that_does_not_grow_with_time():
         sizes.append(sum(s.nbytes() for at, s in storages.items() if at not in known))
     weights = sum(p.nbytes for name, p in rnn.named_parameters() if "weight" in name)
     assert sizes[0] == sizes[1] <= weights
+
+
+@needs_cpu
+@pytest.mark.parametrize("write", ["all", "a step", "relu_"])
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_backward_is_refused_after_a_write_into_the_output(batch_first, batched, write):
+    """As with cuDNN's nn.RNN, which reads it, too; in both layouts it is backward that raises."""
+    rnn = rnnfast.RNN(3, 4, batch_first=batch_first, backend="cpu")
+    y, _ = rnn(torch.randn(5, 2, 3) if batched else torch.randn(5, 3))
+    if write == "all":
+        y += 1
+    elif write == "a step":
+        y[0] = 0
+    else:
+        torch.relu_(y)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@needs_cpu
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_the_last_state_may_be_written_before_backward(batch_first):
+    rnn = rnnfast.RNN(3, 4, batch_first=batch_first, backend="cpu")
+    x = torch.randn(5, 2, 3)
+    wanted = torch.autograd.grad(3 * rnn(x)[1].sum(), list(rnn.parameters()))
+    _, h_n = rnn(x)
+    h_n *= 3
+    found = torch.autograd.grad(h_n.sum(), list(rnn.parameters()))
+    assert all(torch.allclose(a, b) for a, b in zip(found, wanted))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
 from rnnfast.backends import cpu
@@ -229,6 +230,52 @@ def test_inductor():
         assert (a - w).norm() <= 2 * 10 * u * w.norm()
 
 
+# ---------------------------------------------------------- what a graph cannot have the sizes of
+
+
+class Packs(nn.Module):
+    def __init__(self, rnn: rnnfast.RNN) -> None:
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        y, h_n = self.rnn(pack_padded_sequence(x, lengths, enforce_sorted=False))
+        return y.data, h_n
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+# dynamo looks at the gradient of what comes out of the break
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_packed_batch_breaks_the_graph_around_the_rnn(compiler, backend):
+    model = Packs(layer(backend, num_layers=2, bidirectional=True))
+    call = torch.compile(model, backend=compiler)
+    for T, B in [(6, 3), (9, 2), (4, 5)]:
+        x, lengths = torch.randn(T, B, IN), torch.randint(1, T + 1, (B,))
+        found = results(call, model, x, lengths=lengths)
+        assert_equal(found, results(model, model, x, lengths=lengths))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_packed_batch_is_refused_in_a_full_graph_and_told_of_lengths(backend):
+    packed = pack_padded_sequence(torch.randn(5, 2, IN), [5, 2])
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="padded input with lengths"):
+        compiled(layer(backend))(packed)
+
+
+# dynamo looks at the gradient of what comes out of the break
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_lengths_for_the_kernels_of_torch_break_the_graph_around_them():
+    rnn, lengths = layer("torch", batch_first=True), torch.tensor([0, 5, 3])
+    call = torch.compile(rnn, backend="eager")
+    x = torch.randn(3, 5, IN)
+    found = results(call, rnn, x, lengths=lengths)
+    assert_equal(found, results(rnn, rnn, x, lengths=lengths))
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="the other backends take lengths"):
+        compiled(rnn)(x, lengths=lengths)
+
+
 # -------------------------------------------------------------------------------------- export
 
 
@@ -290,7 +337,7 @@ def op_inputs(
     gamma, beta = torch.randn(2, D * H).to(arithmetic(dtype)) if norm else (None, None)
     reset = torch.rand(T, B) < 0.3 if norm else None
     n = torch.tensor([5, 0, 3]) if lengths else None
-    return (x, w_ih, b_ih, b_hh, w_hh, gamma, beta, start, n, reset, *Options(**options))
+    return (x, w_ih, b_ih, b_hh, w_hh, gamma, beta, start, n, reset, None, *Options(**options))
 
 
 CASES = [
@@ -325,7 +372,7 @@ def test_opcheck(backend, case, autocast):
             ((y, None), True, False),
         ):
             saved = (y, x, w_ih, w_hh, gamma, beta, *normal, *others[:3])
-            args = (*grads, *saved, dx_wanted, dw_wanted, *others[3:], backend)
+            args = (*grads, *saved, dx_wanted, dw_wanted, *others[4:], backend)
             torch.library.opcheck(ops.rnn_backward.default, args)
             dx, *dw, dgamma, dbeta, dh_0 = ops.rnn_backward(*args)
             assert {g.dtype for g in (dx, *dw, dh_0)} == {x.dtype}
@@ -342,7 +389,7 @@ def test_the_shapes_that_a_graph_is_built_on_are_the_real_ones(backend, case):
     x, w_ih, _, _, w_hh, gamma, beta, *others = inputs
     normal = (None, None) if gamma is None else normal
     saved = (y, h_n, y, x, w_ih, w_hh, gamma, beta, *normal, *others[:3])
-    wanted = (True, True, *others[3:], backend)
+    wanted = (True, True, *others[4:], backend)
     grads = ops.rnn_backward(*saved, *wanted)
 
     def meta(x):

@@ -250,8 +250,8 @@ def test_opcheck_of_backward_with_a_record(batch_first, norm, per_sample, own_ba
     options = ("tanh", heads, 1e-5, 2, 0.5, per_sample, own_backend)
     before = (x, w_ih, *normal(2, D * H).unbind(), w_hh, gamma, beta, h_0, lengths, reset)
     ops = torch.ops.rnnfast
-    torch.library.opcheck(ops.rnn.default, (*before, *options))
-    y, h_n, ahat, rstd = ops.rnn(*before, *options)
+    torch.library.opcheck(ops.rnn.default, (*before, None, *options))
+    y, h_n, ahat, rstd = ops.rnn(*before, None, *options)
     ahat, rstd = (ahat, rstd) if norm else (None, None)
     buffer = record.make(record.numbers(D, T, B if per_sample else 1), torch.device("cpu"))
     args = (normal(*y.shape), h_n, y, x, w_ih, w_hh, gamma, beta, ahat, rstd)

@@ -34,9 +34,9 @@ LAYERS = [
     {"rnnfast.cells"},
     {"rnnfast.precision"},
     {"rnnfast.record"},
+    {"rnnfast.values"},
     {
         "rnnfast.compiler",
-        "rnnfast.values",
         "rnnfast.arguments",
         "rnnfast.drawing",
         "rnnfast.tuning",
@@ -142,6 +142,7 @@ def test_the_reader_of_imports_reads_them():
     found = modules()
     assert imports("rnnfast.backends", found["rnnfast.backends"]) == {
         "rnnfast.cells.rnn",
+        "rnnfast.compiler",
         "rnnfast.backends.cpu",
         "rnnfast.backends.cuda",
         "rnnfast.backends.reference",
@@ -154,6 +155,7 @@ def test_the_reader_of_imports_reads_them():
         "rnnfast.autograd",
         "rnnfast.backends",
         "rnnfast.cells.rnn",
+        "rnnfast.compiler",
         "rnnfast.values",
     }
     assert "rnnfast" in imports("rnnfast.report", found["rnnfast.report"])

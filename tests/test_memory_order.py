@@ -126,7 +126,7 @@ def test_the_op_returns_results_and_gradients_in_one_order(own_backend):
     w_ih, w_hh, b = (torch.randn(shape, dtype=EXACT) for shape in ((H, I), (H, H), (H,)))
     for make in MADE.values():
         x, grad_y = make((T, B, I)), make((T, B, H))
-        found = torch.ops.rnnfast.rnn(x, w_ih, b, b, w_hh, *[None] * 5, *options)
+        found = torch.ops.rnnfast.rnn(x, w_ih, b, b, w_hh, *[None] * 6, *options)
         y = found[0]
         saved = y, x, w_ih, w_hh, *[None] * 7
         gradients = torch.ops.rnnfast.rnn_backward(grad_y, None, *saved, True, True, *options)

@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from twins import EXACT
 
 import rnnfast
+from rnnfast import record
 
 T, B, I, H = 7, 3, 5, 6  # noqa: E741
 KERNELS = [p for p in MODULE_BACKENDS if p.values[0] in ("cpu", "cuda", "triton")]
@@ -113,12 +114,13 @@ def op_inputs(backend: str) -> dict[str, object]:
     x, h_0 = torch.randn(T, B, I, dtype=EXACT), torch.randn(1, B, H, dtype=EXACT)
     lengths, reset = torch.tensor([7, 3, 5]), torch.zeros(T, B, dtype=torch.bool)
     options = "tanh", 1, 1e-5, None, None, False, backend
-    y = torch.ops.rnnfast.rnn(x, w_ih, b, b, w_hh, None, None, h_0, lengths, reset, *options)[0]
-    record = torch.full((5 + T * 10,), -2)
+    inputs = x, w_ih, b, b, w_hh, None, None, h_0, lengths, reset, None
+    y, *_ = torch.ops.rnnfast.rnn(*inputs, *options)
+    buffer = record.make(record.numbers(1, T, 1), x.device)
     return {
         "grad_y": torch.randn_like(y), "grad_h_n": torch.randn_like(h_0), "y": y, "x": x,
         "w_ih": w_ih, "w_hh": w_hh, "gamma": None, "beta": None, "ahat": None, "rstd": None,
-        "h_0": h_0, "lengths": lengths, "reset": reset, "record": record, "dx": True, "dw": True,
+        "h_0": h_0, "lengths": lengths, "reset": reset, "record": buffer, "dx": True, "dw": True,
     } | {f"option {i}": option for i, option in enumerate(options)}  # fmt: skip
 
 
@@ -145,6 +147,7 @@ def test_the_op_refuses_what_its_kernel_would_misread(backend):
 @pytest.mark.parametrize("backend", KERNELS)
 def test_a_record_that_moves_away_before_backward_is_refused(backend):
     given = op_inputs(backend)
-    for record in (given["record"].float(), given["record"][:-1], given["record"].to("meta")):
-        with pytest.raises(RuntimeError, match="record: given"):
-            torch.ops.rnnfast.rnn_backward_recorded(*(given | {"record": record}).values())
+    buffer = given["record"]
+    for moved in (buffer.float(), buffer[:-1], buffer.to("meta")):
+        with pytest.raises(RuntimeError, match="(record|track_gradient_flow): given"):
+            torch.ops.rnnfast.rnn_backward_recorded(*(given | {"record": moved}).values())

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ..cells.rnn import NONLINEARITIES
+from ..compiler import makes_program
 from . import cpu, cuda, reference, torch_native, triton
 
 # In "auto"'s order.
@@ -46,9 +47,9 @@ class Problem(NamedTuple):
 
 
 def told_rows(rows: int) -> int:
-    """The size of a batch as a choice is told it: in torch.compile a usual one, since a choice by
-    the size would make a graph for each."""
-    return 64 if torch.compiler.is_compiling() else rows
+    """The size of a batch that a choice depends on: a usual one in torch.compile, since a choice
+    by the size would make a graph for each, and where a program for all sizes is made."""
+    return 64 if torch.compiler.is_compiling() or makes_program() else rows
 
 
 class BackendError(RuntimeError):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..compiler import eager
+
 if TYPE_CHECKING:
     from . import Problem
 
@@ -30,25 +32,29 @@ def layers(
 
     ``options``: weights as in nn.RNN, bias, num_layers, dropout, training, bidirectional.
     """
-    if lengths is None:
+    if lengths is None or x.shape[1] == 0:
         return KERNELS[nonlinearity](x, hx, *options, False)
-    # Variable lengths go in as packed data, which has no room for a length of 0.
-    T, B, _ = x.shape
-    lengths = lengths.to("cpu")
+    return _layers_to_lengths(nonlinearity, x, hx, lengths, options)
+
+
+@eager(
+    "torch's kernels take lengths as packed data, whose sizes depend on their values; the other "
+    "backends take lengths into a graph"
+)
+def _layers_to_lengths(
+    nonlinearity: str, x: Tensor, hx: Tensor, lengths: Tensor, options: tuple
+) -> tuple[Tensor, Tensor]:
+    # Packed data has no room for a length of 0: such a row takes one step of zeros, all dropped.
+    empty = (lengths == 0).unsqueeze(1)
     order = torch.argsort(lengths, descending=True, stable=True)
-    order = order[: int((lengths > 0).sum())]
-    if order.numel() == 0:  # a step that nothing takes: all gradients are there, and 0
-        none = torch.zeros((), dtype=torch.bool, device=x.device)
-        zeros = torch.where(none, x[:1], 0), torch.where(none, hx, 0)
-        step, h_n = KERNELS[nonlinearity](*zeros, *options, False)
-        y = step.new_zeros(T, B, step.shape[2])
-        return torch.where(none, step, y), hx.to(h_n.dtype, copy=True)
-    rows = order.to(x.device)
-    data, batch_sizes = torch._VF._pack_padded_sequence(x[:, rows], lengths[order], False)
-    data, h_n = packed_layers(nonlinearity, data, hx[:, rows], batch_sizes, options)
-    padded, _ = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, T)
-    y = padded.new_zeros(T, B, padded.shape[2])
-    return y.index_copy(1, rows, padded), hx.to(h_n.dtype).index_copy(1, rows, h_n)
+    place = torch.argsort(order)
+    at_least_one = lengths[order].clamp(min=1).to("cpu")
+    u, start = (torch.where(empty, 0, v)[:, order] for v in (x, hx))
+    data, batch_sizes = torch._VF._pack_padded_sequence(u, at_least_one, False)
+    data, h_n = packed_layers(nonlinearity, data, start, batch_sizes, options)
+    y, _ = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, x.shape[0])
+    y, h_n = y[:, place], h_n[:, place]
+    return torch.where(empty, 0, y), torch.where(empty, hx.to(h_n.dtype), h_n)
 
 
 def packed_layers(
