@@ -298,21 +298,25 @@ class RNN(nn.RNNBase):
         """rows: the size of the batch, where input does not tell."""
         device = input.device.type
         dtype = precision.autocast_dtype(device) or input.dtype
-        beyond = {
-            "residual": self.residual,
-            "norm": self.norm,
-            "num_heads": self.num_heads > 1,
-            "reset": reset is not None,
-            "bptt_window": self.bptt_window,
-            "clip_state_grad": self.clip_state_grad,
-            "track_gradient_flow": self.track_gradient_flow,
-        }
-        names = tuple(name for name, used in beyond.items() if used)
+        names = self._beyond(reset is not None)
         if rows is None:
             rows = 1 if input.dim() == 2 else input.shape[0 if self.batch_first else 1]
         groups = (2 if self.bidirectional else 1) * self.num_heads
         size = self.hidden_size // self.num_heads, groups, told_rows(rows), input.device.index
         return Problem(device, dtype, self.nonlinearity, False, names, *size)
+
+    def _beyond(self, reset: bool) -> tuple[str, ...]:
+        """The arguments in use that nn.RNN does not have."""
+        beyond = {
+            "residual": self.residual,
+            "norm": self.norm,
+            "num_heads": self.num_heads > 1,
+            "reset": reset,
+            "bptt_window": self.bptt_window,
+            "clip_state_grad": self.clip_state_grad,
+            "track_gradient_flow": self.track_gradient_flow,
+        }
+        return tuple(name for name, used in beyond.items() if used)
 
     def _backend(self, input: Tensor, reset: Tensor | None, rows: int | None = None) -> str:
         """The backend of this call; in a transform the eager formula, not torch's stack."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to rnnfast.RNN
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -366,7 +367,7 @@ def tracked_rnns(model: nn.Module) -> dict[str, RNN]:
     found = {_plain_name(path, around): m for path, m in modules if isinstance(m, RNN)}
     if not found:
         hint = ""
-        if any(isinstance(module, nn.RNN) for module in model.modules()):
+        if any(isinstance(module, TorchRNN) for module in model.modules()):
             hint = "; rnnfast.replace(model) makes them of its nn.RNN"
         raise ValueError(f"model: given one without any rnnfast.RNN{hint}")
     silent = [name for name, rnn in found.items() if not rnn.track_gradient_flow]
