@@ -59,4 +59,4 @@ class Ops:
 
     def _newest(self, name: str, key: str) -> Callable:
         bodies = self._bodies
-        return lambda *inputs: bodies[name, key](*inputs)
+        return lambda *inputs, **named: bodies[name, key](*inputs, **named)

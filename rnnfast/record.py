@@ -36,6 +36,11 @@ def make(size: int, device: torch.device) -> Tensor:
     return torch.full((size,), NEVER, dtype=torch.int64, device=device)
 
 
+def readable(buffer: Tensor) -> bool:
+    """Whether it has values: one on the meta device, or made under FakeTensorMode, has none."""
+    return type(buffer) is Tensor and buffer.device.type != "meta"
+
+
 def begin(buffer: Tensor, D: int, T: int, N: int, dtype: torch.dtype) -> Tensor:
     """Where the running backward pass, which stores da in dtype, puts its [D, T, N, fields]."""
     header = [torch._C._current_graph_task_id(), T, N, D, dtype == torch.float16]

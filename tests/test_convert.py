@@ -332,7 +332,7 @@ def test_replace_leaves_rnnfasts_own_modules_where_torchs_name_is_theirs(patched
 def test_to_torch_gives_torchs_own_class_where_its_name_is_rnnfasts(patched):
     model = rnnfast.to_torch(nn.Sequential(nn.RNN(I, H), patched(I, H)), report=None)
     assert [type(m) for m in model] == [patched] * 2
-    with pytest.raises(ValueError, match="0: nn.RNN has no bptt_window"):
+    with pytest.raises(ValueError, match=r"0: nn\.RNN has no bptt_window"):
         rnnfast.to_torch(nn.Sequential(nn.RNN(I, H, bptt_window=2)))
 
 

@@ -19,6 +19,7 @@ LAYERS = [
     {"rnnfast.testing"},
     {"rnnfast"},
     {"rnnfast.modules", "rnnfast.convert", "rnnfast.report", "rnnfast.gradient_flow"},
+    {"rnnfast.settings"},
     {"rnnfast.functional", "rnnfast.init", "rnnfast.batch_norm", "rnnfast.wavefront"},
     {"rnnfast.autograd"},
     {"rnnfast.backends"},
@@ -41,6 +42,7 @@ ALLOWED = {
     ("rnnfast.report", "rnnfast"),  # for its __version__, when called
     ("rnnfast.validate", "rnnfast.testing"),
     ("rnnfast.convert", "rnnfast.modules"),
+    ("rnnfast.init", "rnnfast.batch_norm"),  # whose statistics start again
     ("rnnfast.report", "rnnfast.modules"),
     ("rnnfast.modules", "rnnfast.gradient_flow"),
     # the probe and the monitor; the record, in the __init__, knows no module
