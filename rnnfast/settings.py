@@ -74,7 +74,7 @@ def _bool(rnn: nn.RNNBase, name: str, value: object) -> None:
 def _residual(rnn: nn.RNNBase, name: str, value: object) -> None:
     check_bool(name, value)
     if value:
-        warn_of_idle_residual(rnn, stacklevel=4)
+        warn_of_idle_residual(rnn, stacklevel=3)
 
 
 def _dropout(rnn: nn.RNNBase, name: str, value: object) -> None:
