@@ -62,7 +62,7 @@ def _bring_up_to_date(
 ) -> None:
     batches += 1
     for whole, here in ((mean, mean_here), (variance, variance_here)):
-        part = (1 / batches).to(whole.dtype) if momentum is None else momentum
+        part = batches.to(whole.dtype).reciprocal() if momentum is None else momentum
         whole.lerp_(here.to(whole.dtype), part)
 
 

@@ -141,9 +141,9 @@ def total(values: Tensor) -> Tensor:
     missing = values[..., ENTRIES].isnan()
     known = torch.where(missing.unsqueeze(-1), 0, values)
     whole = known.sum(3, keepdim=True)
-    if values.shape[3]:  # an empty batch has no largest
+    if values.shape[3]:  # an empty batch has no largest, and its sums are 0
         whole[..., STATE_MAX] = known[..., STATE_MAX].amax(3, keepdim=True)
-    whole[missing.all(3, keepdim=True)] = torch.nan
+        whole[missing.all(3, keepdim=True)] = torch.nan
     return whole
 
 
