@@ -20,6 +20,7 @@ from .gradient_flow import GradientFlow, NoGradientFlow, read
 from .init import reset
 from .layout import without_padding
 from .settings import CHECKS, CHOICES, MODES, check_bool, check_choice, warn_of_idle_residual
+from .weights import Weights
 
 PLAIN = {  # what extra_repr leaves out
     "norm": None,
@@ -35,19 +36,7 @@ PLAIN = {  # what extra_repr leaves out
 ROOM = 4096  # points of a direction, [T] or [T, B], that a new record has room for
 
 
-class FlatWeights(list):
-    """The weights of an RNN in nn.RNN's order, among them one that is set here."""
-
-    def __init__(self, rnn: RNN) -> None:
-        super().__init__(map(rnn._weight, rnn._flat_weights_names))
-        self._rnn = rnn
-
-    def __setitem__(self, index: int, weight: Tensor) -> None:
-        super().__setitem__(index, weight)
-        self._rnn._flat_weights = self
-
-
-class RNN(nn.RNNBase):
+class RNN(Weights):
     """Elman RNN with fused forward and backpropagation through time; takes the place of nn.RNN.
 
     Arguments, parameter names, shapes, state_dict, initial values under a seed, error types,
@@ -211,12 +200,6 @@ class RNN(nn.RNNBase):
             return [[] for _ in range(layers)]
         room = record.numbers(2 if self.bidirectional else 1, ROOM, 1)
         return [[record.make(room, device)] for _ in range(layers)]
-
-    def _device(self) -> torch.device | None:
-        """Where the weights are; None where there is none. Something else may hold the parameters,
-        as FullyShardedDataParallel does, and a plain tensor be in the place of each."""
-        weight = next(self.parameters(), self.__dict__.get("weight_hh_l0"))
-        return None if weight is None else weight.device
 
     def _add_parameters(self, factory: dict) -> None:
         """What nn.RNN does not have, and weight_hh of several heads."""
@@ -572,12 +555,6 @@ class RNN(nn.RNNBase):
         """
         return self._read_records()
 
-    def _weight(self, name: str) -> Tensor | None:
-        """As getattr, which takes ten times as long to find a parameter; what is parametrized,
-        pruned or replicated is no parameter."""
-        weight = self._parameters.get(name)
-        return getattr(self, name, None) if weight is None else weight
-
     def _torch_options(self) -> tuple:
         return (
             list(map(self._weight, self._flat_weights_names)),
@@ -608,52 +585,6 @@ class RNN(nn.RNNBase):
             if value != plain:
                 s += f", {name}={value!r}"
         return s
-
-    # nn.RNNBase keeps a list of the weights, and weak references to them, beside the parameters.
-    # Here the parameters are looked up at each call: no way of changing one can be missed.
-
-    @property
-    def _flat_weights(self) -> FlatWeights:
-        return FlatWeights(self)
-
-    @_flat_weights.setter
-    def _flat_weights(self, weights: Sequence[Tensor | None] | None) -> None:
-        """
-        Raises:
-            ValueError: there are more or fewer than the RNN has.
-        """
-        names = self._flat_weights_names
-        if weights is None:  # to be collected, which this module does at each call
-            return
-        if len(weights) != len(names):
-            raise ValueError(f"_flat_weights: given {len(weights)}, wanted {len(names)}: {names}")
-        for name, weight in zip(names, weights):
-            self._put(name, weight)
-
-    def _put(self, name: str, weight: Tensor | None) -> None:
-        """Computes with that weight from now on, a Parameter or what was made of one.
-
-        Raises:
-            TypeError: it is no tensor.
-        """
-        if weight is self._weight(name):
-            return
-        if not isinstance(weight, Tensor):
-            given = type(weight).__name__
-            raise TypeError(f"_flat_weights: given {given} for {name}, wanted a tensor")
-        if name in self._parameters:
-            self._parameters[name] = weight  # where torch.func.functional_call puts its own
-        else:
-            setattr(self, name, weight)
-
-    def _init_flat_weights(self) -> None:
-        self.flatten_parameters()
-
-    def _update_flat_weights(self) -> None:
-        pass
-
-    def _replicate_for_data_parallel(self) -> RNN:
-        return nn.Module._replicate_for_data_parallel(self)
 
     def flatten_parameters(self) -> None:
         """Packs the parameters for cuDNN, where that can serve; otherwise does nothing."""

@@ -19,7 +19,7 @@ LAYERS = [
     {"rnnfast.testing"},
     {"rnnfast"},
     {"rnnfast.modules", "rnnfast.convert", "rnnfast.report", "rnnfast.gradient_flow"},
-    {"rnnfast.settings"},
+    {"rnnfast.settings", "rnnfast.weights"},
     {"rnnfast.functional", "rnnfast.init", "rnnfast.batch_norm", "rnnfast.wavefront"},
     {"rnnfast.autograd"},
     {"rnnfast.backends"},
