@@ -594,7 +594,8 @@ class RNN(Weights):
     def _apply(self, fn, recurse: bool = True) -> RNN:
         super()._apply(fn, recurse)
         device = self._device()
-        if any(device not in [buffer.device for buffer in made] for made in self._records):
+        here = ([buffer.device for buffer in made] for made in self._records)
+        if device is not None and any(device not in devices for devices in here):
             self._records = self._new_records()
         return self
 

@@ -264,3 +264,31 @@ def test_a_buffer_without_values_is_not_read():
     assert not record.readable(record.make(9, torch.device("meta")))
     assert sums.newest([[record.make(9, torch.device("meta"))], []]) == record.NEVER
     assert sums.take([[record.make(9, torch.device("meta"))]]) is None
+
+
+# -------------------------------------------------------------------------------------------- FSDP
+
+
+@pytest.fixture
+def one_process():
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of FullyShardedDataParallel, in many ways
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("use_orig_params", [False, True])
+def test_a_module_in_fully_sharded_data_parallel_is_moved(use_orig_params, norm, one_process):
+    """Whoever holds the parameters meanwhile; the record stays where it is."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    rnn = make("auto", norm=norm)
+    wanted = trained(copy.deepcopy(rnn)).gradient_flow
+    cpu = torch.device("cpu")
+    whole = FullyShardedDataParallel(rnn, device_id=cpu, use_orig_params=use_orig_params)
+    for _ in range(2):
+        whole(inputs())[0].square().sum().backward()
+        whole.to("cpu")
+        assert same(rnn.gradient_flow, wanted)
