@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 
+import torch
 from torch import nn
 from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to rnnfast.RNN
 
@@ -59,7 +60,7 @@ def to_torch(model: nn.Module, *, report: Callable[[str], object] | None = print
         if type(module) is RNN:
             if module.nonlinearity not in torch_native.KERNELS:
                 raise ValueError(f"{name or 'model'}: nn.RNN has no {module.nonlinearity}")
-            beyond = module._beyond(False)
+            beyond = module._problem(torch.empty(1, 1, 1)).beyond
             if beyond:
                 raise ValueError(f"{name or 'model'}: nn.RNN has no {', '.join(beyond)}")
 

@@ -62,7 +62,7 @@ INITS = {
 
 
 def reset(rnn: nn.RNNBase) -> None:
-    """Of a rnnfast.RNN what it has drawn and counted itself: its weights, biases and norms."""
+    """Draws the weights and biases of a rnnfast.RNN, and starts its norms again; all else stays."""
     norms = {name.replace("weight_ih", "norm_weight") for name, *_ in rnn._all_weights}
     own = {*rnn._flat_weights_names, *norms, *(n.replace("weight", "bias") for n in norms)}
     drawn = {}
@@ -81,7 +81,7 @@ def reset(rnn: nn.RNNBase) -> None:
 
 
 def _own_name(path: str, own: set[str]) -> tuple[str | None, str]:
-    """Which of the RNN's parameters one is, or None, and which part of it."""
+    """The RNN's parameter that the one at ``path`` is a part of, or None; and which part it is."""
     if path in own:
         return path, ""
     first, _, rest = path.partition(".")

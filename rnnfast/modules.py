@@ -54,8 +54,9 @@ class RNN(Weights):
         nonlinearity: "tanh", "relu", or "sigmoid" (which nn.RNN has not).
         norm: "layer" adds the parameters norm_weight_l0 and norm_bias_l0 [H]. "batch" normalizes
             x_t W_ih^T over the valid points of the batch, before the biases (Laurent et al. 2015),
-            and adds those and, as nn.BatchNorm1d, running statistics (momentum 0.1). bias=False
-            leaves norm_bias out.
+            and adds those and, as nn.BatchNorm1d, running statistics (momentum 0.1), which
+            torch.optim.swa_utils.update_bn finds; nn.SyncBatchNorm is refused. bias=False leaves
+            norm_bias out.
         norm_eps: what is added to the variance.
         init: "torch", "orthogonal", "identity", "glorot" or "he"; see :mod:`rnnfast.init`.
         residual: add to the input of layer l + 1 the input of layer l where their widths agree;
@@ -71,6 +72,10 @@ class RNN(Weights):
             t = k, 2 k, ...
         backend: "auto", "cpu", "cuda", "triton", "torch" or "reference". A named one serves or
             raises; :func:`rnnfast.explain` says what "auto" takes and why.
+
+    An argument that is set later is checked then. The parameters were made for num_layers, bias,
+    bidirectional, num_heads and norm, which cannot be set; input_size and hidden_size follow the
+    weights.
 
     Raises:
         TypeError, ValueError: as nn.RNN does, in its order.
@@ -337,25 +342,21 @@ class RNN(Weights):
         """rows: the size of the batch, where input does not tell."""
         device = input.device.type
         dtype = precision.autocast_dtype(device) or input.dtype
-        names = self._beyond(reset is not None)
+        beyond = {
+            "residual": self.residual,
+            "norm": self.norm,
+            "num_heads": self.num_heads > 1,
+            "reset": reset is not None,
+            "bptt_window": self.bptt_window,
+            "clip_state_grad": self.clip_state_grad,
+            "track_gradient_flow": self.track_gradient_flow,
+        }
+        names = tuple(name for name, used in beyond.items() if used)
         if rows is None:
             rows = 1 if input.dim() == 2 else input.shape[0 if self.batch_first else 1]
         groups = (2 if self.bidirectional else 1) * self.num_heads
         size = self.hidden_size // self.num_heads, groups, told_rows(rows), input.device.index
         return Problem(device, dtype, self.nonlinearity, False, names, *size)
-
-    def _beyond(self, reset: bool) -> tuple[str, ...]:
-        """The arguments in use that nn.RNN does not have."""
-        beyond = {
-            "residual": self.residual,
-            "norm": self.norm,
-            "num_heads": self.num_heads > 1,
-            "reset": reset,
-            "bptt_window": self.bptt_window,
-            "clip_state_grad": self.clip_state_grad,
-            "track_gradient_flow": self.track_gradient_flow,
-        }
-        return tuple(name for name, used in beyond.items() if used)
 
     def _backend(self, input: Tensor, reset: Tensor | None, rows: int | None = None) -> str:
         """The backend of this call; in a transform the eager formula, not torch's stack."""

@@ -97,7 +97,7 @@ def _clip_state_grad(rnn: nn.RNNBase, name: str, value: object) -> None:
 
 
 def _fixed(rnn: nn.RNNBase, name: str, value: object) -> None:
-    """The parameters were made for this one."""
+    """Another value would need other parameters."""
     made_for = getattr(rnn, name)
     if type(value) is not type(made_for) or value != made_for:
         raise ValueError(
@@ -107,7 +107,7 @@ def _fixed(rnn: nn.RNNBase, name: str, value: object) -> None:
 
 
 def _size(rnn: nn.RNNBase, name: str, value: object) -> None:
-    """Of the weights as they are now: whoever exchanges them sets their sizes afterwards."""
+    """The weights say it: whoever exchanges them sets their sizes afterwards."""
     weight, axis = getattr(rnn, "weight_ih_l0", None), 0 if name == "hidden_size" else 1
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         _fixed(rnn, name, value)
@@ -123,7 +123,7 @@ def _size(rnn: nn.RNNBase, name: str, value: object) -> None:
         check_options(value, *others, rnn.bptt_window, rnn.clip_state_grad)
 
 
-# What an argument's new value has to be, by its name.
+# The check of an argument's new value, by its name.
 CHECKS: dict[str, Callable[[nn.RNNBase, str, object], None]] = {
     "nonlinearity": _nonlinearity,
     "mode": _mode,

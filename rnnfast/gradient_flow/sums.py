@@ -72,8 +72,8 @@ def take(buffers: Buffers) -> Sums | None:
 
 
 def by_device(buffers: Buffers) -> list[Buffers]:
-    """Apart: replicas of nn.DataParallel have buffers on a device each, for their part of the
-    batch."""
+    """The buffers that can be read, apart by device: each replica of nn.DataParallel has some, for
+    its part of the batch."""
     kept = [[b for b in made if record.readable(b)] for made in buffers]
     devices = {b.device for made in kept for b in made}
     if len(devices) < 2:
@@ -93,7 +93,7 @@ def _joined(replicas: list[Buffers]) -> Sums | None:
 
 
 def _taken(buffers: Buffers, last: int) -> Sums:
-    """Of the backward pass of that number, the last one.
+    """The record of the backward pass of that number, the last one.
 
     A layer has several buffers where it needed more room. In one pass the first made was last.
     """
