@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.library import Library
 
 from . import precision, record
 from .backends import BACKENDS, reference
 from .cells.rnn import Options, directions, in_transform
 from .compiler import makes_program
 from .layout import check_backward, empty_gradients, empty_results
+from .ops import Ops
 
-_library = Library("rnnfast", "DEF")
+_library = Ops("rnnfast")
 _OPTIONS = (
     "str nonlinearity, int heads, float norm_eps, int? bptt_window, float? clip_state_grad,"
     " bool per_sample, str backend"
@@ -104,7 +104,7 @@ for _name, _body, _shapes in (
     ("rnn_backward_recorded", _rnn_backward_recorded, _rnn_backward_recorded_shapes),
 ):
     _library.impl(_name, _body, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rnnfast::{_name}", _shapes, lib=_library)
+    _library.register_fake(_name, _shapes)
 
 _TYPES = {Tensor, nn.Parameter}
 # What a tensor is, as the dispatcher sees it: memory on the CPU and nothing more. No wrapper of a

@@ -5,7 +5,9 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 
+import torch
 from torch import nn
+from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to rnnfast.RNN
 
 from .backends import torch_native
 from .modules import RNN
@@ -38,9 +40,9 @@ def replace(model: nn.Module, *, report: Callable[[str], object] | None = print)
     """
 
     def twin(old: nn.Module) -> nn.Module | str | None:
-        if type(old) is nn.RNN:
+        if type(old) is TorchRNN:
             return strange_parameters(old) or _twin(RNN, old)
-        if isinstance(old, nn.RNN):
+        if isinstance(old, TorchRNN):
             return f"{type(old).__name__} is a subclass of nn.RNN"
         return None
 
@@ -58,13 +60,13 @@ def to_torch(model: nn.Module, *, report: Callable[[str], object] | None = print
         if type(module) is RNN:
             if module.nonlinearity not in torch_native.KERNELS:
                 raise ValueError(f"{name or 'model'}: nn.RNN has no {module.nonlinearity}")
-            beyond = module._problem(next(module.parameters())).beyond
+            beyond = module._problem(torch.empty(1, 1, 1)).beyond
             if beyond:
                 raise ValueError(f"{name or 'model'}: nn.RNN has no {', '.join(beyond)}")
 
     def twin(old: nn.Module) -> nn.Module | str | None:
         if type(old) is RNN:
-            return strange_parameters(old) or _twin(nn.RNN, old)
+            return strange_parameters(old) or _twin(TorchRNN, old)
         if isinstance(old, RNN):
             return f"{type(old).__name__} is a subclass of rnnfast.RNN"
         return None

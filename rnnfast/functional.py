@@ -142,33 +142,50 @@ def check_options(
     Raises:
         TypeError, ValueError: what a recurrence of H units cannot have.
     """
-    _check_count("num_heads", num_heads)
+    check_count("num_heads", num_heads)
     if H % num_heads:
         raise ValueError(f"num_heads: given {num_heads}, wanted a divisor of hidden_size = {H}")
     if layer_norm and num_heads == H:
         raise ValueError(
             "norm='layer': given 1 unit per head, wanted 2 or more: the norm of one is always 0"
         )
-    _check_positive("norm_eps", norm_eps)
+    check_positive("norm_eps", norm_eps)
     if bptt_window is not None:
-        _check_count("bptt_window", bptt_window)
-    if clip_state_grad is not None:
-        _check_positive("clip_state_grad", clip_state_grad)
-        if clip_state_grad < LEAST_CLIP:
-            raise ValueError(
-                f"clip_state_grad: given {clip_state_grad}, wanted {LEAST_CLIP} or more: float32 "
-                "has few digits for what such a gradient is multiplied with"
-            )
+        check_count("bptt_window", bptt_window)
+    check_clip_state_grad(clip_state_grad)
 
 
-def _check_count(name: str, value: int) -> None:
+def check_clip_state_grad(value: float | None) -> None:
+    """
+    Raises:
+        TypeError, ValueError: no gradient can be scaled down to that norm.
+    """
+    if value is None:
+        return
+    check_positive("clip_state_grad", value)
+    if value < LEAST_CLIP:
+        raise ValueError(
+            f"clip_state_grad: given {value}, wanted {LEAST_CLIP} or more: float32 has few digits "
+            "for what such a gradient is multiplied with"
+        )
+
+
+def check_count(name: str, value: int) -> None:
+    """
+    Raises:
+        TypeError, ValueError: it is no int of at least 1.
+    """
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}: given {value!r}, wanted an int")
     if value < 1:
         raise ValueError(f"{name}: given {value}, wanted 1 or more")
 
 
-def _check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
+    """
+    Raises:
+        TypeError, ValueError: it is no number above 0.
+    """
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name}: given {value!r}, wanted a float")
     if not value > 0:  # NaN, too

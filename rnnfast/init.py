@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .batch_norm import restart
+
 
 @torch.no_grad()
 def torch_(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -> None:
@@ -57,3 +59,36 @@ INITS = {
     "glorot": glorot,
     "he": he,
 }
+
+
+def reset(rnn: nn.RNNBase) -> None:
+    """Draws the weights and biases of a rnnfast.RNN, and starts its norms again; all else stays."""
+    norms = {name.replace("weight_ih", "norm_weight") for name, *_ in rnn._all_weights}
+    own = {*rnn._flat_weights_names, *norms, *(n.replace("weight", "bias") for n in norms)}
+    drawn = {}
+    for path, x in rnn.named_parameters():
+        name, below = _own_name(path, own)
+        if name is None:
+            continue
+        if name.startswith("norm_weight"):
+            nn.init.ones_(x)
+        elif name.startswith("norm_bias"):
+            nn.init.zeros_(x)
+        else:
+            drawn[name + below] = x
+    INITS[rnn.init](drawn, rnn.hidden_size, rnn.nonlinearity)
+    restart(rnn._buffers, {name.removeprefix("norm_weight") for name in norms})
+
+
+def _own_name(path: str, own: set[str]) -> tuple[str | None, str]:
+    """The RNN's parameter that the one at ``path`` is a part of, or None; and which part it is."""
+    if path in own:
+        return path, ""
+    first, _, rest = path.partition(".")
+    if first == "parametrizations":
+        name, _, part = rest.partition(".")
+        # torch.nn.utils.parametrize calls them original, original0, original1; a parametrization
+        # has parameters of its own beside them.
+        return (name, "." + part) if name in own and part.startswith("original") else (None, "")
+    name, _, part = path.rpartition("_")  # of pruning, and the older weight_norm, spectral_norm
+    return (name, "_" + part) if name in own and part in ("orig", "g", "v") else (None, "")

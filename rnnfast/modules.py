@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.nn.utils.rnn import PackedSequence
 
 from . import precision, record, wavefront
 from .autograd import layer
-from .backends import BACKENDS, Problem, check_nonlinearity, cuda, select, told_rows, torch_native
-from .batch_norm import batch_norm
+from .backends import Problem, check_nonlinearity, cuda, select, told_rows, torch_native
+from .batch_norm import BatchNorm
 from .cells.rnn import Options, in_transform
 from .compiler import as_leaf, cannot_script, eager, makes_program
 from .dropout import Packing, dropped
 from .functional import check_lengths, check_options, check_reset
-from .gradient_flow import GradientFlow, read
-from .init import INITS
+from .gradient_flow import GradientFlow, NoGradientFlow, read
+from .init import reset
 from .layout import without_padding
+from .settings import CHECKS, CHOICES, MODES, check_bool, check_choice, warn_of_idle_residual
 from .values import has_values
+from .weights import Weights
 
 PLAIN = {  # what extra_repr leaves out
     "norm": None,
@@ -34,13 +36,10 @@ PLAIN = {  # what extra_repr leaves out
     "bptt_window": None,
     "backend": "auto",
 }
-NORMS = [None, "layer", "batch"]
-TRACKING = [False, True, "sample"]
 ROOM = 4096  # points of a direction, [T] or [T, B], that a new record has room for
-MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU", "sigmoid": "RNN_SIGMOID"}
 
 
-class RNN(nn.RNNBase):
+class RNN(Weights):
     """Elman RNN with fused forward and backpropagation through time; takes the place of nn.RNN.
 
     Arguments, parameter names, shapes, state_dict, initial values under a seed, error types,
@@ -58,8 +57,9 @@ class RNN(nn.RNNBase):
         nonlinearity: "tanh", "relu", or "sigmoid" (which nn.RNN has not).
         norm: "layer" adds the parameters norm_weight_l0 and norm_bias_l0 [H]. "batch" normalizes
             x_t W_ih^T over the valid points of the batch, before the biases (Laurent et al. 2015),
-            and adds those and, as nn.BatchNorm1d, running statistics (momentum 0.1). bias=False
-            leaves norm_bias out.
+            and adds those and, as nn.BatchNorm1d, running statistics (momentum 0.1), which
+            torch.optim.swa_utils.update_bn finds; nn.SyncBatchNorm is refused. bias=False leaves
+            norm_bias out.
         norm_eps: what is added to the variance.
         init: "torch", "orthogonal", "identity", "glorot" or "he"; see :mod:`rnnfast.init`.
         residual: add to the input of layer l + 1 the input of layer l where their widths agree;
@@ -75,6 +75,10 @@ class RNN(nn.RNNBase):
             t = k, 2 k, ...
         backend: "auto", "cpu", "cuda", "triton", "torch" or "reference". A named one serves or
             raises; :func:`rnnfast.explain` says what "auto" takes and why.
+
+    An argument that is set later is checked then. The parameters were made for num_layers, bias,
+    bidirectional, num_heads and norm, which cannot be set; input_size and hidden_size follow the
+    weights.
 
     Raises:
         TypeError, ValueError: as nn.RNN does, in its order.
@@ -110,16 +114,9 @@ class RNN(nn.RNNBase):
         if unknown:
             name = next(iter(unknown))
             raise TypeError(f"RNN.__init__() got an unexpected keyword argument '{name}'")
-        for name, value, known in (
-            ("norm", norm, NORMS),
-            ("init", init, list(INITS)),
-            ("track_gradient_flow", track_gradient_flow, TRACKING),
-            ("backend", backend, ["auto", *BACKENDS]),
-        ):
-            if value not in known or (isinstance(value, int) and not isinstance(value, bool)):
-                raise ValueError(f"{name}: given {value!r}, wanted one of {known}")
-        if not isinstance(residual, bool):
-            raise TypeError(f"residual should be of type bool, got: {type(residual).__name__}")
+        for name, value in zip(CHOICES, (norm, init, track_gradient_flow, backend), strict=True):
+            check_choice(name, value)
+        check_bool("residual", residual)
         self.nonlinearity = nonlinearity
         self.norm = norm
         self.norm_eps = norm_eps
@@ -147,24 +144,69 @@ class RNN(nn.RNNBase):
         check_options(
             hidden_size, num_heads, norm == "layer", norm_eps, bptt_window, clip_state_grad
         )
-        width = 2 * hidden_size if bidirectional else hidden_size
-        if residual and num_layers <= (1 if input_size == width else 2):
-            warnings.warn(
-                f"residual=True adds nothing with num_layers={num_layers} and "
-                f"input_size={input_size}: no layer before the last has an input as wide as its "
-                f"output, {width}",
-                stacklevel=2,
-            )
+        if residual:
+            warn_of_idle_residual(self, stacklevel=2)
         self._add_parameters({"device": device, "dtype": dtype})
         self._complete = True
         self.reset_parameters()
         self._records = self._new_records()
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """
+        Raises:
+            TypeError, ValueError: an argument of the constructor cannot have that value, or cannot
+                be set later.
+        """
+        if isinstance(value, nn.Module):
+            self._check_child(name, value)
+        checked = name in CHECKS and self.__dict__.get("_complete", False)
+        if checked:
+            before = getattr(self, name)
+            CHECKS[name](self, name, value)
+        # Not nn.RNNBase's, which looks for each name in its list of the weights.
+        super(nn.RNNBase, self).__setattr__(name, value)
+        if checked and value != before:
+            self._follow(name)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        self._check_child(name, module)
+        super().add_module(name, module)
+
+    def _check_child(self, name: str, module: nn.Module | None) -> None:
+        """
+        Raises:
+            TypeError: it would take the place of a batch norm, as a SyncBatchNorm does.
+        """
+        if not isinstance(self.__dict__.get("_modules", {}).get(name), BatchNorm):
+            return
+        if module is None or not any(isinstance(part, BatchNorm) for part in module.modules()):
+            raise TypeError(
+                f"{name}: given {type(module).__name__}, wanted the batch norm of rnnfast.RNN that "
+                'norm="batch" computes with: it has no statistics over several processes and takes '
+                "no other norm"
+            )
+
+    def _follow(self, name: str) -> None:
+        """Brings up to date whatever else says what an argument does that was set."""
+        if name == "nonlinearity":
+            self.__dict__["mode"] = MODES[self.nonlinearity]
+        elif name == "mode":
+            nonlinearity = next(f for f, mode in MODES.items() if mode == self.mode)
+            self.__dict__["nonlinearity"] = nonlinearity
+        elif name == "track_gradient_flow" and self.track_gradient_flow:
+            self._records = self._new_records()  # of the batch, or of its rows
+        elif name == "norm_eps":
+            for module in self.modules():
+                if isinstance(module, BatchNorm):
+                    module.eps = self.norm_eps
+
     def _new_records(self) -> list[list[Tensor]]:
-        """Of each layer the buffers of :mod:`rnnfast.record`, the last of them in use."""
-        room = record.numbers(2 if self.bidirectional else 1, ROOM, 1)
-        device = next(self.parameters()).device
+        """Of each layer the buffers of :mod:`rnnfast.record`, of each device the last in use."""
         layers = self.num_layers if self.track_gradient_flow else 0
+        device = self._device()
+        if device is None:
+            return [[] for _ in range(layers)]
+        room = record.numbers(2 if self.bidirectional else 1, ROOM, 1)
         return [[record.make(room, device)] for _ in range(layers)]
 
     def _add_parameters(self, factory: dict) -> None:
@@ -185,6 +227,8 @@ class RNN(nn.RNNBase):
                     self.register_buffer(f"norm_running_{name}{suffix}", torch.empty(H, **factory))
                 batches = torch.empty((), dtype=torch.int64, device=factory["device"])
                 self.register_buffer(f"norm_num_batches_tracked{suffix}", batches)
+                norm = BatchNorm(H, self.norm_eps, self._buffers, suffix)
+                setattr(self, f"batch_norm{suffix}", norm)
 
     def forward(
         self,
@@ -454,18 +498,16 @@ class RNN(nn.RNNBase):
         u = F.linear(without_padding(x, lengths), w_ih)
         ps = []
         for d, part in enumerate(u.split(self.hidden_size, -1)):
-            mean, var, batches = (
-                getattr(self, self._norm_names(index, kind)[d])
+            running = tuple(
+                self._buffers[self._norm_names(index, kind)[d]]
                 for kind in ("running_mean", "running_var", "num_batches_tracked")
             )
             weight, bias = (
                 precision.widened(self._weight(self._norm_names(index, kind)[d]))
                 for kind in ("weight", "bias")
             )
-            running = mean, var, batches
-            ps.append(
-                batch_norm(part, lengths, weight, bias, running, self.training, self.norm_eps)
-            )
+            norm = self._modules[f"batch_norm_l{index}{'_reverse' if d else ''}"]
+            ps.append(norm.normalize(part, lengths, weight, bias, running))
         p = torch.cat(ps, -1)
         return (p if b_ih is None else p + (b_ih + b_hh)), None, None, None, w_hh
 
@@ -481,8 +523,9 @@ class RNN(nn.RNNBase):
         T, B, _ = x.shape
         N = B if self.track_gradient_flow == "sample" else 1
         size = record.numbers(2 if self.bidirectional else 1, T, N)
-        made = self._records[index] if index < len(self._records) else []
-        if made and made[-1].device == x.device and (program or made[-1].numel() >= size):
+        # Replicas of nn.DataParallel share the lists.
+        made = [buffer for buffer in self._records[index] if buffer.device == x.device]
+        if made and (program or made[-1].numel() >= size):
             return made[-1]
         if program or torch.compiler.is_compiling():
             raise RuntimeError(
@@ -491,51 +534,54 @@ class RNN(nn.RNNBase):
                 "exported or traced"
             )
         # Beside those before: what they hold stays, and graphs still to come back write there.
-        made.append(record.make(max([size, *(2 * b.numel() for b in made)]), x.device))
-        self._records[index : index + 1] = [made]
-        return made[-1]
+        buffer = record.make(max([size, *(2 * b.numel() for b in made)]), x.device)
+        self._records[index].append(buffer)
+        return buffer
 
     def _network(self) -> dict:
         """What a record is of, by the names of the arguments."""
         return {name: getattr(self, name) for name in ("nonlinearity", *PLAIN)}
 
-    def _read_records(self) -> GradientFlow | None:
-        return read(self._records, self.track_gradient_flow == "sample", self._network())
+    def _read_records(self) -> GradientFlow:
+        if not self.track_gradient_flow:
+            raise NoGradientFlow(
+                "gradient_flow: this RNN does not record it; make it with track_gradient_flow=True "
+                '(or "sample")'
+            )
+        if torch._C._len_torch_dispatch_stack() and detect_fake_mode() is not None:
+            raise NoGradientFlow("gradient_flow: a record cannot be read under FakeTensorMode")
+        found = read(self._records, self.track_gradient_flow == "sample", self._network())
+        if found is None:
+            raise NoGradientFlow(
+                "gradient_flow: no backward pass has come through this RNN yet; call it, and "
+                "backward() on a loss made of its results"
+            )
+        return found
+
+    def __getattr__(self, name: str) -> object:
+        if name == "gradient_flow":  # the property has raised, which Python does not pass on
+            return self._read_records()
+        return super().__getattr__(name)
 
     def __dir__(self) -> list[str]:
         """Without gradient_flow where there is none: torch.jit and others read all that is here."""
         names = super().__dir__()
-        return names if self._read_records() else [n for n in names if n != "gradient_flow"]
+        there = hasattr(self, "gradient_flow")
+        return names if there else [name for name in names if name != "gradient_flow"]
 
     @property
     def gradient_flow(self) -> GradientFlow:
         """What the last backward pass through this module measured, at every time step.
 
         Raises:
-            RuntimeError: it was not asked to, or no backward pass has come through yet.
+            AttributeError, RuntimeError: one error that is both: it was not asked to, or no
+                backward pass has come through yet.
         """
-        if not self.track_gradient_flow:
-            raise RuntimeError(
-                "gradient_flow: this RNN does not record it; make it with track_gradient_flow=True "
-                '(or "sample")'
-            )
-        found = self._read_records()
-        if found is None:
-            raise RuntimeError(
-                "gradient_flow: no backward pass has come through this RNN yet; call it, and "
-                "backward() on a loss made of its results"
-            )
-        return found
-
-    def _weight(self, name: str) -> Tensor | None:
-        """As getattr, which takes ten times as long to find a parameter; what is parametrized,
-        pruned or replicated is no parameter."""
-        weight = self._parameters.get(name)
-        return getattr(self, name, None) if weight is None else weight
+        return self._read_records()
 
     def _torch_options(self) -> tuple:
         return (
-            self._flat_weights,
+            list(map(self._weight, self._flat_weights_names)),
             self.bias,
             self.num_layers,
             self.dropout,
@@ -548,20 +594,11 @@ class RNN(nn.RNNBase):
         return like.new_zeros(self.num_layers * D, batch, self.hidden_size)
 
     def reset_parameters(self) -> None:
-        """Draws all weights and biases anew, as ``init`` says; a norm starts from the beginning."""
-        if not self._complete:
-            return
-        drawn = {}
-        for name, x in self.named_parameters():
-            if name.startswith("norm_weight"):
-                nn.init.ones_(x)
-            elif name.startswith("norm_bias"):
-                nn.init.zeros_(x)
-            else:
-                drawn[name] = x
-        INITS[self.init](drawn, self.hidden_size, self.nonlinearity)
-        for name, x in self.named_buffers():
-            x.fill_(1 if name.startswith("norm_running_var") else 0)
+        """Draws new values for all weights and biases, as ``init`` says; a norm starts from the
+        beginning. A weight that is pruned or parametrized gets new values below its mask or
+        parametrization. The parameters and buffers of a subclass stay as they are."""
+        if self._complete:
+            reset(self)
 
     __prepare_scriptable__ = cannot_script(
         "rnnfast.RNN", "; rnnfast.to_torch(model) puts nn.RNN in its place, which scripts"
@@ -577,22 +614,6 @@ class RNN(nn.RNNBase):
                 s += f", {name}={value!r}"
         return s
 
-    # nn.RNNBase keeps a list of the weights, and weak references to them, beside the parameters.
-    # Here the parameters are looked up at each call: no way of changing one can be missed.
-
-    @property
-    def _flat_weights(self) -> list[Tensor | None]:
-        return [self._weight(name) for name in self._flat_weights_names]
-
-    def _init_flat_weights(self) -> None:
-        self.flatten_parameters()
-
-    def _update_flat_weights(self) -> None:
-        pass
-
-    def _replicate_for_data_parallel(self) -> RNN:
-        return nn.Module._replicate_for_data_parallel(self)
-
     def flatten_parameters(self) -> None:
         """Packs the parameters for cuDNN, where that can serve; otherwise does nothing."""
         if self.nonlinearity in torch_native.KERNELS and self.num_heads == 1:
@@ -600,8 +621,9 @@ class RNN(nn.RNNBase):
 
     def _apply(self, fn, recurse: bool = True) -> RNN:
         super()._apply(fn, recurse)
-        device = next(self.parameters()).device
-        if any(made[-1].device != device for made in self._records):
+        device = self._device()
+        here = ([buffer.device for buffer in made] for made in self._records)
+        if device is not None and any(device not in devices for devices in here):
             self._records = self._new_records()
         return self
 

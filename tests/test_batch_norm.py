@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -246,3 +247,152 @@ def test_batch_norm_compiles_in_one_graph(own_backend, lengths, training):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0, msg=name)
     assert rnn.norm_num_batches_tracked_l0 == (2 if training else 0)
     torch._dynamo.reset()
+
+
+# ------------------------------------------------------------------- whatever looks for batch norms
+
+
+def batches(n: int = 4) -> list[Tensor]:
+    return [3 * normal(T, B, IN, seed=20 + i) + 1 for i in range(n)]
+
+
+def statistics(rnn: rnnfast.RNN) -> dict[str, Tensor]:
+    return {name: x.double() + 0 for name, x in rnn.named_buffers()}
+
+
+def test_update_bn_averages_the_statistics_of_all_batches(own_backend):
+    """As it does for nn.BatchNorm1d, in every layer and direction; momentum and mode come back."""
+    rnn = layer(own_backend, norm="batch", bidirectional=True)
+    twin = ByBatchNorm1d(rnn)
+    rnn(9 * normal(T, B, IN) + 5)  # statistics of other data
+    model = torch.optim.swa_utils.AveragedModel(nn.Sequential(rnn)).eval()
+    for module, told in ((model, batches()), (twin, batches())):
+        torch.optim.swa_utils.update_bn(told, module)
+    averaged = model.module[0]
+    assert_same_statistics(averaged, twin, 4)
+    assert not averaged.training
+    assert [m.momentum for m in averaged.children()] == [0.1, 0.1]
+    assert rnn.norm_num_batches_tracked_l0 == 1  # the copy has statistics of its own
+    two = layer(own_backend, norm="batch", num_layers=2)
+    torch.optim.swa_utils.update_bn(batches(), two)
+    assert two.norm_num_batches_tracked_l1 == 4
+
+
+def test_a_compiled_module_averages_statistics_too():
+    rnn = layer(norm="batch")
+    wanted = copy.deepcopy(rnn)
+    compiled = torch.compile(rnn, backend="aot_eager", fullgraph=True)
+    compiled(batches()[0])
+    for module in (compiled, wanted):
+        torch.optim.swa_utils.update_bn(batches(), module)
+    assert_same_results(statistics(rnn), statistics(wanted))
+
+
+def test_convert_sync_batchnorm_is_refused(own_backend):
+    rnn = layer(own_backend, norm="batch")
+    before = str(rnn)
+    with pytest.raises(TypeError, match=r"batch_norm_l0: given SyncBatchNorm, wanted .*processes"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(rnn))
+    for wrong in (nn.SyncBatchNorm(H), nn.GroupNorm(1, H), nn.Identity(), None):
+        with pytest.raises(TypeError, match="batch_norm_l0: given"):
+            rnn.add_module("batch_norm_l0", wrong)
+    with pytest.raises(TypeError, match="batch_norm_l0: given GroupNorm"):
+        rnn.batch_norm_l0 = nn.GroupNorm(1, H)
+    assert str(rnn) == before
+    rnn(normal(T, B, IN))
+    plain = nn.Sequential(layer(own_backend, norm="layer"))
+    assert nn.SyncBatchNorm.convert_sync_batchnorm(plain) is plain
+
+
+def test_a_batch_norm_in_evaluation_mode_is_frozen(own_backend):
+    rnn = layer(own_backend, norm="batch")
+    rnn(batches()[0])
+    before = statistics(rnn)
+    wanted = copy.deepcopy(rnn).eval()(batches()[1])[0]
+    for module in rnn.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    assert rnn.training
+    assert torch.equal(rnn(batches()[1])[0], wanted)
+    assert_same_results(statistics(rnn), before)
+
+
+def test_momentum_and_eps_of_a_batch_norm_are_heard(own_backend):
+    rnn = layer(own_backend, norm="batch")
+    twin = ByBatchNorm1d(rnn)
+    rnn.norm_eps = 1e-2
+    for norm in (rnn.batch_norm_l0, twin.norms[0]):
+        norm.momentum, norm.eps = 0.5, 1e-2
+    for x in batches(2):
+        assert_same(rnn(x)[0], twin(x)[0])
+    assert_same_statistics(rnn, twin, 2)
+
+
+def test_statistics_can_be_read_and_replaced_by_the_names_of_torch(own_backend):
+    """As Lightning's weight averaging does."""
+    rnn = layer(own_backend, norm="batch")
+    rnn(batches()[0])
+    norm = rnn.batch_norm_l0
+    assert norm.running_mean is rnn.norm_running_mean_l0
+    norm.running_mean = torch.zeros_like(norm.running_mean)
+    norm.running_var = torch.ones_like(norm.running_var)
+    norm.num_batches_tracked *= 0
+    norm.momentum = None
+    for x in batches():
+        rnn(x)
+    wanted = layer(own_backend, norm="batch")
+    torch.optim.swa_utils.update_bn(batches(), wanted)
+    assert_same_results(statistics(rnn), statistics(wanted))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_without_running_statistics_it_is_that_of_the_batch_in_either_mode(own_backend):
+    """As torch.func.replace_all_batch_norm_modules_ asks for."""
+    rnn = layer(own_backend, norm="batch")
+    x = batches()[0]
+    wanted = copy.deepcopy(rnn)(x)[0]
+    torch.func.replace_all_batch_norm_modules_(rnn)
+    assert_same(rnn(x)[0], wanted)
+    assert_same(rnn.eval()(x)[0], wanted)
+    rnn.reset_parameters()
+
+
+def test_keys_of_a_state_dict_are_those_of_the_rnn(own_backend):
+    rnn = layer(own_backend, norm="batch")
+    state = rnn.state_dict()
+    assert [name for name in state if name.startswith("norm")] == [
+        "norm_weight_l0",
+        "norm_bias_l0",
+        "norm_running_mean_l0",
+        "norm_running_var_l0",
+        "norm_num_batches_tracked_l0",
+    ]
+    assert not [name for name in state if name.startswith("batch_norm")]
+    fresh = rnnfast.RNN(IN, H, norm="batch", dtype=torch.float64)
+    fresh.load_state_dict(dict(state))  # without the versions that torch keeps beside
+    assert_same_results(statistics(fresh), statistics(rnn))
+
+
+def test_copies_and_casts_have_batch_norms_of_their_own(own_backend):
+    rnn = layer(own_backend, norm="batch").float()
+    for twin in (copy.deepcopy(rnn), pickle.loads(pickle.dumps(rnn))):
+        assert twin.batch_norm_l0.running_mean is twin.norm_running_mean_l0
+        twin.double()
+        twin.batch_norm_l0.reset_running_stats()
+        twin(batches()[0])
+        assert twin.batch_norm_l0.running_mean is twin.norm_running_mean_l0
+        assert twin.norm_num_batches_tracked_l0 == 1
+    assert rnn.norm_num_batches_tracked_l0 == 0
+
+
+def test_a_probe_leaves_the_statistics(own_backend):
+    rnn = layer(own_backend, norm="batch")
+    rnn(batches()[0])
+    before = statistics(rnn)
+    rnnfast.probe(rnn, batches()[1])
+    assert_same_results(statistics(rnn), before)
+
+
+def test_a_batch_norm_is_not_called_by_itself():
+    with pytest.raises(RuntimeError, match=r"it is a part of an rnnfast\.RNN"):
+        layer(norm="batch").batch_norm_l0(torch.zeros(2, H))

@@ -306,3 +306,40 @@ def test_replaced_model_copies_and_pickles():
     model = quiet(Model())
     x = torch.randn(T, B, I, dtype=torch.float64)
     assert torch.equal(copy.deepcopy(model)(x), model(x))
+
+
+# torch.nn.RNN set to rnnfast.RNN: the way into a library that makes its own RNN
+
+
+@pytest.fixture
+def patched(monkeypatch):
+    """The torch.nn.RNN that was there before."""
+    original = nn.RNN
+    monkeypatch.setattr(torch.nn, "RNN", rnnfast.RNN)
+    return original
+
+
+def test_replace_leaves_rnnfasts_own_modules_where_torchs_name_is_theirs(patched):
+    own = nn.RNN(I, H, clip_state_grad=1.0, bptt_window=3)
+    model, said = nn.Sequential(own, patched(I, H)), []
+    rnnfast.replace(model, report=said.append)
+    assert model[0] is own
+    assert type(model[1]) is rnnfast.RNN
+    assert [line.split(":")[0] for line in said] == ["swapped 1"]
+    assert rnnfast.replace(own, report=None) is own
+
+
+def test_to_torch_gives_torchs_own_class_where_its_name_is_rnnfasts(patched):
+    model = rnnfast.to_torch(nn.Sequential(nn.RNN(I, H), patched(I, H)), report=None)
+    assert [type(m) for m in model] == [patched] * 2
+    with pytest.raises(ValueError, match=r"0: nn\.RNN has no bptt_window"):
+        rnnfast.to_torch(nn.Sequential(nn.RNN(I, H, bptt_window=2)))
+
+
+def test_probe_and_monitor_know_torchs_rnn_under_another_name(patched):
+    x, torchs = torch.randn(T, B, I), patched(I, H)
+    found = rnnfast.probe(torchs, x)
+    assert torch.equal(found.norm, rnnfast.probe(quiet(torchs), x).norm)
+    assert rnnfast.probe(nn.RNN(I, H, nonlinearity="sigmoid"), x).norm.shape == (1, 1, T)
+    with pytest.raises(ValueError, match=r"rnnfast\.replace\(model\)"):
+        rnnfast.GradientMonitor(nn.Sequential(torchs))

@@ -19,6 +19,7 @@ LAYERS = [
     {"rnnfast.testing"},
     {"rnnfast"},
     {"rnnfast.modules", "rnnfast.convert", "rnnfast.report", "rnnfast.gradient_flow"},
+    {"rnnfast.settings", "rnnfast.weights"},
     {
         "rnnfast.functional",
         "rnnfast.init",
@@ -37,6 +38,7 @@ LAYERS = [
     {"rnnfast.values"},
     {
         "rnnfast.compiler",
+        "rnnfast.ops",
         "rnnfast.arguments",
         "rnnfast.drawing",
         "rnnfast.tuning",
@@ -47,6 +49,7 @@ ALLOWED = {
     ("rnnfast.report", "rnnfast"),  # for its __version__, when called
     ("rnnfast.validate", "rnnfast.testing"),
     ("rnnfast.convert", "rnnfast.modules"),
+    ("rnnfast.init", "rnnfast.batch_norm"),  # whose statistics start again
     ("rnnfast.report", "rnnfast.modules"),
     ("rnnfast.modules", "rnnfast.gradient_flow"),
     # the probe and the monitor; the record, in the __init__, knows no module

@@ -215,6 +215,133 @@ def test_fully_shard(tmp_path):
         assert all(fields["state_norm"].isfinite().all() for fields in flows)
 
 
+# ------------------------------------------------------------------------------ wrapped optimizers
+
+
+class ByName(torch.optim.Optimizer):
+    """Calls another optimizer, and no constructor of Optimizer's, as accelerate's wrapper does."""
+
+    def __init__(self, *inner):
+        self.optimizer, self.rest = inner[0], inner[1:]
+        self.second = inner[-1]
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+
+    def step(self, closure=None):
+        for one in (self.optimizer, *self.rest):
+            one.step(closure)
+
+    def zero_grad(self, set_to_none=True):
+        self.optimizer.zero_grad(set_to_none)
+
+
+class Schedule:
+    """No Optimizer at all: a user's own learning rate schedule around one."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner):
+        self._inner = inner
+
+    optimizer = property(lambda self: self._inner)
+
+    def step(self):
+        self._inner.step()
+
+    def zero_grad(self):
+        self._inner.zero_grad()
+
+
+class Delegating(ByName):
+    def __getattr__(self, name):
+        return getattr(self.__dict__["optimizer"], name)
+
+
+class Constructed(torch.optim.Optimizer):
+    def __init__(self, inner):
+        super().__init__(inner.param_groups, inner.defaults)
+        self.inner = inner
+
+    def step(self):
+        self.inner.step()
+
+
+WRAPPERS = {
+    "by name": ByName,
+    "twice": lambda inner: ByName(ByName(inner)),
+    "schedule": Schedule,
+    "delegating": Delegating,
+    "constructed": Constructed,
+}
+
+
+def hooks_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    of_steps = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    of_tensors = (p._post_accumulate_grad_hooks or () for p in model.parameters())
+    return sum(map(len, (*of_steps, *of_tensors)))
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_steps_of_a_wrapped_optimizer_are_counted(wrapper):
+    rows = []
+    for wrap in (lambda inner: inner, WRAPPERS[wrapper]):
+        torch.manual_seed(0)
+        model = Two()
+        inner = sgd(model)
+        optimizer = wrap(inner)
+        with Monitor(model, optimizer) as monitor:
+            for seed in range(3):
+                optimizer.zero_grad()
+                model(inputs(seed=seed)).square().sum().backward()
+                optimizer.step()
+        assert hooks_of(model, inner) == 0
+        rows.append(monitor.rows())
+    assert [row.step for row in rows[0]] == [1] * 5 + [2] * 5 + [3] * 5
+    assert repr(rows[1]) == repr(rows[0])
+
+
+def test_a_wrapper_around_no_optimizer_or_two_is_refused_before_anything_is_hooked(tmp_path):
+    model = Two()
+    first, second = sgd(model), sgd(model)
+    without = ByName(first)
+    without.optimizer = without.second = None
+    for optimizer, held in ((ByName(first, second), 2), (without, 0)):
+        match = rf"optimizer: given ByName, .* holds {held} optimizers, .* a call of step\(\)"
+        with pytest.raises(TypeError, match=match):
+            Monitor(model, optimizer, out=tmp_path / "out")
+    assert hooks_of(model, first) == hooks_of(model, second) == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_hooks_that_are_refused_leave_none_behind(monkeypatch):
+    model = Two()
+    optimizer = sgd(model)
+    monitor = Monitor(model, optimizer)
+
+    def refuse(hook):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.decoder.weight_ih_l0, "register_post_accumulate_grad_hook", refuse)
+        with pytest.raises(ZeroDivisionError):
+            monitor.__enter__()
+    assert hooks_of(model, optimizer) == 0
+    with monitor:  # another time
+        train(model, optimizer)
+    assert len(monitor.rows()) == 5
+
+
+def test_steps_of_frozen_rnns_are_counted_without_an_optimizer():
+    rnn = make("auto").requires_grad_(False)
+    with Monitor(rnn) as monitor:
+        with pytest.raises(RuntimeError, match="it is entered already"):
+            monitor.__enter__()
+        rnn(inputs().requires_grad_())[0].sum().backward()
+        monitor.step()
+    assert len(monitor.rows()) == 1
+
+
 # --------------------------------------------------------------------------------------- Lightning
 
 

@@ -149,5 +149,5 @@ def test_a_record_that_moves_away_before_backward_is_refused(backend):
     given = op_inputs(backend)
     buffer = given["record"]
     for moved in (buffer.float(), buffer[:-1], buffer.to("meta")):
-        with pytest.raises(RuntimeError, match="(record|track_gradient_flow): given"):
+        with pytest.raises(RuntimeError, match=r"(record|track_gradient_flow): given"):
             torch.ops.rnnfast.rnn_backward_recorded(*(given | {"record": moved}).values())

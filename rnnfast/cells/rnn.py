@@ -376,9 +376,10 @@ def _measure(
     }
     rows = torch.stack([values[name] for name in FIELDS], -1).detach()
     if record.shape[0] != rows.shape[0]:
-        largest = rows[:, FIELDS.index("state_max")].amax(0)
+        largest = rows[:, FIELDS.index("state_max")]
         rows = rows.sum(0, keepdim=True)
-        rows[0, FIELDS.index("state_max")] = largest
+        if len(largest):  # an empty batch has none
+            rows[0, FIELDS.index("state_max")] = largest.amax(0)
     record.copy_(rows)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to rnnfast.RNN
 from torch.nn.utils.rnn import PackedSequence
 
 from ..modules import RNN
@@ -146,7 +147,7 @@ def _function(spec: str, what: str) -> Callable[[], object]:
 def _rnns(model: nn.Module, source: str) -> dict[str, nn.Module]:
     """Those that can be probed, by name."""
     modules = dict(model.named_modules())
-    found = {n: m for n, m in modules.items() if type(m) is nn.RNN or isinstance(m, RNN)}
+    found = {n: m for n, m in modules.items() if type(m) is TorchRNN or isinstance(m, RNN)}
     if found:
         return found
     others = {n: m for n, m in modules.items() if isinstance(m, RECURRENT)}

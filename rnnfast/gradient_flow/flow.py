@@ -16,6 +16,11 @@ from .reading import NonFinite, Verdict
 from .sums import SQUARES, Sums, measured, take, together
 
 
+class NoGradientFlow(AttributeError, RuntimeError):
+    """There is no record to read. hasattr and getattr's default take it for what it is, a missing
+    attribute."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class GradientFlow:
     """Per layer, direction and real time step, over the valid entries of the batch and all units:
@@ -217,5 +222,5 @@ def read(buffers: list[list[Tensor]], per_sample: bool, network: Mapping) -> Gra
     found = take(buffers)
     if found is None:
         return None
-    values = found.values if per_sample else found.values.squeeze(3)
+    values = found.values if per_sample else found.pooled().values.squeeze(3)
     return GradientFlow(**measured(values), network=network, smallest=found.smallest)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to rnnfast.RNN
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -57,7 +58,8 @@ class GradientMonitor:
     Args:
         model: all its RNNs record (track_gradient_flow). It may be in DistributedDataParallel,
             fully_shard or torch.compile.
-        optimizer: whose steps are counted. None: call :meth:`step` after each.
+        optimizer: whose steps are counted; or an object that steps one torch.optim.Optimizer which
+            it holds, as accelerate's do. None: call :meth:`step` after each.
         grad_scaler: gradients are divided by its scale. A step that it leaves out, because a
             gradient is inf or NaN, is recorded as ``skipped``, under the number of the step that
             comes next.
@@ -92,9 +94,7 @@ class GradientMonitor:
         writer=None,
         out: str | Path | None = None,
     ) -> None:
-        if optimizer is not None and not isinstance(optimizer, Optimizer):
-            kind = type(optimizer).__name__
-            raise TypeError(f"optimizer: given {kind}, wanted a torch.optim.Optimizer or None")
+        self._counted = None if optimizer is None else _that_calls_hooks(optimizer)
         if grad_scaler is not None and not hasattr(grad_scaler, "get_scale"):
             kind = type(grad_scaler).__name__
             raise TypeError(f"grad_scaler: given {kind}, wanted a torch.amp.GradScaler or None")
@@ -123,29 +123,41 @@ class GradientMonitor:
             name: History(name, rnn._network(), start + 1, every, keep)
             for name, rnn in self.rnns.items()
         }
+        self._entered = False
         self._handles: list = []  # of hooks, while it is entered
 
     # ------------------------------------------------------------------------------ as a context
 
     def __enter__(self) -> GradientMonitor:
-        if self._handles:
+        if self._entered:
             raise RuntimeError("GradientMonitor: it is entered already")
         self._forget()
         self._backward = None  # the number of the running backward pass
-        for rnn in self.rnns.values():  # one of its parameters tells as much as all, sooner
-            for p in [p for p in rnn.parameters() if p.requires_grad][:1]:
-                self._handles.append(p.register_post_accumulate_grad_hook(self._on_gradient))
-        if self.optimizer is not None:
-            self._handles += [
-                self.optimizer.register_step_pre_hook(self._before_step),
-                self.optimizer.register_step_post_hook(self._after_step),
-            ]
+        try:
+            self._hook()
+        except BaseException:
+            self._unhook()
+            raise
+        self._entered = True
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def _hook(self) -> None:
+        hook, handles = self._on_gradient, self._handles
+        if self._counted is not None:
+            handles.append(self._counted.register_step_pre_hook(self._before_step))
+            handles.append(self._counted.register_step_post_hook(self._after_step))
+        for rnn in self.rnns.values():  # one of its parameters tells as much as all, sooner
+            for p in [p for p in rnn.parameters() if p.requires_grad and p.is_leaf][:1]:
+                handles.append(p.register_post_accumulate_grad_hook(hook))
+
+    def _unhook(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._unhook()
+        self._entered = False
         if kind is None:  # after an error the other ranks may be elsewhere
             last = [self._attempt(skipped=True)] if self._was_skipped() else []
             self._record([*self._attempts, *last])
@@ -239,7 +251,7 @@ class GradientMonitor:
         """
         if self.optimizer is not None:
             raise RuntimeError("step: the optimizer that was given counts the steps")
-        if not self._handles:
+        if not self._entered:
             raise RuntimeError("step: wanted inside of `with monitor:`")
         self._after_step()
 
@@ -346,6 +358,45 @@ class GradientMonitor:
             raise ValueError("writer: given one that is closed, wanted an open SummaryWriter")
 
 
+def _that_calls_hooks(optimizer) -> Optimizer:
+    """``optimizer``, or the one torch.optim.Optimizer that it holds, where hooks can be put on that
+    alone: a wrapper may be an Optimizer by name whose constructor never ran.
+
+    Raises:
+        TypeError: there is no such optimizer, or there are several.
+    """
+    why = _why_no_hooks(optimizer)
+    if not why:
+        return optimizer
+    named = getattr(optimizer, "optimizer", None)  # may be a property
+    held = {id(one): one for one in (named, *getattr(optimizer, "__dict__", {}).values())}
+    held = [one for one in held.values() if isinstance(one, Optimizer)]
+    if len(held) == 1 and held[0] is not optimizer:
+        return _that_calls_hooks(held[0])
+    kind = type(optimizer).__name__
+    wanted = "wanted a torch.optim.Optimizer or None"
+    if not isinstance(optimizer, Optimizer) and not held:
+        raise TypeError(f"optimizer: given {kind}, {wanted}")
+    raise TypeError(
+        f"optimizer: given {kind}, which takes no hooks ({why}) and holds {len(held)} optimizers, "
+        f"{wanted} and a call of step() after each step"
+    )
+
+
+def _why_no_hooks(optimizer) -> str:
+    """Why none can be put on its steps; "" where they can."""
+    try:
+        optimizer.register_step_pre_hook(_nothing).remove()
+        optimizer.register_step_post_hook(_nothing).remove()
+    except AttributeError as error:
+        return str(error)
+    return ""
+
+
+def _nothing(*_) -> None:
+    """A hook."""
+
+
 def _is_closed(writer) -> bool:
     """SummaryWriter.add_scalar would not say so, but begin another file."""
     return getattr(writer, "file_writer", writer) is None
@@ -366,7 +417,7 @@ def tracked_rnns(model: nn.Module) -> dict[str, RNN]:
     found = {_plain_name(path, around): m for path, m in modules if isinstance(m, RNN)}
     if not found:
         hint = ""
-        if any(isinstance(module, nn.RNN) for module in model.modules()):
+        if any(isinstance(module, TorchRNN) for module in model.modules()):
             hint = "; rnnfast.replace(model) makes them of its nn.RNN"
         raise ValueError(f"model: given one without any rnnfast.RNN{hint}")
     silent = [name for name, rnn in found.items() if not rnn.track_gradient_flow]

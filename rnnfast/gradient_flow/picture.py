@@ -65,11 +65,13 @@ def draw(panels: Sequence[Panel], heading: str) -> Figure:
         wspace=0.24,
         hspace=0.5,
     )
+    explained = False
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(grid[divmod(i, columns)])
         _draw_panel(axes, panel)
-        if i == 0:
+        if not explained and axes.get_legend_handles_labels()[0]:
             axes.legend(loc="best", fontsize=11, frameon=True, framealpha=0.9, edgecolor="none")
+            explained = True
     return figure
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to rnnfast.RNN
 from torch.nn.utils.rnn import PackedSequence
 
 from ..convert import sharing, strange_parameters
@@ -69,9 +70,9 @@ def probe(
 def _as_rnnfast(rnn: nn.Module) -> RNN:
     if isinstance(rnn, RNN):
         return rnn
-    if type(rnn) is not nn.RNN:
+    if type(rnn) is not TorchRNN:
         name, hint = type(rnn).__name__, ""
-        if isinstance(rnn, nn.RNN):
+        if isinstance(rnn, TorchRNN):
             hint = ", not a subclass of it"
         elif isinstance(rnn, nn.RNNBase):
             hint = f"; {name} is not served yet"

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import record
+from ..values import has_values
 from . import reading
 
 SQUARES = tuple(name for name in record.FIELDS if name.endswith("squares"))
@@ -35,36 +36,68 @@ class Sums(NamedTuple):
         return self if self.values.shape[3] == 1 else Sums(total(self.values), self.smallest)
 
 
-def newest(buffers: list[list[Tensor]]) -> int:
+Buffers = list[list[Tensor]]  # of each layer those of :mod:`rnnfast.record`
+
+
+def newest(buffers: Buffers) -> int:
     """The number of the backward pass that :func:`take` takes; record.NEVER: none."""
-    found = (record.number(buffer) for made in buffers for buffer in made)
-    return max(found, default=record.NEVER)
+    numbers = (record.number(buffer) for made in buffers for buffer in made)
+    return max(numbers, default=record.NEVER)
 
 
 class Pass(NamedTuple):
     """A copy of the records of a backward pass: to make one takes little, to read it can wait."""
 
-    buffers: list[list[Tensor]]
+    replicas: list[Buffers]
     scale: float  # of its loss
 
     @classmethod
-    def of(cls, buffers: list[list[Tensor]], scale: float) -> Pass:
-        last = (max(made, key=record.number) if len(made) > 1 else made[0] for made in buffers)
-        return cls([[record.copy(buffer)] for buffer in last], scale)
+    def of(cls, buffers: Buffers, scale: float) -> Pass:
+        copies = [
+            [[record.copy(max(made, key=record.number))] if made else [] for made in replica]
+            for replica in by_device(buffers)
+        ]
+        return cls(copies, scale)
 
     def sums(self) -> Sums:
-        return take(self.buffers).over(self.scale)
+        return _joined(self.replicas).over(self.scale)
 
 
-def take(buffers: list[list[Tensor]]) -> Sums | None:
-    """Of the last backward pass that reached any of a module's layers; None where none has.
+def take(buffers: Buffers) -> Sums | None:
+    """Of the last backward pass that reached any of a module's layers; None where none has."""
+    return _joined(by_device(buffers))
+
+
+def by_device(buffers: Buffers) -> list[Buffers]:
+    """The buffers that can be read, apart by device: each replica of nn.DataParallel has some, for
+    its part of the batch."""
+    kept = [[b for b in made if has_values(b)] for made in buffers]
+    devices = {b.device for made in kept for b in made}
+    if len(devices) < 2:
+        return [kept] if devices else []
+    ordered = sorted(devices, key=lambda device: (device.type, device.index or 0))
+    return [[[b for b in made if b.device == device] for made in kept] for device in ordered]
+
+
+def _joined(replicas: list[Buffers]) -> Sums | None:
+    """The rows of all replicas that the last backward pass went through."""
+    found = [(newest(replica), replica) for replica in replicas]
+    last = max((number for number, _ in found), default=record.NEVER)
+    if last == record.NEVER:
+        return None
+    parts = [_taken(replica, last) for number, replica in found if number == last]
+    return parts[0] if len(parts) == 1 else side_by_side(parts)
+
+
+def _taken(buffers: Buffers, last: int) -> Sums:
+    """The record of the backward pass of that number, the last one.
 
     A layer has several buffers where it needed more room. In one pass the first made was last.
     """
-    found = [max(map(record.read, made), key=lambda one: one[0]) for made in buffers]
-    last = max((task for task, *_ in found), default=record.NEVER)
-    if last == record.NEVER:
-        return None
+    nothing = record.NEVER, False, torch.empty(0)
+    found = [
+        max(map(record.read, made), key=lambda one: one[0], default=nothing) for made in buffers
+    ]
     half, shape = next((half, values.shape) for task, half, values in found if task == last)
     layers = [
         values.cpu()
@@ -105,8 +138,9 @@ def total(values: Tensor) -> Tensor:
     missing = values[..., ENTRIES].isnan()
     known = torch.where(missing.unsqueeze(-1), 0, values)
     whole = known.sum(3, keepdim=True)
-    whole[..., STATE_MAX] = known[..., STATE_MAX].amax(3, keepdim=True)
-    whole[missing.all(3, keepdim=True)] = torch.nan
+    if values.shape[3]:  # an empty batch has no largest, and its sums are 0
+        whole[..., STATE_MAX] = known[..., STATE_MAX].amax(3, keepdim=True)
+        whole[missing.all(3, keepdim=True)] = torch.nan
     return whole
 
 
