@@ -14,7 +14,7 @@ def value(b_n, F: tl.constexpr):
     elif F == "relu":
         return tl.where(b_n < 0, 0.0, b_n)  # no maximum: a NaN fails the comparison and goes on
     else:
-        return 1.0 / (1.0 + tl.exp(-b_n))
+        return _sigmoid(b_n)
 
 
 @triton.jit
@@ -30,13 +30,29 @@ def through(b_dh, b_h, F: tl.constexpr):
 
 @triton.jit
 def _tanh(b_n):
-    # Two ways and a choice, as on the CPU (bench/ladder/activations.md; its polynomial): near zero
+    # Two ways and a choice, as on the CPU (bench/ladder/activations.md): near zero
     # 1 - 2 / (1 + exp(2 |n|)) cancels.
-    b_z = b_n * b_n
-    b_near = 0.021007313887361264955 + b_z * -0.0061796007726469633011
-    b_near = 0.1333245195930986894 + b_z * (-0.05383736598596564407 + b_z * b_near)
-    b_near = b_n + b_n * b_z * (-0.33333313879465202036 + b_z * b_near)
     b_magnitude = tl.abs(b_n)
     b_far = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * b_magnitude))
     b_far = tl.where(b_n < 0, -b_far, b_far)
-    return tl.where(b_magnitude <= 0.5625, b_near, b_far)
+    return tl.where(b_magnitude <= 0.5625, _tanh_near_zero(b_n), b_far)
+
+
+@triton.jit
+def _tanh_near_zero(b_n):
+    # The CPU's polynomial, for |n| <= 0.5625.
+    b_z = b_n * b_n
+    b_y = 0.021007313887361264955 + b_z * -0.0061796007726469633011
+    b_y = 0.1333245195930986894 + b_z * (-0.05383736598596564407 + b_z * b_y)
+    return b_n + b_n * b_z * (-0.33333313879465202036 + b_z * b_y)
+
+
+@triton.jit
+def _sigmoid(b_n):
+    # As csrc/cuda/math.cuh: the errors of exp and of the division are more than float32's rounding.
+    b_magnitude = tl.abs(b_n)
+    b_near = 0.5 + 0.5 * _tanh_near_zero(0.5 * b_n)
+    b_e = tl.exp(-b_magnitude)
+    b_r = 1.0 / (1.0 + b_e)
+    b_r = tl.fma(b_r, tl.fma(-(1.0 + b_e), b_r, 1.0), b_r)  # a step of Newton's method
+    return tl.where(b_magnitude <= 1.125, b_near, tl.where(b_n < 0, b_e * b_r, b_r))
