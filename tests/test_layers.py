@@ -29,6 +29,7 @@ LAYERS = [
     {"rnnfast.precision"},
     {
         "rnnfast.compiler",
+        "rnnfast.cores",
         "rnnfast.record",
         "rnnfast.arguments",
         "rnnfast.drawing",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cells.rnn import Options, directions
+from ..cores import quota
 from ..layout import check, empty_gradients, empty_results, empty_rows, with_dense_rows
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def forward(
     of x (time or batch first)."""
     T, B, width = x.shape
     check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
-    _bind_openmp()
+    _bind_threads()
     results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
     x = with_dense_rows(x)
     kept = [_contiguous(v) for v in (w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset)]
@@ -142,22 +143,34 @@ def _strides(x: Tensor | None) -> tuple[int, int]:
 
 
 @functools.cache
-def _bind_openmp() -> None:
+def _bind_threads() -> None:
     _C.set_openmp(*openmp())
+    _C.set_quota(quota())
 
 
-def openmp() -> tuple[int, int, int]:
+def threads() -> int:
+    """How many of torch's threads a call may take: no more than cores that the process may use."""
+    _bind_threads()
+    return _C.usable_threads(torch.get_num_threads())[0]
+
+
+def openmp() -> tuple[int, int, int, int]:
     """What lends the kernels the threads that torch has: a second pool would fight its spinning
     workers. Zeros where torch has none (built on another runtime): threads of their own."""
     try:
         with open("/proc/self/maps") as maps:
             fields = [line.rstrip("\n").split(maxsplit=5) for line in maps if "libgomp" in line]
     except OSError:
-        return 0, 0, 0
+        return 0, 0, 0, 0
     loaded = sorted({f[5] for f in fields if len(f) == 6 and not f[5].endswith(" (deleted)")})
     if not loaded:
-        return 0, 0, 0
+        return 0, 0, 0, 0
     home = os.path.dirname(torch.__file__)
     runtime = ctypes.CDLL(min(loaded, key=lambda path: not path.startswith(home)))
-    functions = runtime.GOMP_parallel, runtime.omp_get_num_threads, runtime.omp_get_thread_num
+    functions = (
+        runtime.GOMP_parallel,
+        runtime.omp_get_num_threads,
+        runtime.omp_get_thread_num,
+        runtime.omp_get_num_procs,
+    )
     return tuple(ctypes.cast(function, ctypes.c_void_p).value for function in functions)
