@@ -148,10 +148,12 @@ def _bind_threads() -> None:
     _C.set_quota(quota())
 
 
-def threads() -> int:
-    """How many of torch's threads a call may take: no more than cores that the process may use."""
+def cores() -> int:
+    """Cores that a call may use: those of the process's mask, and no more than its quota."""
+    if _C is None:
+        return os.cpu_count() or 1
     _bind_threads()
-    return _C.usable_threads(torch.get_num_threads())[0]
+    return _C.usable_threads(1 << 30)[0]
 
 
 def openmp() -> tuple[int, int, int, int]:
