@@ -125,6 +125,29 @@ def test_any_number_of_threads_gives_the_same_bits(size, there, machine, torch_t
         assert all(torch.equal(a, b) for a, b in zip(results[0], again, strict=True))
 
 
+BOUND = """
+import os
+from rnnfast.backends import cpu
+print(len(os.sched_getaffinity(0)), cpu.cores(), *cpu._C.usable_threads(2))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity masks here")
+def test_threads_that_openmp_binds_to_a_core_each_are_all_taken():
+    """OMP_PROC_BIND leaves the thread that calls one core; the others have the rest."""
+    there = len(os.sched_getaffinity(0))
+    if there < 2 or not any(cpu.openmp()) or cores.quota() == 1:
+        pytest.skip("needs libgomp and two cores")
+    bound = os.environ | {"OMP_PROC_BIND": "true", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", BOUND], env=bound, capture_output=True, text=True, check=True
+    )
+    own, found, count, pool = map(int, done.stdout.split())
+    assert own == 1
+    assert found == min(there, cores.quota() or there)
+    assert (count, pool) == (2, 2)
+
+
 MANY = """
 import os, threading, torch, rnnfast
 torch.set_num_threads(32)

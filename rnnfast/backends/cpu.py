@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import itertools
 import math
 import os
 from typing import TYPE_CHECKING
@@ -149,11 +150,12 @@ def _bind_threads() -> None:
 
 
 def cores() -> int:
-    """Cores that a call may use: those of the process's mask, and no more than its quota."""
+    """The most threads that a call takes, however many torch has: one for each core of the
+    process's mask, and no more than its quota."""
     if _C is None:
         return os.cpu_count() or 1
     _bind_threads()
-    return _C.usable_threads(1 << 30)[0]
+    return next(n for n in itertools.count(1) if _C.usable_threads(n + 1)[0] <= n)
 
 
 def openmp() -> tuple[int, int, int, int]:
