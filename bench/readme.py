@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 from rnnfast.bench.rows import Row, read_csv
-from rnnfast.bench.workload import BOTH
+from rnnfast.bench.workload import BOTH, BUSY, MANY
 
 BEGIN, END = "<!-- made by python -m bench.readme -->", "<!-- end -->"
 RESULTS = Path("bench/results")
 OPTIONS_AT = ("512", "32", "128")
+APART = ("threads", MANY, BUSY)  # kinds of rows, none of an idle machine with two threads
 
 
 def main() -> int:
@@ -44,7 +45,7 @@ def with_lines(page: str, begin: str, lines: str) -> str:
 
 def figures(results: Path) -> str:
     found, machine = read_csv(results / "cpu.csv")
-    ours = [row for row in found if row.ours and row.what == BOTH and row.kind != "threads"]
+    ours = [row for row in found if row.ours and row.what == BOTH and row.kind not in APART]
     plain = [row for row in ours if row.work.plain]
     torch = {row.work: row for row in found if row.provider == "torch" and row.what == BOTH}
     where = f"{machine['processor']} ({machine['simd']}), 2 threads, torch {machine['torch']}"

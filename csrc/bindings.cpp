@@ -7,6 +7,8 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
@@ -115,6 +117,15 @@ void rnn_backward(const std::string& nonlinearity, const std::string& dtype, Add
   cpu::kernels().elman_backward(nonlinearity_named(nonlinearity), dtype_named(dtype), problem);
 }
 
+// (tasks, parts of each, threads): how a call would be cut up.
+std::tuple<int64_t, int64_t, int> rnn_plan(const std::string& dtype, int64_t steps, int64_t batch,
+                                           int64_t size, int64_t directions, int64_t heads,
+                                           int threads) {
+  const cpu::Shape shape = {steps, batch, size, directions, heads};
+  const cpu::Plan plan = cpu::kernels().elman_plan(dtype_named(dtype), shape, threads);
+  return {plan.tasks(), plan.parts, plan.threads};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -139,12 +150,24 @@ PYBIND11_MODULE(_C, module) {
              py::arg("ahat_stride_b"), py::arg("dp_stride_t"), py::arg("dp_stride_b"),
              py::arg("x_stride_t"), py::arg("x_stride_b"), py::arg("dx_stride_t"),
              py::arg("dx_stride_b"), py::arg("window"), py::arg("clip"), py::arg("threads"));
+  module.def("rnn_plan", &rnn_plan, py::arg("dtype"), py::arg("T"), py::arg("B"), py::arg("S"),
+             py::arg("directions"), py::arg("heads"), py::arg("threads"));
   module.def(
       "set_openmp",
-      [](Address parallel, Address num_threads, Address thread_num) {
-        cpu::set_openmp({parallel, num_threads, thread_num});
+      [](Address parallel, Address num_threads, Address thread_num, Address num_procs) {
+        cpu::set_openmp({parallel, num_threads, thread_num, num_procs});
       },
-      py::arg("GOMP_parallel"), py::arg("omp_get_num_threads"), py::arg("omp_get_thread_num"));
+      py::arg("GOMP_parallel"), py::arg("omp_get_num_threads"), py::arg("omp_get_thread_num"),
+      py::arg("omp_get_num_procs"));
+  module.def(
+      "usable_threads",
+      [](int wanted) {
+        const cpu::Threads found = cpu::usable_threads(wanted);
+        return std::make_pair(found.count, found.pool);
+      },
+      py::arg("wanted"));
+  module.def("set_quota", &cpu::set_quota, py::arg("cores"));
+  module.def("set_cores", &cpu::set_cores, py::arg("cores"));
   module.def("simd_level", [] { return std::string(cpu::kernels().level); });
   module.def("simd_levels", &cpu::simd_levels);
   module.def("set_simd_level", &cpu::set_simd_level, py::arg("level"));

@@ -28,7 +28,7 @@ def info() -> str:
         f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}",
         f"extension: {_extension()}",
         f"CUDA kernels{_cuda()}",
-        f"threads: {torch.get_num_threads()}",
+        f"threads: {torch.get_num_threads()} of torch, on {cpu.cores()} cores",
     ]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:

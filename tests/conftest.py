@@ -70,3 +70,13 @@ def one_torch_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def cores_enough():
+    """The CPU kernels take as many threads as torch has, whatever this machine is."""
+    if cpu._C is not None:
+        cpu._C.set_cores(64)
+    yield
+    if cpu._C is not None:
+        cpu._C.set_cores(0)

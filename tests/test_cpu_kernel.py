@@ -11,7 +11,7 @@ import torch
 from rnnfast.backends import cpu
 
 _C = pytest.importorskip("rnnfast._C")
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
+pytestmark = pytest.mark.usefixtures("one_torch_thread", "cores_enough")
 
 NONLINEARITIES = ("tanh", "relu", "sigmoid")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -385,7 +385,7 @@ def test_openmp_and_own_threads_give_the_same_bits(level):
         pytest.skip("this torch runs without libgomp")
     case = Case((20, 13, 100, 2, 1), torch.float32, "tanh")
     outputs = []
-    for addresses in ((0, 0, 0), pool):
+    for addresses in ((0, 0, 0, 0), pool):
         _C.set_openmp(*addresses)
         y, h_n = case.forward(3)
         outputs.append((y, h_n, *case.backward(y, 3)))

@@ -38,6 +38,7 @@ LAYERS = [
     {"rnnfast.values"},
     {
         "rnnfast.compiler",
+        "rnnfast.cores",
         "rnnfast.ops",
         "rnnfast.arguments",
         "rnnfast.drawing",

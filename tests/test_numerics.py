@@ -53,7 +53,7 @@ def _outputs_start_as_nan():
 
 
 @pytest.fixture(autouse=True)
-def threads():
+def threads(cores_enough):
     """One, where a test says nothing: so many small cases only wait for one another."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

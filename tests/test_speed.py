@@ -28,6 +28,21 @@ def test_training_step_of_a_small_model_is_faster_than_nn_rnn(T, B, H):
 
 
 @needs_cpu
+@pytest.mark.parametrize("threads_a_core", [2, 8])
+@pytest.mark.parametrize(("T", "B", "H"), [(5, 4, 8), (50, 16, 64), (64, 32, 128)])
+def test_more_threads_than_cores_are_no_slower_than_in_nn_rnn(T, B, H, threads_a_core):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads_a_core * cpu.cores())
+    try:
+        theirs, ours = best_seconds(
+            T, B, H, nn.RNN(H, H), rnnfast.RNN(H, H, backend="cpu"), turns=3
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert theirs > ours
+
+
+@needs_cpu
 def test_layer_norm_is_faster_than_the_loop_it_replaces():
     """Of two nn.Linear, nn.LayerNorm and tanh at each step."""
     T, B, H = 128, 32, 128
@@ -36,7 +51,7 @@ def test_layer_norm_is_faster_than_the_loop_it_replaces():
     assert theirs > 2 * ours
 
 
-def best_seconds(T: int, B: int, H: int, *models: nn.Module) -> list[float]:
+def best_seconds(T: int, B: int, H: int, *models: nn.Module, turns: int = 9) -> list[float]:
     """Of five training steps of each, in turns."""
     x = torch.randn(T, B, H, requires_grad=True)
 
@@ -48,5 +63,5 @@ def best_seconds(T: int, B: int, H: int, *models: nn.Module) -> list[float]:
 
     for model in models:
         seconds(model)  # warm-up
-    times = [[seconds(model) for model in models] for _ in range(9)]  # in turns
+    times = [[seconds(model) for model in models] for _ in range(turns)]  # in turns
     return [min(t) for t in zip(*times, strict=True)]  # least disturbed by whatever else runs

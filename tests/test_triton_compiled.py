@@ -62,9 +62,15 @@ def test_shared_memory_is_what_the_plan_says_at_most():
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_compiler_makes_what_the_table_says(name):
-    if importlib.metadata.version("triton") != TABLE["triton"]:
-        pytest.skip(f"the table is of triton {TABLE['triton']}")
-    assert variants.compile_for(launch_of(name), NAMES[name])[0] == ROWS[name]
+    """And other versions of the compiler keep no registers in local memory, either."""
+    found = variants.compile_for(launch_of(name), NAMES[name])[0]
+    if importlib.metadata.version("triton") == TABLE["triton"]:
+        assert found == ROWS[name]
+        return
+    if found.spills and NAMES[name] == 100 and "tf32x3" in name:
+        pytest.xfail("Triton 3.9 keeps weights of exact float32 in registers on Blackwell")
+    assert not found.spills
+    assert not found.stack
 
 
 def bytes_in_loop(code: str, depth: int = 0) -> int:

@@ -200,6 +200,12 @@ def test_refusals_name_the_reason(gpu, monkeypatch):
         patch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.5.1"))
         triton._without_triton.cache_clear()
         assert "it needs triton 3.6, and 3.5.1 is installed" in refusal()
+        patch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.6.0"))
+        patch.setitem(sys.modules, "numpy", SimpleNamespace(__version__="2.4.0"))
+        for interpreted, refused in ((True, True), (False, False)):
+            patch.setattr(triton, "INTERPRETED", interpreted)
+            triton._without_triton.cache_clear()
+            assert ("a NumPy below 2.4, and 2.4.0 is" in triton._without_triton()) == refused
         patch.setitem(sys.modules, "triton", SimpleNamespace())
         triton._without_triton.cache_clear()
         assert "triton is not installed (pip install 'rnnfast[triton]')" in refusal()

@@ -21,6 +21,7 @@ from .steps import (
     of_rows,
     of_states,
     of_units,
+    only_if,
     operand,
     product,
     product_of_all,
@@ -112,7 +113,7 @@ def resident(
         b_dh = b_carry + b_g
         b_of_slope = b_h.to(tl.float32)
         i_next = i_t - 1 + 2 * i_d
-        b_more = b_inside & (i_next >= 0) & (i_next < T)
+        b_more = only_if(b_inside, (i_next >= 0) & (i_next < T))
         b_g = gradients_outside(
             p_grad_y, p_grad_h_n, i_next, i_g_y, i_state, b_more, i_next == b_end, s_g_t, UNIT
         )

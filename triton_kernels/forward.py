@@ -20,6 +20,7 @@ from .steps import (
     lengths_of,
     moments,
     of_units,
+    only_if,
     operand,
     product,
     product_of_all,
@@ -64,7 +65,7 @@ def resident(
     for _ in range(T):
         b_p = b_next.to(tl.float32)
         i_next = i_t + 1 - 2 * i_d  # its p comes in while this step computes
-        b_more = b_inside & (i_next >= 0) & (i_next < T)
+        b_more = only_if(b_inside, (i_next >= 0) & (i_next < T))
         b_next = tl.load(p_p + i_next.to(tl.int64) * s_p_t * UNIT + i_p, mask=b_more, other=0)
         b_before = b_h
         if p_reset is not None:
@@ -181,7 +182,7 @@ def tiled(
                 tl.store(p_ahat + i_step + i_y, b_stored, mask=b_inside)
                 i_rstd = (i_t.to(tl.int64) * B + i_b) * G + i_g
                 b_scale = tl.where(i_t < b_length, b_rstd, 0.0)
-                tl.store(p_rstd + i_rstd, b_scale, mask=b_rows & (i_r == 0))
+                tl.store(p_rstd + i_rstd, b_scale, mask=only_if(b_rows, i_r == 0))
                 b_n = b_n * b_gamma
                 if p_beta is not None:
                     b_n += b_beta

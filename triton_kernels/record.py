@@ -93,10 +93,12 @@ def measure(
                 b_preact += square_sum(b_x, b_y, b_z)
                 b_slope = tl.abs(through(tl.full([BS, BB], 1.0, tl.float32), b_h, F))
                 b_slopes += tl.sum(tl.where(b_inside, b_slope, 0.0), 0).to(tl.float64)
+                # Counts are sums of float32: of integers, 0 or 1, Triton 3.9 makes a sum of bits,
+                # for which it reserves a stack.
                 b_good = (tl.abs(b_dh) < float("inf")) & (tl.abs(b_da) < float("inf"))
-                b_bad_gradients += tl.sum(tl.where(b_good, 0, 1), 0).to(tl.float64)
+                b_bad_gradients += tl.sum(tl.where(b_good, 0.0, 1.0), 0).to(tl.float64)
                 b_good = tl.abs(b_h) < float("inf")
-                b_bad_states += tl.sum(tl.where(b_good, 0, 1), 0).to(tl.float64)
+                b_bad_states += tl.sum(tl.where(b_good, 0.0, 1.0), 0).to(tl.float64)
                 b_bits = tl.abs(b_dh).to(tl.int32, bitcast=True)
                 b_most = tl.maximum(b_most, tl.max(b_bits, 0))
             b_square = square_sum(b_small, b_usual, b_large)

@@ -43,8 +43,16 @@ def stops(p_reset, i_e, i_b, b_length, B, window, WINDOWED: tl.constexpr):
     """[rows]: whether no gradient crosses edge e."""
     b_stop = cuts(p_reset, i_e, i_b, b_length, B)
     if WINDOWED:
-        b_stop |= (i_e % window == 0) & (i_e > 0) & (i_e < b_length)
+        b_stop |= only_if(i_e < b_length, (i_e % window == 0) & (i_e > 0))
     return b_stop
+
+
+@triton.jit
+def only_if(b_mask, condition):
+    """b_mask where a condition of the whole program holds, and nowhere otherwise. The comparison
+    with 0 changes no compiled code. It is for Triton's interpreter, which holds a broadcast
+    comparison as int32, and since Triton 3.9 loads and stores by masks of bool alone."""
+    return (b_mask & condition) != 0
 
 
 @triton.jit

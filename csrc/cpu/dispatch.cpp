@@ -6,10 +6,12 @@
 namespace rnnfast::cpu {
 namespace {
 
-constexpr Kernels kPortable = {"portable", portable::elman_forward, portable::elman_backward};
+constexpr Kernels kPortable = {"portable", portable::elman_forward, portable::elman_backward,
+                               portable::elman_plan};
 #if defined(__x86_64__)
-constexpr Kernels kAvx2 = {"avx2", avx2::elman_forward, avx2::elman_backward};
-constexpr Kernels kAvx512 = {"avx512", avx512::elman_forward, avx512::elman_backward};
+constexpr Kernels kAvx2 = {"avx2", avx2::elman_forward, avx2::elman_backward, avx2::elman_plan};
+constexpr Kernels kAvx512 = {"avx512", avx512::elman_forward, avx512::elman_backward,
+                             avx512::elman_plan};
 
 // Each asks for every extension that its kernels were compiled for (setup.py), but f16c: every
 // machine with AVX2 has it, and not every compiler knows the name here.

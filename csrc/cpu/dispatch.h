@@ -13,6 +13,7 @@ namespace rnnfast::cpu {
   namespace level {                                                 \
   void elman_forward(Nonlinearity, Dtype, const ForwardProblem&);   \
   void elman_backward(Nonlinearity, Dtype, const BackwardProblem&); \
+  Plan elman_plan(Dtype, const Shape&, int threads);                \
   }
 RNNFAST_DECLARE_LEVEL(portable)
 RNNFAST_DECLARE_LEVEL(avx2)
@@ -23,6 +24,7 @@ struct Kernels {
   const char* level;
   void (*elman_forward)(Nonlinearity, Dtype, const ForwardProblem&);
   void (*elman_backward)(Nonlinearity, Dtype, const BackwardProblem&);
+  Plan (*elman_plan)(Dtype, const Shape&, int threads);
 };
 
 // The level in use: the best that this machine runs, until set_simd_level.

@@ -8,6 +8,7 @@ namespace rnnfast::cpu::RNNFAST_LEVEL {
 
 void elman_forward(Nonlinearity, Dtype, const ForwardProblem&);
 void elman_backward(Nonlinearity, Dtype, const BackwardProblem&);
+Plan elman_plan(Dtype, const Shape&, int threads);
 
 namespace {
 
@@ -91,6 +92,11 @@ void elman_backward(Nonlinearity nonlinearity, Dtype dtype, const BackwardProble
     case Nonlinearity::kSigmoid:
       return backward_as<cells::Sigmoid>(dtype, problem);
   }
+}
+
+Plan elman_plan(Dtype dtype, const Shape& shape, int threads) {
+  return dtype == Dtype::kFloat64 ? plan_call<double>(shape, 1, threads)
+                                  : plan_call<float>(shape, 1, threads);
 }
 
 }  // namespace rnnfast::cpu::RNNFAST_LEVEL

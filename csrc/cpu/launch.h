@@ -11,6 +11,18 @@ RNNFAST_INLINE void meet(const Member& member) {
   if (member.count > 1) member.barriers[0].wait(member.count);
 }
 
+// For the threads that there are; which ones is asked where more than one is worth it.
+template <class A>
+RNNFAST_INLINE Plan plan_call(const Shape& shape, int gates, int wanted) {
+  Plan plan = make_plan(shape, gates, kLanes<A>, wanted);
+  if (plan.threads == 1) return plan;
+  const Threads usable = usable_threads(wanted);
+  if (usable.pool == 0)
+    plan = make_plan(shape, gates, kLanes<A>, usable.count, RNNFAST_WORTH_STARTING);
+  plan.pool = usable.pool;
+  return plan;
+}
+
 // Of [T, B, width], in one block.
 template <class S>
 RNNFAST_INLINE std::size_t bytes_of(const Shape& shape, int64_t width) {
@@ -149,7 +161,7 @@ void forward(const ForwardProblem& problem) {
   using Run = ForwardRun<Cell, S, P, kNorm>;
   const Shape& shape = problem.shape;
   if (shape.batch == 0 || shape.size == 0) return;
-  const Plan plan = make_plan(shape, Cell::kGates, problem.threads);
+  const Plan plan = plan_call<A>(shape, Cell::kGates, problem.threads);
   const int64_t units = ceil_div(shape.size, kLanes<A>);
   const PackedLayout<A> layout = {shape.size, units, Cell::kGates, Cell::kRecurrentBias,
                                   sums_for_batch<A>(shape.size, shape.batch)};
@@ -168,7 +180,7 @@ void forward(const ForwardProblem& problem) {
   expect_to_fill(problem.y.data, bytes_of<S>(shape, width));
   expect_to_fill(problem.ahat.data, bytes_of<S>(shape, width));
   run_team(
-      plan.threads,
+      {plan.threads, plan.pool},
       [](void* context, const Member& member) {
         auto& run = *static_cast<Run*>(context);
         run.run(run, member);
@@ -324,7 +336,7 @@ void backward(const BackwardProblem& problem) {
     fill_zero<double>(problem.record, points * kFields);
     return;
   }
-  const Plan plan = make_plan(shape, Cell::kGates, problem.threads);
+  const Plan plan = plan_call<A>(shape, Cell::kGates, problem.threads);
   const PackedLayout<A> layout = {Cell::kGates * shape.size, ceil_div(shape.size, kLanes<A>), 1,
                                   false, usual_sums<A>(Cell::kGates * shape.size)};
   const int64_t stride = row_stride<A>(shape.size);
@@ -346,7 +358,7 @@ void backward(const BackwardProblem& problem) {
   if (problem.dx.data != problem.dp.data)
     expect_to_fill(problem.dx.data, bytes_of<S>(shape, problem.input_size));
   run_team(
-      plan.threads,
+      {plan.threads, plan.pool},
       [](void* context, const Member& member) {
         const FlushSubnormals flush;
         auto& run = *static_cast<Run*>(context);

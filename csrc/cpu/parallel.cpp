@@ -1,9 +1,11 @@
 #include "parallel.h"
 
 #ifdef __linux__
+#include <sched.h>
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <cstdint>
 #include <new>
 #include <thread>
@@ -17,31 +19,51 @@ using OmpQuery = int (*)();
 
 // Written while the module is set up, before any kernel runs in another thread.
 OpenMp openmp;
+std::atomic<int> quota{0};
+std::atomic<int> supposed_cores{0};
+
+// That this thread may run on, and with it those that it starts.
+int cores_of_thread() {
+#ifdef __linux__
+  cpu_set_t mask;
+  if (sched_getaffinity(0, sizeof(mask), &mask) == 0) return CPU_COUNT(&mask);
+#endif
+  const unsigned cores = std::thread::hardware_concurrency();  // 0 where nobody knows
+  return cores > 0 ? static_cast<int>(cores) : 1;
+}
+
+// That libgomp's threads may run on: where it binds each to a core of its own (OMP_PROC_BIND), they
+// are more than those of this thread.
+int cores_of_pool() {
+  if (openmp.num_procs == 0) return cores_of_thread();
+  return reinterpret_cast<OmpQuery>(openmp.num_procs)();
+}
 
 struct Region {
   TeamBody body;
   void* context;
   Barrier* barriers;
+  int threads;  // of the pool's, which may be more
 };
 
 void work_in_openmp(void* data) {
   const Region& region = *static_cast<const Region*>(data);
   // libgomp gives fewer threads than asked for where it must: one inside another region.
   const int index = reinterpret_cast<OmpQuery>(openmp.thread_num)();
-  const int count = reinterpret_cast<OmpQuery>(openmp.num_threads)();
-  region.body(region.context, {index, count, region.barriers});
+  const int count = std::min(reinterpret_cast<OmpQuery>(openmp.num_threads)(), region.threads);
+  if (index < count) region.body(region.context, {index, count, region.barriers});
 }
 
-void run_on_new_threads(const Region& region, int threads) {
+void run_on_new_threads(const Region& region) {
   std::atomic<int> count{0};  // until it is known how many there are, none begins
   const auto work = [&region, &count](int index) {
     while (count.load(std::memory_order_acquire) == 0) std::this_thread::yield();
     region.body(region.context, {index, count.load(std::memory_order_relaxed), region.barriers});
   };
   std::vector<std::thread> helpers;
-  helpers.reserve(static_cast<std::size_t>(threads - 1));
+  helpers.reserve(static_cast<std::size_t>(region.threads - 1));
   try {
-    for (int i = 1; i < threads; ++i) helpers.emplace_back(work, i);
+    for (int i = 1; i < region.threads; ++i) helpers.emplace_back(work, i);
   } catch (...) {
     // No more threads to be had, or no memory: those that started, and the caller, are the team.
   }
@@ -102,19 +124,29 @@ void Barrier::wait(int members) noexcept {
   }
 }
 
-void run_team(int threads, TeamBody body, void* context) {
-  if (threads <= 1) return body(context, {0, 1, nullptr});
-  std::vector<Barrier> barriers(static_cast<std::size_t>(threads));
-  Region region = {body, context, barriers.data()};
-  if (openmp.parallel != 0) {
-    reinterpret_cast<GompParallel>(openmp.parallel)(work_in_openmp, &region,
-                                                    static_cast<unsigned>(threads), 0);
-  } else {
-    run_on_new_threads(region, threads);
-  }
+Threads usable_threads(int wanted) {
+  const int supposed = supposed_cores.load(std::memory_order_relaxed);
+  const auto most = [&](int (*cores)()) {
+    const int there = supposed > 0 ? supposed : cores();
+    const int allowed = quota.load(std::memory_order_relaxed);
+    return allowed > 0 ? std::min(there, allowed) : there;
+  };
+  if (openmp.parallel != 0 && wanted <= most(cores_of_pool)) return {wanted, wanted};
+  return {std::min(wanted, most(cores_of_thread)), 0};
+}
+
+void run_team(Threads threads, TeamBody body, void* context) {
+  if (threads.count <= 1) return body(context, {0, 1, nullptr});
+  std::vector<Barrier> barriers(static_cast<std::size_t>(threads.count));
+  Region region = {body, context, barriers.data(), threads.count};
+  if (threads.pool == 0) return run_on_new_threads(region);
+  reinterpret_cast<GompParallel>(openmp.parallel)(work_in_openmp, &region,
+                                                  static_cast<unsigned>(threads.pool), 0);
 }
 
 void set_openmp(const OpenMp& runtime) { openmp = runtime; }
+void set_quota(int cores) { quota.store(cores, std::memory_order_relaxed); }
+void set_cores(int cores) { supposed_cores.store(cores, std::memory_order_relaxed); }
 
 void expect_to_fill([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes) {
 #ifdef MADV_HUGEPAGE

@@ -24,21 +24,38 @@ struct Member {
   Barrier* barriers;  // `count` of them, for the body to use as it likes; null when alone
 };
 
+// Where the threads of one call come from.
+struct Threads {
+  int count;  // at most
+  int pool;   // taken from this many that are there already; 0: new ones, each started for the call
+};
+
+// No more threads than cores that they may run on, of the `wanted` ones that torch has. A pool of
+// more is left alone: all of its threads would have to come by, and a smaller team than the last
+// one makes libgomp end the threads that are too many, and start them again for torch.
+Threads usable_threads(int wanted);
+
 // Runs body(context, member) on `threads` threads at once, the caller's among them, or on as many
 // as can be had; count says how many. One thread never leaves the caller. Returns when all are
 // done. The body must not throw: others may wait for it.
 using TeamBody = void (*)(void* context, const Member& member);
-void run_team(int threads, TeamBody body, void* context);
+void run_team(Threads threads, TeamBody body, void* context);
 
 // Makes run_team use the threads of the libgomp that the process already runs (torch's), because a
 // second pool fights the first one's spinning workers. Addresses of GOMP_parallel,
-// omp_get_num_threads and omp_get_thread_num; zeros go back to std::thread.
+// omp_get_num_threads, omp_get_thread_num and omp_get_num_procs; zeros go back to std::thread.
 struct OpenMp {
   std::uintptr_t parallel = 0;
   std::uintptr_t num_threads = 0;
   std::uintptr_t thread_num = 0;
+  std::uintptr_t num_procs = 0;
 };
 void set_openmp(const OpenMp& runtime);
+
+// So many cores' time the process may take (a container's quota); 0: no limit.
+void set_quota(int cores);
+// Takes the machine for one of so many cores, for tests; 0: asks the system.
+void set_cores(int cores);
 
 // Asks for huge pages (2 MB) inside a large block that is written next. Memory that is new to the
 // process costs a fault a page, and 512 small pages take seven times as long as a huge one.

@@ -6,19 +6,8 @@
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 
-// One task = (group, slice of the batch), and it runs the whole time loop: alone, or where there
-// are fewer tasks than threads with `parts` threads, each of which computes some of the hidden
-// units and waits for the others after each step.
-struct Plan {
-  int64_t groups;
-  int64_t slices;  // per group
-  int64_t parts;   // per task
-  int threads;
-
-  int64_t tasks() const { return groups * slices; }
-};
-
-// Below this many multiply-adds (some 10 us) a second thread costs more than it brings.
+// Below this many multiply-adds (some 10 us) a second thread costs more than it brings, and each
+// further one wants half as many for itself.
 #ifndef RNNFAST_WORTH_THREADS
 #define RNNFAST_WORTH_THREADS 2e5
 #endif
@@ -26,28 +15,53 @@ struct Plan {
 #ifndef RNNFAST_WORTH_WAITING
 #define RNNFAST_WORTH_WAITING 3e4
 #endif
+// A thread that has to be started first costs ten times as much as one that waits for work.
+#ifndef RNNFAST_WORTH_STARTING
+#define RNNFAST_WORTH_STARTING 2e6
+#endif
 
-RNNFAST_INLINE Plan make_plan(const Shape& shape, int gates, int threads) {
+// The most of `threads` that have half of `worth` multiply-adds each.
+RNNFAST_INLINE int64_t shared_by(int64_t threads, double multiply_adds, double worth) {
+  const bool all = 2 * multiply_adds >= worth * static_cast<double>(threads);
+  return all ? threads : static_cast<int64_t>(2 * multiply_adds / worth);
+}
+
+// lanes: outputs of a vector, which no two threads share.
+RNNFAST_INLINE Plan make_plan(const Shape& shape, int gates, int lanes, int most,
+                              double worth = RNNFAST_WORTH_THREADS) {
   Plan plan = {shape.directions * shape.heads, 1, 1, 1};
   const double step = static_cast<double>(shape.batch) * static_cast<double>(gates) *
                       static_cast<double>(shape.size) * static_cast<double>(shape.size);
   const double work = static_cast<double>(shape.steps) * static_cast<double>(plan.groups) * step;
-  if (threads <= 1 || work < RNNFAST_WORTH_THREADS) return plan;
-  plan.threads = threads;
+  if (most <= 1 || work < worth) return plan;
+  const int64_t threads = shared_by(most, work, worth);
   // The fewest slices that give every thread the same number of tasks.
-  plan.slices = threads;
-  for (int64_t slices = 1; slices < threads; ++slices) {
-    if (slices * plan.groups % threads == 0) {
-      plan.slices = slices;
-      break;
-    }
-  }
-  if (plan.slices > shape.batch) plan.slices = shape.batch;
+  plan.slices = 1;
+  while (plan.slices < threads && plan.slices * plan.groups % threads != 0) ++plan.slices;
   // A slice of one row reads all weights for a single product each.
-  if (shape.batch < 2 * plan.slices && step >= RNNFAST_WORTH_WAITING) plan.slices = 1;
-  if (plan.tasks() < threads && step >= RNNFAST_WORTH_WAITING) plan.parts = threads / plan.tasks();
-  if (plan.tasks() * plan.parts < threads)
-    plan.threads = static_cast<int>(plan.tasks() * plan.parts);
+  const bool waits = step >= RNNFAST_WORTH_WAITING;
+  const int64_t most_slices = waits && shape.batch > 1 ? shape.batch / 2 : shape.batch;
+  if (plan.slices > most_slices) {
+    // Then those that keep most threads busy, the fewest of them.
+    const auto parts = [&](int64_t slices) -> int64_t {
+      const int64_t tasks = plan.groups * slices;
+      if (!waits || tasks >= threads) return 1;
+      const double each = step / static_cast<double>(slices);
+      const int64_t parts = shared_by(threads / tasks, each, RNNFAST_WORTH_WAITING);
+      const int64_t units = ceil_div(shape.size, lanes);
+      return parts < 1 ? 1 : parts < units ? parts : units;
+    };
+    const auto busy = [&](int64_t slices) {
+      const int64_t found = plan.groups * slices * parts(slices);
+      return found < threads ? found : threads;
+    };
+    plan.slices = 1;
+    for (int64_t slices = 2; slices <= most_slices; ++slices)
+      if (busy(slices) > busy(plan.slices)) plan.slices = slices;
+    plan.parts = parts(plan.slices);
+  }
+  const int64_t used = plan.tasks() * plan.parts;
+  plan.threads = static_cast<int>(used < threads ? used : threads);
   return plan;
 }
 

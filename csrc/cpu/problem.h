@@ -20,6 +20,19 @@ struct Shape {
   std::int64_t heads;       // group = direction * heads + head
 };
 
+// One task = (group, slice of the batch), and it runs the whole time loop: alone, or where there
+// are fewer tasks than threads with `parts` threads, each of which computes some of the hidden
+// units and waits for the others after each step.
+struct Plan {
+  std::int64_t groups;
+  std::int64_t slices;  // per group
+  std::int64_t parts;   // per task
+  int threads;
+  int pool = 0;  // where the threads come from, see Threads
+
+  std::int64_t tasks() const { return groups * slices; }
+};
+
 // [T, B, groups * values * S], last dimension contiguous; value v of group g at (g*values + v) * S.
 template <class Pointer>
 struct Sequence {

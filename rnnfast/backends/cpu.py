@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import itertools
 import math
 import os
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cells.rnn import Options, directions
+from ..cores import quota
 from ..layout import check, empty_gradients, empty_results, empty_rows, with_dense_rows
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def forward(
     """As :func:`rnnfast.autograd.layer`, and ahat and rstd with layer norm."""
     T, B, width = x.shape
     check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
-    _bind_openmp()
+    _bind_threads()
     results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
     x = with_dense_rows(x)
     kept = [_contiguous(v) for v in (w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset)]
@@ -141,22 +143,37 @@ def _strides(x: Tensor | None) -> tuple[int, int]:
 
 
 @functools.cache
-def _bind_openmp() -> None:
+def _bind_threads() -> None:
     _C.set_openmp(*openmp())
+    _C.set_quota(quota())
 
 
-def openmp() -> tuple[int, int, int]:
+def cores() -> int:
+    """The most threads that a call takes, however many torch has: one for each core of the
+    process's mask, and no more than its quota."""
+    if _C is None:
+        return os.cpu_count() or 1
+    _bind_threads()
+    return next(n for n in itertools.count(1) if _C.usable_threads(n + 1)[0] <= n)
+
+
+def openmp() -> tuple[int, int, int, int]:
     """What lends the kernels the threads that torch has: a second pool would fight its spinning
     workers. Zeros where torch has none (built on another runtime): threads of their own."""
     try:
         with open("/proc/self/maps") as maps:
             fields = [line.rstrip("\n").split(maxsplit=5) for line in maps if "libgomp" in line]
     except OSError:
-        return 0, 0, 0
+        return 0, 0, 0, 0
     loaded = sorted({f[5] for f in fields if len(f) == 6 and not f[5].endswith(" (deleted)")})
     if not loaded:
-        return 0, 0, 0
+        return 0, 0, 0, 0
     home = os.path.dirname(torch.__file__)
     runtime = ctypes.CDLL(min(loaded, key=lambda path: not path.startswith(home)))
-    functions = runtime.GOMP_parallel, runtime.omp_get_num_threads, runtime.omp_get_thread_num
+    functions = (
+        runtime.GOMP_parallel,
+        runtime.omp_get_num_threads,
+        runtime.omp_get_thread_num,
+        runtime.omp_get_num_procs,
+    )
     return tuple(ctypes.cast(function, ctypes.c_void_p).value for function in functions)

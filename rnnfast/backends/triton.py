@@ -89,9 +89,19 @@ def _without_triton() -> str:
         found = importlib.import_module("triton").__version__
     except (ImportError, AttributeError):  # a folder of that name is no Triton, either
         return "triton is not installed (pip install 'rnnfast[triton]')"
-    if tuple(map(int, found.split(".")[:2])) < OLDEST_TRITON:
+    if _version(found) < OLDEST_TRITON:
         return f"it needs triton {'.'.join(map(str, OLDEST_TRITON))}, and {found} is installed"
+    if INTERPRETED and _version(found) < (3, 7):
+        numpy = importlib.import_module("numpy").__version__
+        if _version(numpy) >= (2, 4):  # which makes no number of an array of one
+            return (
+                f"the interpreter of triton 3.6 needs a NumPy below 2.4, and {numpy} is installed"
+            )
     return ""
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")[:2]))
 
 
 @constant

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from ..report import machine
-from . import floors, picture, points, table
+from . import floors, picture, points, scarce, table
 from .compare import compare
 from .providers import BY_NAME, OURS, PROVIDERS, Provider
 from .rows import FormatError, Row, write_csv
@@ -48,6 +48,7 @@ def run(options: Namespace, providers: Sequence[Provider] = PROVIDERS) -> int:
     found = runner.measure(todo(options))
     if options.device == "cpu" and options.points is None and not options.quick:
         found += _ours(runner).thread_scaling()
+        found += scarce.measure(_ours(runner, "torch"))
     facts = machine(options.device)
     for line in [f"{who} (first at {at})" for who, at in runner.left_out.items()]:
         say(f"left out: {line}")
@@ -146,9 +147,9 @@ def _chip(options: Namespace) -> tuple[floors.Chip | None, str]:
     return chip, f"{products}, and from make gpu-probe's figures of {chip.name}"
 
 
-def _ours(runner: Runner) -> Runner:
-    """It, with our own providers alone; failures and scaling go to the same lists."""
-    ours = [p for p in runner.providers if p in OURS]
+def _ours(runner: Runner, *others: str) -> Runner:
+    """It, with our own providers and these alone; failures and scaling go to the same lists."""
+    ours = [p for p in runner.providers if p in OURS or p.name in others]
     return Runner(
         ours, runner.seconds, runner.rounds, failures=runner.failures, scaling=runner.scaling
     )

@@ -32,6 +32,7 @@ AIM_OVER_JAX = 1.2  # and this is the aim
 GEMM_SHARE = 0.85  # of the rate of a large GEMM, from these sizes on:
 GEMM_SHARE_H, GEMM_SHARE_B = 256, 32
 SCALING_POINT, SCALING = (128, 64, 512), 1.7  # one thread against two
+SCARCE_POINT = (50, 16, 64)  # with more threads than cores, and beside busy processes
 
 # The same on a GPU, over cuDNN at its best setting for the precision.
 OVER_CUDNN, OVER_CUDNN_PERSISTENT = 5.0, 2.0

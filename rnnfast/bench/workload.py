@@ -15,6 +15,9 @@ FORWARD, BOTH = "forward", "forward+backward"
 STEP, GRAPH = "training step", "forward+backward, CUDA graph"
 WAYS = (FORWARD, BOTH, STEP, GRAPH)
 
+# Kinds of workloads whose cores are scarce.
+MANY, BUSY = "8 threads a core", "beside busy processes"
+
 PRECISIONS = {  # tf32: float32 tensors, whose products on a GPU take operands of 10 bits
     "float32": torch.float32,
     "tf32": torch.float32,
@@ -75,7 +78,8 @@ class Workload:
         ]
 
     def __str__(self) -> str:
-        return ", ".join([f"({self.T}, {self.B}, {self.H})", *self.beyond()])
+        scarce = [self.kind] if self.kind in (MANY, BUSY) else []
+        return ", ".join([f"({self.T}, {self.B}, {self.H})", *self.beyond(), *scarce])
 
     @property
     def dtype(self) -> torch.dtype:

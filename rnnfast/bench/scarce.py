@@ -1,0 +1,54 @@
+"""rnnfast and nn.RNN where cores are scarce: more threads than cores, as in a container whose quota
+torch does not know, and beside processes that keep every core busy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..backends import cpu
+from .points import SCARCE_POINT
+from .rows import Row, rows
+from .runner import Runner
+from .timing import take_turns
+from .workload import BOTH, BUSY, MANY, Workload
+
+THREADS_A_CORE = 8
+LOOP = "while True: pass"
+
+
+def measure(runner: Runner) -> list[Row]:
+    """Forward and backward of each provider, in turns; nothing where it cannot be timed."""
+    threads, there = torch.get_num_threads(), cpu.cores()
+    try:
+        torch.set_num_threads(THREADS_A_CORE * there)
+        found = _measure(runner, Workload(*SCARCE_POINT, MANY))
+    finally:
+        torch.set_num_threads(threads)
+    with busy(there):
+        return found + _measure(runner, Workload(*SCARCE_POINT, BUSY))
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """So many processes that compute all the time."""
+    started = [subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def _measure(runner: Runner, work: Workload) -> list[Row]:
+    layers = runner.prepare(work)
+    if not layers:
+        return []
+    calls = {name: layer.calls[BOTH] for name, layer in layers.items()}
+    samples = {BOTH: take_turns(calls, runner.seconds, runner.rounds)}
+    return rows(work, samples, layers, None, None)

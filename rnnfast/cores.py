@@ -1,0 +1,38 @@
+"""How many cores' time this process may take."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path, PurePosixPath
+
+
+def quota(root: Path = Path("/")) -> int:
+    """The CPU quota that a container's cgroups set, in whole cores rounded up; 0 for none.
+
+    The limit of any cgroup above the process holds, in both versions of cgroups; on systems that
+    are not Linux there is none.
+    """
+    limits = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        home = root / "sys/fs/cgroup" / controllers
+        for folder in (path, *map(str, PurePosixPath(path).parents)):
+            limits.append(_limit(home / folder.lstrip("/")))
+    return math.ceil(min((limit for limit in limits if limit), default=0))
+
+
+def _limit(folder: Path) -> float:
+    """Cores that one cgroup grants, 0 for no limit: version 2 has both numbers in one file."""
+    version_1 = f"{_text(folder / 'cpu.cfs_quota_us')} {_text(folder / 'cpu.cfs_period_us')}"
+    numbers = re.match(r"\s*(\d+)\s+(\d+)", _text(folder / "cpu.max") or version_1)
+    return int(numbers[1]) / int(numbers[2]) if numbers else 0  # "max" and -1 are no numbers
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
