@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
 import pytest
 import torch
+from cases import MODULE_BACKENDS
 
 from rnnfast import precision
 from rnnfast.backends import BACKENDS, Problem, cpu, cuda, triton
-
-# Without a compiler the package works, and its tests say what they left out. Where the extension
-# is required, as in CI, its absence fails.
-_required = os.environ.get("RNNFAST_REQUIRE_EXTENSION", "0") not in ("", "0")
-_cpu_missing = pytest.mark.skipif(
-    cpu._C is None and not _required, reason="the extension rnnfast._C is not built"
-)
-# Kernels for GPUs run on a CPU in Triton's interpreter and in the emulation alone, which
-# `make test` starts apart.
-MODULE_BACKENDS = [
-    pytest.param(name, marks=[_cpu_missing] if name == "cpu" else [])
-    for name in BACKENDS
-    if (name != "triton" or triton.INTERPRETED) and (name != "cuda" or cuda.EMULATION)
-]
 
 
 @pytest.fixture(params=MODULE_BACKENDS)

@@ -80,7 +80,7 @@ import rnnfast
 from rnnfast import autograd
 autograd.BACKENDS["reference"].forward = None
 try:
-    torch.ops.rnnfast.rnn(x, None, None, None, torch.eye(3), *[None] * 5, "tanh", 1, 1e-5, None,
+    torch.ops.rnnfast.rnn(x, None, None, None, torch.eye(3), *[None] * 6, "tanh", 1, 1e-5, None,
                           None, False, "reference")
 except TypeError as error:
     print(error)

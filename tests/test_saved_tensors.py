@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import MODULE_BACKENDS
+from cases import MODULE_BACKENDS
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from twins import EXACT

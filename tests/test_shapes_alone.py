@@ -65,7 +65,9 @@ def test_a_record_without_values_is_none(mode):
         rnn = rnnfast.RNN(I, H, track_gradient_flow=True)
         rnn(torch.randn(T, B, I))[0].sum().backward()
         assert "gradient_flow" not in dir(rnn)
-        with pytest.raises(RuntimeError, match="no backward pass"):
+        with pytest.raises(
+            RuntimeError, match=r"no backward pass|cannot be read under FakeTensorMode"
+        ):
             _ = rnn.gradient_flow
         assert newest(rnn._records) == NEVER
         Pass.of(rnn._records, 1.0)
