@@ -14,10 +14,10 @@ from .functional import check_clip_state_grad, check_count, check_options, check
 from .init import INITS
 
 CHOICES = {
-    "norm": [None, "layer", "batch"],
-    "init": list(INITS),
-    "track_gradient_flow": [False, True, "sample"],
-    "backend": ["auto", *BACKENDS],
+    "norm": (None, "layer", "batch"),
+    "init": INITS,
+    "track_gradient_flow": (False, True, "sample"),
+    "backend": BACKENDS,  # and "auto"; a backend may be added later
 }
 MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU", "sigmoid": "RNN_SIGMOID"}  # of a nonlinearity
 
@@ -27,7 +27,7 @@ def check_choice(name: str, value: object) -> None:
     Raises:
         ValueError: it is none of the argument's.
     """
-    known = CHOICES[name]
+    known = [*(("auto",) if name == "backend" else ()), *CHOICES[name]]
     if value not in known or (isinstance(value, int) and not isinstance(value, bool)):
         raise ValueError(f"{name}: given {value!r}, wanted one of {known}")
 
