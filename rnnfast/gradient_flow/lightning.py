@@ -5,7 +5,12 @@ from __future__ import annotations
 try:
     from lightning.pytorch import Callback
 except ModuleNotFoundError:
-    from pytorch_lightning import Callback
+    try:
+        from pytorch_lightning import Callback
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "GradientMonitorCallback needs Lightning: pip install lightning", name=error.name
+        ) from error
 
 from .monitor import GradientMonitor
 
