@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Literal, TypedDict, TypeVar, overload
+from typing import TypedDict, TypeVar, overload
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to r
 from typing_extensions import Unpack
 
 from .backends import torch_native
-from .choices import Backend, Norm
+from .choices import Backend, Norm, TrackGradientFlow
 from .init import start_norms
 from .modules import RNN
 
@@ -47,7 +47,7 @@ class Options(TypedDict, total=False):
     norm: Norm | None
     norm_eps: float
     residual: bool
-    track_gradient_flow: bool | Literal["sample"]
+    track_gradient_flow: TrackGradientFlow
     clip_state_grad: float | None
     bptt_window: int | None
     backend: Backend

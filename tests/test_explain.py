@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnfast
@@ -79,7 +80,7 @@ def test_explain_of_nn_rnn_says_what_replace_would_give():
 
 
 def test_explain_of_a_module_that_replace_keeps_says_why():
-    pruned = nn.utils.prune.l1_unstructured(nn.RNN(I, H), "weight_hh_l0", 0.5)
+    pruned = prune.l1_unstructured(nn.RNN(I, H), "weight_hh_l0", 0.5)
     x = torch.zeros(T, B, I)
     assert "pruning, weight_norm or the like changed" in rnnfast.explain(pruned, x)
     assert rnnfast.explain(nn.GRU(I, H), x) == (

@@ -163,6 +163,7 @@ def test_the_reader_of_imports_reads_them():
         "rnnfast.autograd",
         "rnnfast.backends",
         "rnnfast.cells.rnn",
+        "rnnfast.choices",
         "rnnfast.compiler",
         "rnnfast.values",
     }
