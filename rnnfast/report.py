@@ -54,7 +54,7 @@ def info(full: bool = False) -> Report:
 
         lines += ["", get_pretty_env_info()]
     else:
-        lines.append("the rest of the machine: rnnfast.info(full=True), in seconds")
+        lines.append("the rest of the machine: rnnfast.info(full=True), or info --full, in seconds")
     return Report("\n".join(lines))
 
 
