@@ -452,5 +452,5 @@ def test_probe_and_monitor_know_torchs_rnn_under_another_name(patched):
     found = rnnfast.probe(torchs, x)
     assert torch.equal(found.norm, rnnfast.probe(quiet(torchs), x).norm)
     assert rnnfast.probe(nn.RNN(I, H, nonlinearity="sigmoid"), x).norm.shape == (1, 1, T)
-    with pytest.raises(ValueError, match=r"rnnfast\.replace\(model\)"):
+    with pytest.raises(ValueError, match=r"rnnfast\.replace\(model, track_gradient_flow=True\)"):
         rnnfast.GradientMonitor(nn.Sequential(torchs))

@@ -424,7 +424,7 @@ def tracked_rnns(model: nn.Module) -> dict[str, RNN]:
     if not found:
         hint = ""
         if any(isinstance(module, TorchRNN) for module in model.modules()):
-            hint = "; rnnfast.replace(model) makes them of its nn.RNN"
+            hint = "; rnnfast.replace(model, track_gradient_flow=True) makes them of its nn.RNN"
         raise ValueError(f"model: given one without any rnnfast.RNN{hint}")
     silent = [name for name, rnn in found.items() if not rnn.track_gradient_flow]
     if silent:
