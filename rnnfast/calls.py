@@ -19,8 +19,9 @@ def watch(
     named: Mapping[str, object],
 ) -> None:
     """Calls ``model(*args, **named)`` once, and ``see(name, part, args, named)`` before each call
-    of a part. The call is in eval mode, without gradients, and without torch.compile. The modes of
-    all modules and the generators of random numbers stay as they were.
+    of a part, which is in its own mode then. The call is in eval mode, without gradients, and
+    without torch.compile. The modes of all modules and the generators of random numbers stay as
+    they were.
 
     Args:
         parts: modules of the model, by name.
@@ -31,8 +32,15 @@ def watch(
     modes = {module: module.training for module in model.modules()}
     gpus = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     compiles = "torch._dynamo" in sys.modules  # loading it takes a second
+
+    def look(name: str, part: nn.Module, args: tuple, named: dict) -> None:
+        called = part.training
+        part.training = modes.get(part, called)  # nn.DataParallel calls replicas
+        see(name, part, args, named)
+        part.training = called
+
     hooks = [
-        part.register_forward_pre_hook(partial(see, name), with_kwargs=True)
+        part.register_forward_pre_hook(partial(look, name), with_kwargs=True)
         for name, part in parts.items()
     ]
     try:

@@ -9,6 +9,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnfast
+from rnnfast import calls
 
 T, B, I, H = 6, 3, 4, 5  # noqa: E741
 
@@ -134,6 +135,21 @@ def test_explain_looks_into_wrappers(wrap):
     )
     rnn = rnnfast.RNN(I, H)
     assert rnnfast.explain(rnn, x).splitlines()[0] in rnnfast.explain(wrap(rnn), x)
+
+
+def test_each_part_is_seen_in_its_own_mode_and_called_in_eval_mode():
+    model, modes = nn.Sequential(nn.Linear(I, I), nn.Dropout(0.5), nn.Linear(I, I)), []
+    model[0].eval()
+    model[2].register_forward_pre_hook(lambda module, args: modes.append(module.training))
+    parts = {"first": model[0], "last": model[2]}
+
+    def see(name, part, args, named):
+        modes.append((name, part.training, args[0].shape, named))
+
+    calls.watch(model, parts, see, (torch.ones(B, I),), {})
+    shape = (B, I)
+    assert modes == [("first", False, shape, {}), False, ("last", True, shape, {})]
+    assert [module.training for module in model] == [False, True, True]
 
 
 def test_explain_raises_what_the_model_raises_and_leaves_it_as_it_was():
