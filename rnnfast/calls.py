@@ -1,4 +1,4 @@
-"""What the parts of a model are called with."""
+"""Watching the parts of a model while it is called."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import json
 import platform
 import subprocess
@@ -29,7 +30,7 @@ class Report(str):
 
 
 def info(full: bool = False) -> Report:
-    """Versions, the compiled extension, and which backend serves what; for bug reports.
+    """Versions, the compiled extension, and the backends that can compute here; for bug reports.
 
     Args:
         full: adds what torch.utils.collect_env finds about the machine, its compilers, drivers and
@@ -70,7 +71,8 @@ def explain(model: nn.Module, /, *args: Any, **named: Any) -> Report:
         args, named: what the model is called with.
 
     Raises:
-        TypeError: ``model`` is no module; an RNN is called with no tensor.
+        TypeError: ``model`` is no module; an RNN takes no such arguments.
+        ValueError, RuntimeError: an RNN takes no input of that shape.
         BackendError: an RNN names a backend that cannot compute this call.
     """
     if not isinstance(model, nn.Module):
@@ -112,15 +114,22 @@ def _of_module(module: nn.Module, args: tuple, named: Mapping[str, Any]) -> list
     ]
 
 
-def _of_rnn(
-    rnn: RNN, input: Tensor | PackedSequence | None = None, *_: Any, **named: Any
-) -> list[str]:
+def _of_rnn(rnn: RNN, *args: Any, **named: Any) -> list[str]:
+    own = type(rnn).forward is not RNN.forward  # a subclass, which hands on its first argument
+    given = {"input": next(iter((*args, *named.values())), None)}
+    if not own:
+        given = inspect.signature(RNN.forward).bind(rnn, *args, **named).arguments
+    input, reset = given["input"], given.get("reset")
     if not isinstance(input, (Tensor, PackedSequence)):
-        given = type(input).__name__
-        raise TypeError(f"input: given {given}, wanted the tensor or PackedSequence of a call")
+        kind = type(input).__name__
+        raise TypeError(f"input: given {kind}, wanted a tensor or a PackedSequence")
     x = input.data if isinstance(input, PackedSequence) else input
+    if x is input and x.dim() not in (2, 3) and not own:
+        raise ValueError(f"input: given {x.dim()} axes, wanted [T, B, I], or [T, I] unbatched")
+    if x.shape[-1] != rnn.input_size and not own:
+        raise RuntimeError(f"input: given {x.shape[-1]} features, wanted {rnn.input_size}")
     rows = int(input.batch_sizes[0]) if isinstance(input, PackedSequence) else None
-    problem = rnn._problem(x, named.get("reset"), rows)
+    problem = rnn._problem(x, reset, rows)
     chosen = backends.select(rnn.backend, problem)
     if rnn.backend == "auto":
         asked, otherwise = "auto", f"{chosen} comes first"

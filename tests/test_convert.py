@@ -312,7 +312,7 @@ def test_a_model_without_recurrent_modules_is_reported():
 
 @pytest.mark.parametrize("convert", [rnnfast.replace, rnnfast.to_torch])
 @pytest.mark.parametrize("given", [nn.RNN, [nn.RNN(I, H)], None], ids=["class", "list", "None"])
-def test_what_is_no_module_is_refused(convert, given):
+def test_other_things_than_modules_are_refused(convert, given):
     with pytest.raises(TypeError, match=r"model: given \w+, wanted a torch\.nn\.Module"):
         convert(given)
 

@@ -12,10 +12,11 @@ import rnnfast
 from rnnfast import calls
 
 T, B, I, H = 6, 3, 4, 5  # noqa: E741
+X = torch.zeros(T, B, I)
 
 
 class Net(nn.Module):
-    """Of every kind one, and one that its forward does not call."""
+    """One module of every kind, and one that forward does not call."""
 
     def __init__(self):
         super().__init__()
@@ -124,6 +125,16 @@ def test_explain_heeds_what_a_call_asks_for():
     assert "no reset" not in rnnfast.explain(rnn, input=x)
 
 
+def test_a_subclass_with_a_forward_of_its_own_is_explained_for_its_first_argument():
+    class Flat(rnnfast.RNN):
+        def forward(self, x, scale):
+            return super().forward(x.unflatten(1, (B, I)) * scale)
+
+    rnn, x = Flat(I, H), torch.zeros(T, B * I)
+    assert rnnfast.explain(rnn, x, scale=2.0).split()[1] == "(auto),"
+    assert rnnfast.explain(rnn, x=x, scale=2.0) == rnnfast.explain(rnn, x, 2.0)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script")  # in torch.compile itself
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
 def test_explain_looks_into_wrappers(wrap):
@@ -154,20 +165,23 @@ def test_each_part_is_seen_in_its_own_mode_and_called_in_eval_mode():
 
 def test_explain_raises_what_the_model_raises_and_leaves_it_as_it_was():
     model = Net()
-    with pytest.raises(RuntimeError, match="input_size"):
+    with pytest.raises(RuntimeError, match="features"):
         rnnfast.explain(model, torch.zeros(B, T, I + 1))
     assert all(module.training for module in model.modules())
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize(
-    ("args", "match"),
+    ("model", "args", "named", "error", "match"),
     [
-        ((nn.RNN, torch.zeros(T, B, I)), r"model: given type, wanted a torch\.nn\.Module"),
-        ((rnnfast.RNN(I, H),), "input: given NoneType, wanted the tensor or PackedSequence"),
-        ((nn.RNN(I, H), [1.0]), "input: given list, wanted the tensor or PackedSequence"),
+        (nn.RNN, (X,), {}, TypeError, r"model: given type, wanted a torch\.nn\.Module"),
+        (rnnfast.RNN(I, H), (), {}, TypeError, "missing a required argument: 'input'"),
+        (nn.RNN(I, H), ([1.0],), {}, TypeError, "input: given list, wanted a tensor or a Packed"),
+        (nn.RNN(I, H), (X,), {"lenghts": [1]}, TypeError, "unexpected keyword argument 'lenghts'"),
+        (rnnfast.RNN(I, H), (X[0, 0],), {}, ValueError, "input: given 1 axes, wanted"),
+        (rnnfast.RNN(I + 1, H), (X,), {}, RuntimeError, "input: given 4 features, wanted 5"),
     ],
 )
-def test_explain_names_what_is_wrong(args, match):
-    with pytest.raises(TypeError, match=match):
-        rnnfast.explain(*args)
+def test_explain_names_what_is_wrong(model, args, named, error, match):
+    with pytest.raises(error, match=match):
+        rnnfast.explain(model, *args, **named)

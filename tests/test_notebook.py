@@ -89,7 +89,7 @@ def test_the_callback_without_lightning_says_what_to_install(monkeypatch):
         import rnnfast.gradient_flow.lightning  # noqa: F401
 
 
-def test_what_a_package_itself_lacks_keeps_its_own_name(monkeypatch):
+def test_a_package_that_lacks_another_names_that_one(monkeypatch):
     """A matplotlib without numpy is not a missing matplotlib."""
     from rnnfast import extras
 

@@ -1,4 +1,4 @@
-"""What type checkers say of a user's script (typed.py), with rnnfast as it is installed."""
+"""Type checkers read a user's script (typed.py), with rnnfast as it is installed."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ rnnfast.RNN(8, 16, backend="gpu")  # type: ignore[arg-type]  # pyright: ignore[r
 y, h_n = rnnfast.functional.rnn(x, h_n[0], nonlinearity="sigmoid", backend="cpu")
 rnnfast.functional.rnn(x, x, backend="")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
-# What it says.
+# Results.
 text: str = rnnfast.info() + rnnfast.explain(net, x) + rnnfast.explain(rnn, x, lengths=[5, 3])
 flow = rnn.gradient_flow
 assert_type(flow, rnnfast.GradientFlow)
