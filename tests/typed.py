@@ -1,6 +1,8 @@
 """A user's script, for type checkers: it is not run. ``type: ignore`` and ``pyright: ignore`` mark
 what they must refuse; both checkers report an ignore that they do not need."""
 
+import logging
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -74,3 +76,32 @@ try:
     rnnfast.RNN(8, 16, backend="cuda")(x)
 except rnnfast.BackendError as error:
     text += str(error)
+
+
+# Where a user's code has them.
+class Tagger(nn.Module):
+    def __init__(self, inner: nn.RNNBase) -> None:
+        super().__init__()
+        self.rnn = rnnfast.RNN(8, 16, batch_first=True)
+        self.inner = inner
+
+    def forward(self, x: Tensor, lengths: list[int]) -> Tensor:
+        y, _ = self.rnn.forward(x, lengths=lengths)
+        return y
+
+
+def swapped(model: nn.Module) -> nn.Module:
+    return rnnfast.replace(model, report=logging.info)
+
+
+tagger = nn.DataParallel(Tagger(inner=rnnfast.RNN(8, 16)))
+swapped(tagger)
+lines: list[str] = []
+rnnfast.to_torch(tagger, report=lines.append)
+rnn.nonlinearity = "relu"
+rnn.track_gradient_flow = True
+rnn.bptt_window, rnn.clip_state_grad, rnn.backend = 5, 1.0, "torch"
+rnn.flatten_parameters()
+scaler, world = torch.amp.GradScaler("cpu"), torch.distributed.group.WORLD
+rnnfast.GradientMonitor(net, grad_scaler=scaler, group=world, writer=None, out="flow")
+flow.reduce(world).pooled().to_dict()
