@@ -1,4 +1,4 @@
-"""The command line: ``python -m rnnfast {info,demo,probe,validate,bench}``."""
+"""The command line: ``rnnfast {info,demo,probe,validate,bench}``, or ``python -m rnnfast``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import arguments
+from . import __version__, arguments
 from .backends import BACKENDS
 from .modules import RNN
 from .report import info
@@ -32,11 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="python -m rnnfast")
+    as_script = Path(sys.argv[0]).stem == "rnnfast"  # which pip makes
+    found = argparse.ArgumentParser(prog="rnnfast" if as_script else "python -m rnnfast")
+    found.add_argument("--version", action="version", version=f"rnnfast {__version__}")
     commands = found.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     text = "versions, device, which backends are usable and why not"
     command = commands.add_parser("info", help=text, description=text)
+    command.add_argument(
+        "--full",
+        action="store_true",
+        help="add what torch.utils.collect_env finds about the machine: takes seconds",
+    )
     command.set_defaults(run=_info)
 
     text = "why an RNN forgets, and what helps: six networks on handwritten digits"
@@ -199,7 +206,7 @@ def _add_out(command: argparse.ArgumentParser, folder: str) -> None:
 
 
 def _info(options: argparse.Namespace) -> int:
-    print(info())
+    print(info(options.full))
     return 0
 
 

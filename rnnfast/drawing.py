@@ -2,9 +2,43 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 INK, QUIET = "#222222", "#666666"
+
+
+class Picture(Figure):
+    """A figure without pyplot. A notebook shows it as a PNG where it is the value of a cell."""
+
+    def __init__(self, width: float, height: float) -> None:  # inches
+        super().__init__(figsize=(width, height), dpi=110)
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
+    def show(self, warn: bool = True) -> None:
+        """Shows the figure in a notebook.
+
+        Raises:
+            AttributeError: this is no notebook, as of any figure that pyplot does not know.
+        """
+        ipython = sys.modules.get("IPython")
+        if ipython is None or ipython.get_ipython() is None:
+            raise AttributeError(
+                "show: this figure has no window, and this is no notebook; savefig(path) writes a "
+                "file"
+            )
+        from IPython.display import display
+
+        display(self)
 
 
 def plain(axes: Axes) -> None:

@@ -14,6 +14,7 @@ from . import precision
 from .autograd import layer
 from .backends import Problem, check_nonlinearity, select, told_rows
 from .cells.rnn import Options
+from .choices import Backend, Nonlinearity
 from .compiler import cannot_script
 from .values import values_of
 
@@ -29,14 +30,14 @@ def rnn(
     *,
     lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
-    nonlinearity: str = "tanh",
+    nonlinearity: Nonlinearity = "tanh",
     num_heads: int = 1,
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
     norm_eps: float = 1e-5,
     bptt_window: int | None = None,
     clip_state_grad: float | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """h_t = f(p_t + h_{t-1} W_hh^T) for all t (Elman 1990), with gradients by BPTT.
 

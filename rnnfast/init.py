@@ -63,21 +63,24 @@ INITS = {
 
 def reset(rnn: nn.RNNBase) -> None:
     """Draws the weights and biases of a rnnfast.RNN, and starts its norms again; all else stays."""
-    norms = {name.replace("weight_ih", "norm_weight") for name, *_ in rnn._all_weights}
-    own = {*rnn._flat_weights_names, *norms, *(n.replace("weight", "bias") for n in norms)}
-    drawn = {}
+    own, drawn = set(rnn._flat_weights_names), {}
     for path, x in rnn.named_parameters():
         name, below = _own_name(path, own)
-        if name is None:
-            continue
-        if name.startswith("norm_weight"):
-            nn.init.ones_(x)
-        elif name.startswith("norm_bias"):
-            nn.init.zeros_(x)
-        else:
+        if name is not None:
             drawn[name + below] = x
     INITS[rnn.init](drawn, rnn.hidden_size, rnn.nonlinearity)
-    restart(rnn._buffers, {name.removeprefix("norm_weight") for name in norms})
+    start_norms(rnn)
+
+
+def start_norms(rnn: nn.RNNBase) -> None:
+    """Weights 1, biases 0, and the statistics as before the first batch."""
+    weights = {name.replace("weight_ih", "norm_weight") for name, *_ in rnn._all_weights}
+    biases = {name.replace("weight", "bias") for name in weights}
+    for path, x in rnn.named_parameters():
+        name, _ = _own_name(path, weights | biases)
+        if name is not None:
+            (nn.init.ones_ if name in weights else nn.init.zeros_)(x)
+    restart(rnn._buffers, {name.removeprefix("norm_weight") for name in weights})
 
 
 def _own_name(path: str, own: set[str]) -> tuple[str | None, str]:

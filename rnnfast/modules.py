@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch.nn.utils.rnn import PackedSequence
+from typing_extensions import Unpack
 
 from . import precision, record, wavefront
 from .autograd import layer
 from .backends import Problem, check_nonlinearity, cuda, select, told_rows, torch_native
 from .batch_norm import BatchNorm
 from .cells.rnn import Options, in_transform
+from .choices import Backend, Init, NoMore, Nonlinearity, Norm, TrackGradientFlow
 from .compiler import as_leaf, cannot_script, eager, makes_program
 from .dropout import Packing, dropped
 from .functional import check_lengths, check_options, check_reset
@@ -89,24 +92,24 @@ class RNN(Weights):
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
-        nonlinearity: str = "tanh",
+        nonlinearity: Nonlinearity = "tanh",
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        device=None,
-        dtype=None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         *,
-        norm: str | None = None,
+        norm: Norm | None = None,
         norm_eps: float = 1e-5,
-        init: str = "torch",
+        init: Init = "torch",
         residual: bool = False,
         num_heads: int = 1,
-        track_gradient_flow: bool | str = False,
+        track_gradient_flow: TrackGradientFlow = False,
         clip_state_grad: float | None = None,
         bptt_window: int | None = None,
-        backend: str = "auto",
-        **unknown,
+        backend: Backend = "auto",
+        **unknown: Unpack[NoMore],
     ) -> None:
         if "proj_size" in unknown:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
@@ -229,6 +232,26 @@ class RNN(Weights):
                 self.register_buffer(f"norm_num_batches_tracked{suffix}", batches)
                 norm = BatchNorm(H, self.norm_eps, self._buffers, suffix)
                 setattr(self, f"batch_norm{suffix}", norm)
+
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: None = None,
+    ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(
         self,
@@ -558,7 +581,7 @@ class RNN(Weights):
             )
         return found
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
         if name == "gradient_flow":  # the property has raised, which Python does not pass on
             return self._read_records()
         return super().__getattr__(name)

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import backends
+from . import backends, calls, convert
 from .backends import cpu, cuda
 from .modules import RNN
 
 BUILD_REPORT = Path(__file__).with_name("_build.json")  # written by setup.py
 
 
-def info() -> str:
-    """Versions, the compiled extension, and which backend serves what; for bug reports."""
+class Report(str):
+    """Lines of text. A notebook and Python's own prompt show the repr: the lines themselves."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def info(full: bool = False) -> Report:
+    """Versions, the compiled extension, and the backends that can compute here; for bug reports.
+
+    Args:
+        full: adds what torch.utils.collect_env finds about the machine, its compilers, drivers and
+            packages, which takes seconds.
+    """
     import rnnfast
 
     lines = [
@@ -35,20 +50,86 @@ def info() -> str:
         problem = backends.Problem(device, torch.float32, "tanh", projected=False)
         lines.append(f"on {device}, float32, tanh:")
         lines += [f"  {name}: {why or 'serves'}" for name, why in _refusals(problem)]
-    return "\n".join(lines)
+    if full:
+        from torch.utils.collect_env import get_pretty_env_info
+
+        lines += ["", get_pretty_env_info()]
+    else:
+        lines.append("the rest of the machine: rnnfast.info(full=True), or info --full, in seconds")
+    return Report("\n".join(lines))
 
 
-def explain(rnn: RNN, input: Tensor | PackedSequence) -> str:
-    """Which backend ``rnn(input)`` takes, and why each other one does not.
+def explain(model: nn.Module, /, *args: Any, **named: Any) -> Report:
+    """Which backend computes each recurrent module in ``model(*args, **named)``, and why each other
+    backend does not. torch computes its own modules; of an nn.RNN the report says which backend
+    :func:`rnnfast.replace` would give it.
+
+    An RNN alone is not called. Any other model is called once, in eval mode and without gradients,
+    to see what its RNNs are called with.
+
+    Args:
+        args, named: what the model is called with.
 
     Raises:
-        TypeError: ``rnn`` is no rnnfast.RNN.
+        TypeError: ``model`` is no module; an RNN takes no such arguments.
+        ValueError, RuntimeError: an RNN takes no input of that shape.
+        BackendError: an RNN names a backend that cannot compute this call.
     """
-    if not isinstance(rnn, RNN):
-        raise TypeError(f"rnn: given {type(rnn).__name__}, wanted rnnfast.RNN")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: given {type(model).__name__}, wanted a torch.nn.Module")
+    model = getattr(model, "_orig_mod", model)  # as torch.compile was given it
+    found = {name: m for name, m in model.named_modules() if convert.why_kept(m) is not None}
+    if model in found.values():
+        return Report("\n".join(_of_module(model, args, named)))
+    if not found:
+        return Report(f"{type(model).__name__} holds no recurrent module")
+    ours = {n: m for n, m in found.items() if isinstance(m, RNN) or not convert.why_kept(m)}
+    seen: dict[str, list[list[str]]] = {name: [] for name in ours}
+
+    def see(name: str, module: nn.Module, args: tuple, named: dict) -> None:
+        lines = _of_module(module, args, named)
+        if lines not in seen[name]:
+            seen[name].append(lines)
+
+    if ours:
+        calls.watch(model, ours, see, args, named)
+    lines = []
+    for name, module in found.items():
+        texts = seen[name] if name in ours else [_of_module(module, (), {})]
+        lines.append(f"{name}: {module}" + ("" if texts else ", which this call does not reach"))
+        lines += [f"  {line}" for text in texts for line in text]
+    return Report("\n".join(lines))
+
+
+def _of_module(module: nn.Module, args: tuple, named: Mapping[str, Any]) -> list[str]:
+    """A recurrent module that is called with that."""
+    if isinstance(module, RNN):
+        return _of_rnn(module, *args, **named)
+    kind, why = type(module).__name__, convert.why_kept(module)
+    if why:
+        return [f"torch's own kernels compute {kind}: {why}"]
+    lines = _of_rnn(convert.sharing(RNN, module), *args, **named)
+    return ["torch's own kernels compute nn.RNN; after rnnfast.replace(model):"] + [
+        f"  {line}" for line in lines
+    ]
+
+
+def _of_rnn(rnn: RNN, *args: Any, **named: Any) -> list[str]:
+    own = type(rnn).forward is not RNN.forward  # a subclass, which hands on its first argument
+    given = {"input": next(iter((*args, *named.values())), None)}
+    if not own:
+        given = inspect.signature(RNN.forward).bind(rnn, *args, **named).arguments
+    input, reset = given["input"], given.get("reset")
+    if not isinstance(input, (Tensor, PackedSequence)):
+        kind = type(input).__name__
+        raise TypeError(f"input: given {kind}, wanted a tensor or a PackedSequence")
     x = input.data if isinstance(input, PackedSequence) else input
+    if x is input and x.dim() not in (2, 3) and not own:
+        raise ValueError(f"input: given {x.dim()} axes, wanted [T, B, I], or [T, I] unbatched")
+    if x.shape[-1] != rnn.input_size and not own:
+        raise RuntimeError(f"input: given {x.shape[-1]} features, wanted {rnn.input_size}")
     rows = int(input.batch_sizes[0]) if isinstance(input, PackedSequence) else None
-    problem = rnn._problem(x, rows=rows)
+    problem = rnn._problem(x, reset, rows)
     chosen = backends.select(rnn.backend, problem)
     if rnn.backend == "auto":
         asked, otherwise = "auto", f"{chosen} comes first"
@@ -69,7 +150,7 @@ def explain(rnn: RNN, input: Tensor | PackedSequence) -> str:
         "  second derivatives, forward mode and torch.func transforms: the eager formula, whatever "
         "the backend"
     )
-    return "\n".join(lines)
+    return lines
 
 
 def _steps(rnn: RNN, input: Tensor | PackedSequence) -> int:

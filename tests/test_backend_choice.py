@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnfast
@@ -231,11 +230,6 @@ def test_explain_names_what_forward_takes(calls):
         calls.clear()
         rnn(x)
         assert calls == [rnnfast.explain(rnn, x).split()[0]] * rnn.num_layers
-
-
-def test_explain_is_for_rnnfast_alone():
-    with pytest.raises(TypeError, match=r"rnn: given RNN, wanted rnnfast\.RNN"):
-        rnnfast.explain(nn.RNN(I, H), torch.zeros(5, 2, I))
 
 
 @has_extension

@@ -264,13 +264,124 @@ def test_what_cannot_be_swapped_is_kept_and_reported(case, kind):
     assert len(lines) == 2
 
 
-def test_other_modules_are_not_touched():
-    model = nn.Sequential(nn.LSTM(I, H), nn.GRU(I, H), nn.RNNCell(I, H), rnnfast.RNN(I, H))
-    before = list(model)
-    lines = []
+class OwnLSTM(nn.LSTM):
+    pass
+
+
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(nn.RNN(I, H))
+
+
+A_CELL = "a cell computes one step in a call, and rnnfast.RNN a whole sequence"
+LEFT = {
+    "LSTM": (lambda: nn.LSTM(I, H), "rnnfast has no LSTM yet, only RNN"),
+    "GRU": (lambda: nn.GRU(I, H), "rnnfast has no GRU yet, only RNN"),
+    "subclass of LSTM": (lambda: OwnLSTM(I, H), "rnnfast has no LSTM yet, only RNN"),
+    "RNNBase": (lambda: nn.RNNBase("LSTM", I, H), "RNNBase is no nn.RNN"),
+    "RNNCell": (lambda: nn.RNNCell(I, H), A_CELL),
+    "LSTMCell": (lambda: nn.LSTMCell(I, H), A_CELL),
+    "GRUCell": (lambda: nn.GRUCell(I, H), A_CELL),
+    "rnnfast.RNN": (lambda: rnnfast.RNN(I, H), "it is an rnnfast.RNN already"),
+    "TorchScript": (scripted, "it is RNN in TorchScript; replace it before torch.jit"),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT)
+def test_recurrent_modules_that_stay_are_reported_with_the_reason(kind):
+    make, why = LEFT[kind]
+    module, lines = make(), []
+    model = nn.Sequential(nn.Linear(I, I), module)
     rnnfast.replace(model, report=lines.append)
+    assert model[1] is module
+    assert lines == [f"kept 1: {why}"]
+    assert rnnfast.replace(module, report=lines.append) is module
+    assert lines[1:] == [f"kept model: {why}"]
+
+
+def test_a_model_without_recurrent_modules_is_reported():
+    model, lines = nn.Sequential(nn.Linear(I, H)), []
+    assert rnnfast.replace(model, report=lines.append) is model
+    assert rnnfast.to_torch(model, report=lines.append) is model
+    assert lines == [
+        "nothing swapped: Sequential holds no torch.nn.RNN",
+        "nothing swapped: Sequential holds no rnnfast.RNN",
+    ]
+
+
+@pytest.mark.parametrize("convert", [rnnfast.replace, rnnfast.to_torch])
+@pytest.mark.parametrize("given", [nn.RNN, [nn.RNN(I, H)], None], ids=["class", "list", "None"])
+def test_other_things_than_modules_are_refused(convert, given):
+    with pytest.raises(TypeError, match=r"model: given \w+, wanted a torch\.nn\.Module"):
+        convert(given)
+
+
+# Options
+
+
+@pytest.mark.parametrize("norm", [None, "layer", "batch"])
+def test_replace_takes_options_of_the_new_modules(norm):
+    options = {
+        "norm": norm,
+        "norm_eps": 1e-3,
+        "residual": True,
+        "track_gradient_flow": True,
+        "clip_state_grad": 2.0,
+        "bptt_window": 3,
+        "backend": "reference",
+    }
+    old = nn.RNN(I, I, 3, dtype=torch.float64)
+    before, state = dict(old.named_parameters()), torch.get_rng_state()
+    new = rnnfast.replace(old, report=None, **options)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {name: getattr(new, name) for name in options} == options
+    assert all(getattr(new, name) is p for name, p in before.items())
+    alone = rnnfast.RNN(I, I, 3, dtype=torch.float64, **options)
+    alone.load_state_dict(before, strict=False)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    results = []
+    for rnn in (new, alone):
+        y, _ = rnn(x)
+        y.square().sum().backward()
+        results.append((y.detach(), rnn.gradient_flow.carry_norm))
+    for ours, theirs in zip(*results):
+        assert_same(ours, theirs)
+    assert list(new.state_dict()) == list(alone.state_dict())
+
+
+def test_options_reach_every_module_and_none_of_rnnfasts_own():
+    own = rnnfast.RNN(I, H)
+    model, lines = nn.Sequential(nn.RNN(I, H), nn.ModuleList([nn.RNN(H, H)]), own), []
+    rnnfast.replace(model, report=lines.append, track_gradient_flow=True)
+    assert [model[i].track_gradient_flow for i in (0, 2)] == [True, False]
+    assert model[1][0].track_gradient_flow is True
+    assert "track_gradient_flow=True" in lines[0]
+    assert lines[2] == "kept 2: it is an rnnfast.RNN already, and keeps its own options"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"norm": "group"}, ValueError, "norm: given 'group', wanted one of"),
+        ({"bptt_window": 0}, ValueError, "bptt_window: given 0"),
+        ({"track_gradient_flow": 1}, ValueError, "track_gradient_flow: given 1"),
+        ({"backend": "gpu"}, ValueError, "backend: given 'gpu'"),
+        ({"residual": 1}, TypeError, "residual should be of type bool"),
+        ({"norm": "layer"}, ValueError, "given 1 unit per head"),
+        ({"hiden": 1}, TypeError, "options: given hiden, wanted some of norm, norm_eps"),
+        ({"batch_first": True}, TypeError, "options: given batch_first, wanted some of norm"),
+        ({"init": "he"}, TypeError, "the weights stay: set rnn.init"),
+        ({"num_heads": 2}, TypeError, "the weights stay, and heads have a W_hh of another shape"),
+    ],
+)
+@pytest.mark.parametrize("there", [nn.RNN, nn.Linear])
+def test_options_that_cannot_be_are_refused_before_anything_changes(there, options, error, match):
+    model = nn.Sequential(nn.RNN(I, H), nn.RNN(I, 1), there(I, H))
+    before = list(model)
+    with pytest.raises(error, match=match):
+        rnnfast.replace(model, **options)
     assert list(model) == before
-    assert lines == []
 
 
 def test_report_is_printed_unless_told_otherwise(capsys):
@@ -325,7 +436,7 @@ def test_replace_leaves_rnnfasts_own_modules_where_torchs_name_is_theirs(patched
     rnnfast.replace(model, report=said.append)
     assert model[0] is own
     assert type(model[1]) is rnnfast.RNN
-    assert [line.split(":")[0] for line in said] == ["swapped 1"]
+    assert [line.split(":")[0] for line in said] == ["kept 0", "swapped 1"]
     assert rnnfast.replace(own, report=None) is own
 
 
@@ -341,5 +452,5 @@ def test_probe_and_monitor_know_torchs_rnn_under_another_name(patched):
     found = rnnfast.probe(torchs, x)
     assert torch.equal(found.norm, rnnfast.probe(quiet(torchs), x).norm)
     assert rnnfast.probe(nn.RNN(I, H, nonlinearity="sigmoid"), x).norm.shape == (1, 1, T)
-    with pytest.raises(ValueError, match=r"rnnfast\.replace\(model\)"):
+    with pytest.raises(ValueError, match=r"rnnfast\.replace\(model, track_gradient_flow=True\)"):
         rnnfast.GradientMonitor(nn.Sequential(torchs))

@@ -63,6 +63,32 @@ def test_info_needs_torch_alone():
     assert "reference: serves" in done.stdout
 
 
+def test_the_command_says_its_version():
+    done = command("--version")
+    assert (done.returncode, done.stdout) == (0, f"rnnfast {rnnfast.__version__}\n")
+
+
+@pytest.mark.parametrize("script", ["rnnfast", "rnnfast.exe", "__main__.py"])
+def test_the_usage_names_the_command_that_was_called(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(Path("folder") / script)])
+    with pytest.raises(SystemExit):
+        main([])
+    name = "python -m rnnfast" if script == "__main__.py" else "rnnfast"
+    assert capsys.readouterr().err.startswith(f"usage: {name} [-h] [--version] COMMAND")
+
+
+def test_info_in_full_has_the_environment_that_torch_collects(monkeypatch, capsys):
+    import torch.utils.collect_env as collect_env
+
+    brief = rnnfast.info()
+    assert "rnnfast.info(full=True)" in brief.splitlines()[-1]
+    monkeypatch.setattr(collect_env, "get_pretty_env_info", lambda: "PyTorch version: any")
+    assert main(["info", "--full"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:-2] == brief.splitlines()[:-1]
+    assert said[-2:] == ["", "PyTorch version: any"]
+
+
 @pytest.mark.parametrize("missing", sorted(DEMO_IMPORTS))
 def test_a_missing_extra_is_named_in_one_line_with_the_cure(missing: str, tmp_path: Path):
     folder = tmp_path / "out"

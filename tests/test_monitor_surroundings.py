@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 import types
@@ -399,6 +400,19 @@ def test_callback_of_lightning(fails, callback_class, tmp_path):
     assert (tmp_path / "gradient_flow.csv").exists()
     train(model, trainer.optimizers[0])
     assert len(callback.monitor.rows()) == 10
+
+
+def test_callback_takes_the_arguments_of_the_monitor(callback_class):
+    wanted = inspect.signature(Monitor).parameters
+    taken = inspect.signature(callback_class).parameters
+    given = {"model", "optimizer", "grad_scaler"}  # by the trainer
+    assert set(taken) == set(wanted) - given
+    for name in taken.keys() - {"start"}:
+        assert taken[name].default == wanted[name].default, name
+    model = Two()
+    trainer = Trainer(callback_class(every=2, start=3), [sgd(model)])
+    trainer.fit(model, 3)
+    assert sorted({row.step for row in trainer.callback.monitor.rows()}) == [4, 6]
 
 
 def test_callback_wants_one_optimizer(callback_class):

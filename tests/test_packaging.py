@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -183,6 +184,16 @@ def test_wheel_says_how_it_was_compiled(wheel):
 def test_wheel_from_the_sdist_trains_far_from_the_sources(installed, tmp_path):
     file = run(installed, "-c", TRAIN, cwd=tmp_path).stdout.strip()
     assert Path(file).is_relative_to(installed.parents[1])
+
+
+@needs_compiler
+def test_the_installation_makes_a_command(installed, tmp_path):
+    script = installed.with_name("rnnfast")
+    version = run(script, "--version", cwd=tmp_path).stdout
+    assert version == run(installed, "-m", "rnnfast", "--version", cwd=tmp_path).stdout
+    assert re.fullmatch(r"rnnfast \d+\.\d+\.\d+\n", version)
+    assert run(script, cwd=tmp_path, status=2).stderr.startswith("usage: rnnfast [-h]")
+    assert "extension: rnnfast._C" in run(script, "info", cwd=tmp_path).stdout
 
 
 @needs_compiler

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to rnnfast.RNN
 from torch.nn.utils.rnn import PackedSequence
 
+from .. import calls
 from ..modules import RNN
 from .picture import draw_probes
 from .probe import GradientProbe, probe
@@ -77,17 +78,17 @@ def run(
     rnns = _rnns(model, source)
     if data is None:
         size = steps or STEPS, batch or BATCH
-        calls = {name: ((_noise(rnn, *size),), {}) for name, rnn in rnns.items()}
+        called = {name: ((_noise(rnn, *size),), {}) for name, rnn in rnns.items()}
     elif steps or batch:
         raise BadInput("--steps, --batch: of random input, and --data brings its own")
     else:
-        calls = _calls(model, rnns, _function(data, "--data")(), data)
+        called = _calls(model, rnns, _function(data, "--data")(), data)
     console, found = Console(), {}
-    for name, (args, options) in calls.items():
+    for name, (args, options) in called.items():
         found[name] = _probe(name, rnns[name], args, options, seed)
         console.print(f"\n{name or 'model'}: {rnns[name]}", style="bold", markup=False)
         console.print(found[name])
-    for name in (name for name in rnns if name not in calls):
+    for name in (name for name in rnns if name not in called):
         console.print(f"\n{name}: not called, so not probed", markup=False)
     console.print(f"\n{LEGEND}", markup=False, highlight=False)
     draw_probes(found).savefig(out / "probe.png")
@@ -243,34 +244,26 @@ def _calls(
 ) -> dict[str, tuple[tuple, dict]]:
     """What each RNN is called with when the model is called with ``given``; of several calls, the
     one with most in it."""
-    seen: dict[nn.Module, tuple[tuple, dict]] = {}
+    seen: dict[str, tuple[tuple, dict]] = {}
 
-    def keep(module: nn.Module, args: tuple, options: dict) -> None:
+    def keep(name: str, rnn: nn.Module, args: tuple, options: dict) -> None:
         if "input" in options:
             args, options = (options["input"],), {n: x for n, x in options.items() if n != "input"}
-        if module not in seen or _size(args) > _size(seen[module][0]):
-            seen[module] = args, options
+        if name not in seen or _size(args) > _size(seen[name][0]):
+            seen[name] = args, options
 
-    modes = {module: module.training for module in model.modules()}
-    hooks = [rnn.register_forward_pre_hook(keep, with_kwargs=True) for rnn in rnns.values()]
     args = given if isinstance(given, tuple) and not _is_packed(given) else (given,)
     try:
-        with torch.no_grad():
-            model.eval()(*args)
+        calls.watch(model, rnns, keep, args, {})
     except Exception as error:
         what = ", ".join(f"{tuple(x.shape)}" if isinstance(x, Tensor) else _a(x) for x in args)
         raise BadInput(
             f"--data: the model, called with {what} from {data}, raises "
             f"{type(error).__name__}: {error}"
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes.items():
-            module.training = training
     if not seen:
         raise BadInput(f"--data: called with what {data} returns, the model calls no RNN of its")
-    return {name: seen[rnn] for name, rnn in rnns.items() if rnn in seen}
+    return {name: seen[name] for name in rnns if name in seen}
 
 
 def _is_packed(x: object) -> bool:

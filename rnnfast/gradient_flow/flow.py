@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .. import record
+from ..extras import need
 from . import reading, text
 from .reading import NonFinite, Verdict
 from .sums import SQUARES, Sums, measured, take, together
+
+if TYPE_CHECKING:
+    from ..drawing import Picture
 
 
 class NoGradientFlow(AttributeError, RuntimeError):
@@ -166,13 +171,14 @@ class GradientFlow:
         rows = f", {self.gain.shape[3]} rows apart" if self.gain.dim() == 4 else ""
         return f"Gradient flow over {T} time step{'s' if T > 1 else ''}{rows}"
 
-    def plot(self):
+    def plot(self) -> Picture:
         """A matplotlib.figure.Figure: for each layer and direction the norms over time, with
-        half-life and horizon (all rows together). Its savefig writes a file.
+        half-life and horizon (all rows together). A notebook shows it; its savefig writes a file.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed (``pip install rnnfast[plots]``).
         """
+        need("matplotlib", "plots", "plot()")
         from .picture import draw_flow
 
         return draw_flow(self)

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ..drawing import INK, QUIET
+from ..drawing import INK, QUIET, Picture
 from .picture import DECADES
 
 # From blue to yellow, which the colour-blind see much as others do; black is smaller still. Magenta
@@ -46,13 +44,12 @@ class HeatMap:
         return cells
 
 
-def draw(panels: Sequence[HeatMap], heading: str, label: str) -> Figure:
+def draw(panels: Sequence[HeatMap], heading: str, label: str) -> Picture:
     """One colour scale for all of them, with its bar at the right; label says what of."""
     columns = min(len(panels), 2 if len(panels) <= 8 else 3)
     rows = math.ceil(len(panels) / columns)
     width, height = max(5.4 * columns, 8.0) + 1.6, 3.1 * rows + 1.4  # inches
-    figure = Figure(figsize=(width, height), dpi=110)
-    FigureCanvasAgg(figure)
+    figure = Picture(width, height)
     figure.text(
         0.3 / width, 1 - 0.28 / height, heading, fontsize=16, fontweight="bold", color=INK, va="top"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from .flow import GradientFlow
 from .sums import Pass, measured, side_by_side, together
 
 BLOCK = 64  # records read at once, which takes little longer than to read one
-MAPS = ("carry_norm", "state_norm")
+Field = Literal["carry_norm", "state_norm"]
+MAPS = get_args(Field)
 LARGEST = torch.finfo(torch.float32).max
 
 

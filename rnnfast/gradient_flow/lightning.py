@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 try:
     from lightning.pytorch import Callback
 except ModuleNotFoundError:
-    from pytorch_lightning import Callback
+    try:
+        from pytorch_lightning import Callback
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "GradientMonitorCallback needs Lightning: pip install lightning", name=error.name
+        ) from error
 
 from .monitor import GradientMonitor
 
@@ -14,22 +21,36 @@ class GradientMonitorCallback(Callback):
     """A :class:`rnnfast.GradientMonitor` from the beginning of ``fit`` to its end: ``monitor``.
 
     Args:
-        options: the monitor's; the model, its optimizer and the GradScaler are the trainer's.
+        every, keep, group, writer, out: the monitor's. The model, its optimizer and the GradScaler
+            are the trainer's.
+        start: the monitor's; None: the steps that the trainer has made.
 
     Raises:
         ValueError: when the training starts, with more than one optimizer.
     """
 
-    def __init__(self, **options) -> None:
-        self.options = options
+    def __init__(
+        self,
+        *,
+        every: int = 1,
+        keep: int = 1000,
+        start: int | None = None,
+        group=None,
+        writer=None,
+        out: str | Path | None = None,
+    ) -> None:
+        self.options = {"every": every, "keep": keep, "group": group, "writer": writer, "out": out}
+        self.start = start
         self.monitor: GradientMonitor | None = None
 
     def on_train_start(self, trainer, pl_module) -> None:
         if len(trainer.optimizers) != 1:
             raise ValueError(f"trainer: given {len(trainer.optimizers)} optimizers, wanted one")
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        options = {"start": trainer.global_step} | self.options
-        self.monitor = GradientMonitor(pl_module, trainer.optimizers[0], scaler, **options)
+        start = trainer.global_step if self.start is None else self.start
+        self.monitor = GradientMonitor(
+            pl_module, trainer.optimizers[0], scaler, start=start, **self.options
+        )
         self.monitor.__enter__()
 
     def on_train_end(self, trainer, pl_module) -> None:

@@ -6,7 +6,7 @@ import csv
 import math
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,10 +16,14 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from .. import record
+from ..extras import need
 from ..modules import RNN
-from .history import MAPS, Entry, History, Row
+from .history import MAPS, Entry, Field, History, Row
 from .sums import Pass, newest
 from .text import name_of, number_of_steps
+
+if TYPE_CHECKING:
+    from ..drawing import Picture
 
 # Names that wrappers put before those of the model.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -114,8 +118,7 @@ class GradientMonitor:
         if self.writer is not None:
             self._check_writer()
         if self.out is not None:
-            import matplotlib  # noqa: F401  to hear of it now, not after the training
-
+            need("matplotlib", "plots", "out")  # to hear of it now, not after the training
             self.out = Path(self.out)
             self.out.mkdir(parents=True, exist_ok=True)
         self.steps = start
@@ -280,7 +283,9 @@ class GradientMonitor:
         found = [row for history in self._histories.values() for row in history.rows()]
         return sorted(found, key=lambda row: row.step)  # stable: in the model's order within a step
 
-    def norms(self, field: str = "carry_norm") -> dict[tuple[str, int, int], tuple[list, Tensor]]:
+    def norms(
+        self, field: Field = "carry_norm"
+    ) -> dict[tuple[str, int, int], tuple[list[int], Tensor]]:
         """By RNN, layer and direction: training steps [S], and the norms [S, T] there.
 
         float32, inf where something is not finite, NaN where a step of T is not there.
@@ -311,9 +316,9 @@ class GradientMonitor:
             table.writerow(Row._fields)
             table.writerows(self.rows())
 
-    def plot(self, field: str = "carry_norm"):
+    def plot(self, field: Field = "carry_norm") -> Picture:
         """A matplotlib.figure.Figure: for each RNN, layer and direction the norm over time step and
-        training step. Its savefig writes a file.
+        training step. A notebook shows it; its savefig writes a file.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed (``pip install rnnfast[plots]``).
@@ -322,6 +327,7 @@ class GradientMonitor:
         norms = self.norms(field)
         if not norms:
             raise RuntimeError("plot: no step has been recorded in which a gradient came to an RNN")
+        need("matplotlib", "plots", "plot()")
         from .heat_map import HeatMap, draw
 
         half_lives: dict[tuple[str, int, int], list[str]] = {key: [] for key in norms}
@@ -418,7 +424,7 @@ def tracked_rnns(model: nn.Module) -> dict[str, RNN]:
     if not found:
         hint = ""
         if any(isinstance(module, TorchRNN) for module in model.modules()):
-            hint = "; rnnfast.replace(model) makes them of its nn.RNN"
+            hint = "; rnnfast.replace(model, track_gradient_flow=True) makes them of its nn.RNN"
         raise ValueError(f"model: given one without any rnnfast.RNN{hint}")
     silent = [name for name, rnn in found.items() if not rnn.track_gradient_flow]
     if silent:

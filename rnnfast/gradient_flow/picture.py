@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from ..drawing import INK, QUIET, plain
+from ..drawing import INK, QUIET, Picture, plain
 from . import text
 
 if TYPE_CHECKING:
@@ -46,12 +44,11 @@ class Panel:
     horizon: float
 
 
-def draw(panels: Sequence[Panel], heading: str) -> Figure:
+def draw(panels: Sequence[Panel], heading: str) -> Picture:
     columns = 1 if len(panels) == 1 else 2
     rows = math.ceil(len(panels) / columns)
     width, height = 6.6 * columns + 0.6 * (columns == 1), 3.4 * rows + 1.0  # inches
-    figure = Figure(figsize=(width, height), dpi=110)
-    FigureCanvasAgg(figure)
+    figure = Picture(width, height)
     figure.text(
         0.3 / width, 1 - 0.3 / height, heading, fontsize=16, fontweight="bold", color=INK, va="top"
     )
@@ -144,7 +141,7 @@ def _draw_horizon(axes: Axes, panel: Panel, margin: float) -> None:
     )
 
 
-def draw_flow(flow: GradientFlow) -> Figure:
+def draw_flow(flow: GradientFlow) -> Picture:
     whole = flow.pooled()
     T = whole.gain.shape[2]
     panels = []
@@ -177,7 +174,7 @@ def _sums(log_growth: Tensor) -> Tensor:
     return F.pad(log_growth[:, :, 1:].cumsum(2), (1, 0))
 
 
-def draw_probes(probes: Mapping[str, GradientProbe]) -> Figure:
+def draw_probes(probes: Mapping[str, GradientProbe]) -> Picture:
     """Of the RNNs of a model, by their names in it; "" for one that stands alone."""
     panels = []
     for name, probe in probes.items():

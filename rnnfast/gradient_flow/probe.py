@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,14 @@ from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to r
 from torch.nn.utils.rnn import PackedSequence
 
 from ..convert import sharing, strange_parameters
+from ..extras import need
 from ..modules import RNN
 from . import reading, text
 from .flow import FIELDS, GradientFlow
 from .reading import NonFinite, Verdict
+
+if TYPE_CHECKING:
+    from ..drawing import Picture
 
 
 def probe(
@@ -305,13 +310,14 @@ class GradientProbe:
         plural = "s" if self._samples > 1 else ""
         return f"Gradient probe over {_steps(self._longest + 1)}, {self._samples} sample{plural}"
 
-    def plot(self):
+    def plot(self) -> Picture:
         """A matplotlib.figure.Figure: for each layer and direction the norm over the lag, with
-        half-life and horizon. Its savefig writes a file.
+        half-life and horizon. A notebook shows it; its savefig writes a file.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed (``pip install rnnfast[plots]``).
         """
+        need("matplotlib", "plots", "plot()")
         from .picture import draw_probes
 
         return draw_probes({"": self})

@@ -1,0 +1,15 @@
+"""The values of arguments, for type checkers."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+Nonlinearity = Literal["tanh", "relu", "sigmoid"]
+Norm = Literal["layer", "batch"]
+Init = Literal["torch", "orthogonal", "identity", "glorot", "he"]
+TrackGradientFlow = bool | Literal["sample"]
+Backend = Literal["auto", "cpu", "cuda", "triton", "torch", "reference"]
+
+
+class NoMore(TypedDict):
+    """Keyword arguments that a type checker lets nobody give, and that are refused by name."""
