@@ -9,6 +9,7 @@ if (_Path(__file__).parents[1] / "triton_kernels" / "plan.py").exists():
 from . import functional
 from .backends import BackendError
 from .convert import replace, to_torch
+from .deploy import decompositions
 from .gradient_flow import GradientFlow
 from .gradient_flow.monitor import GradientMonitor
 from .gradient_flow.probe import GradientProbe, probe
@@ -23,6 +24,7 @@ __all__ = [
     "GradientFlow",
     "GradientMonitor",
     "GradientProbe",
+    "decompositions",
     "explain",
     "functional",
     "info",
