@@ -295,6 +295,7 @@ def layer(
     if not direct:
         _check_devices(*inputs[:8])
         if makes_program():
+            onnx.refuse_old_exporter()
             return torch.ops.rnnfast.rnn(*inputs, buffer, *options, backend)[:2]
     if not torch.is_grad_enabled():
         return _call(inputs, options, backend, direct)[:2]

@@ -35,7 +35,7 @@ def node(
     clipping and the record change gradients alone, so the node has nothing of them.
 
     Raises:
-        RuntimeError: the node cannot express this layer, or the exporter is the old one.
+        RuntimeError: the node cannot express this layer.
     """
     _check(x, gamma, reset, options)
     T, B, width = x.shape
@@ -71,12 +71,19 @@ def node(
     return y.transpose(1, 2).reshape(T, B, D * H), h_n
 
 
-def _check(x: Tensor, gamma: Tensor | None, reset: Tensor | None, options: Options) -> None:
-    if torch._C._get_tracing_state() is not None:
+def refuse_old_exporter() -> None:
+    """
+    Raises:
+        RuntimeError: torch.onnx.export(dynamo=False) is under way.
+    """
+    if torch._C._get_tracing_state() is not None and is_exporting():
         raise RuntimeError(
             "torch.onnx.export: given dynamo=False, wanted dynamo=True for rnnfast.RNN. "
             "rnnfast.to_torch(model) puts nn.RNN in its place, which both exporters take"
         )
+
+
+def _check(x: Tensor, gamma: Tensor | None, reset: Tensor | None, options: Options) -> None:
     beyond = {
         'norm="layer"': gamma is not None,
         f"num_heads={options.heads}": options.heads > 1,
