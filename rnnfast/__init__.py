@@ -15,6 +15,7 @@ from .gradient_flow.monitor import GradientMonitor
 from .gradient_flow.probe import GradientProbe, probe
 from .modules import RNN
 from .report import explain, info
+from .report import warn_of_missing_kernels as _warn_of_missing_kernels
 
 __version__ = "0.1.0"
 
@@ -32,3 +33,5 @@ __all__ = [
     "replace",
     "to_torch",
 ]
+
+_warn_of_missing_kernels()

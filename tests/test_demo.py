@@ -23,6 +23,7 @@ needs_extras = pytest.mark.skipif(
     reason="the extras of the demo are not installed",
 )
 ROOT = Path(__file__).resolve().parent.parent
+UNBUILT = "ignore:rnnfast has no compiled kernels"  # tests/test_missing_kernels.py is about it
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def command(*arguments: str, prelude: str = "pass") -> subprocess.CompletedProce
     """``python -m rnnfast``, after the statements of ``prelude``; a warning is an error."""
     run = f"import runpy, sys; {prelude}; runpy.run_module('rnnfast', run_name='__main__')"
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", run, *arguments],
+        [sys.executable, "-W", "error", "-W", UNBUILT, "-c", run, *arguments],
         cwd=ROOT,
         env=os.environ | {"COLUMNS": "100", "OMP_NUM_THREADS": "1"},
         capture_output=True,
