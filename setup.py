@@ -4,7 +4,7 @@ The extension is C++ and pybind11, without torch; where nvcc is found, with kern
 Objects are kept in build/native and rebuilt by ninja when a source, a header or a flag changes
 (without ninja: all of them, one by one).
 No working compiler is no reason to refuse the installation, but it is never silent: the reason is
-printed and kept in rnnfast/_build.json, of which `import rnnfast` warns. RNNFAST_REQUIRE_EXTENSION=1
+printed and kept in rnnfast/_build.json, and `import rnnfast` warns. RNNFAST_REQUIRE_EXTENSION=1
 makes it an error. CXX, CPPFLAGS, CXXFLAGS and LDFLAGS are heeded.
 
 RNNFAST_CUDA=1 makes a missing nvcc, or one that does not compile, an error; 0 leaves it alone.
