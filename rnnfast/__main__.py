@@ -11,8 +11,9 @@ from pathlib import Path
 
 from . import arguments
 from .backends import BACKENDS
-from .modules import NORMS, RNN
+from .modules import RNN
 from .report import info
+from .settings import CHOICES
 
 # What `pip install rnnfast[demo]` brings, by the names under which it is imported.
 DEMO_IMPORTS = {"matplotlib", "rich", "sklearn", "tqdm"}
@@ -90,7 +91,10 @@ def parser() -> argparse.ArgumentParser:
         ("--norm-eps", float),
     ):
         group.add_argument(flag, type=kind, metavar="N", default=argparse.SUPPRESS)
-    for flag, choices in (("--nonlinearity", ["tanh", "relu", "sigmoid"]), ("--norm", NORMS[1:])):
+    for flag, choices in (
+        ("--nonlinearity", ["tanh", "relu", "sigmoid"]),
+        ("--norm", CHOICES["norm"][1:]),
+    ):
         group.add_argument(flag, choices=choices, default=argparse.SUPPRESS)
     for flag in ("--bidirectional", "--batch-first", "--residual"):
         group.add_argument(flag, action="store_true", default=argparse.SUPPRESS)
