@@ -34,8 +34,15 @@ endif
 .PHONY: demo test lint sanitize extension emulation wheel format bench \
 	gpu-first gpu-probe gpu-check gpu-profile clean
 
-demo: .venv/demo  ## nn.RNN against rnnfast.RNN on handwritten digits
+# Kernels for GPUs take minutes to compile and are of no use without one. Compiled before pip installs
+# the package, because pip shows nothing of it.
+ifeq ($(wildcard /dev/nvidia[0-9]* /dev/dxg),)
+demo: export RNNFAST_CUDA ?= 0
+endif
+demo: .venv/build  ## nn.RNN against rnnfast.RNN on handwritten digits
+	@echo "Compiling the kernels: two minutes on two cores the first time, seconds after that"
 	$(BIN)/python setup.py --quiet build_ext --inplace
+	$(MAKE) --no-print-directory .venv/demo
 	$(BIN)/python -m rnnfast demo
 
 test: export RNNFAST_REQUIRE_EXTENSION = 1  # its tests must not be skipped
@@ -68,8 +75,15 @@ extension: .venv/dev  ## recompiles what has changed in csrc
 emulation: .venv/build  ## the kernels in CUDA for the host: prints the module's file
 	$(BIN)/python tests/emulation.py
 
+# On Linux under the manylinux tag that its libraries allow: an index takes no linux_x86_64.
 wheel: .venv/dev  ## into dist/, with the CUDA kernels where nvcc is on the PATH
-	$(BIN)/python -m build --quiet --wheel --no-isolation
+	rm -rf build/wheel
+	RNNFAST_REQUIRE_EXTENSION=1 $(BIN)/python -m build --quiet --wheel --no-isolation --outdir build/wheel
+ifeq ($(shell uname -s),Linux)
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
+else
+	mkdir -p dist && cp build/wheel/*.whl dist
+endif
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

@@ -4,7 +4,7 @@ The extension is C++ and pybind11, without torch; where nvcc is found, with kern
 Objects are kept in build/native and rebuilt by ninja when a source, a header or a flag changes
 (without ninja: all of them, one by one).
 No working compiler is no reason to refuse the installation, but it is never silent: the reason is
-printed and kept in rnnfast/_build.json, which `rnnfast.info()` reads. RNNFAST_REQUIRE_EXTENSION=1
+printed and kept in rnnfast/_build.json, and `import rnnfast` warns. RNNFAST_REQUIRE_EXTENSION=1
 makes it an error. CXX, CPPFLAGS, CXXFLAGS and LDFLAGS are heeded.
 
 RNNFAST_CUDA=1 makes a missing nvcc, or one that does not compile, an error; 0 leaves it alone.
@@ -167,21 +167,28 @@ def host_flags(compiler: Compiler) -> list[str]:
     return ["-ccbin", words[0], *(f"-Xcompiler={word}" for word in words[1:])]
 
 
-def run(command: list[str], complaint: str) -> str:
-    """The output of `command`, or Unavailable with the errors it printed."""
+def run(command: list[str], complaint: str, show: bool = False) -> str:
+    """The output of `command`, or Unavailable with the errors it printed; show: print each line as
+    it comes."""
+    output = ""
     try:
-        done = subprocess.run(
+        with subprocess.Popen(
             command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        ) as done:
+            for line in done.stdout:
+                output += line
+                if show:
+                    print(line, end="", flush=True)
     except OSError as error:
         raise Unavailable(f"{complaint}: {error}") from error
     if done.returncode:
-        print(done.stdout, flush=True)
-        lines = done.stdout.strip().splitlines()
+        if not show:
+            print(output, flush=True)
+        lines = output.strip().splitlines()
         said = [line for line in lines if "error" in line.lower()][:8] or lines[-3:]
         ended = f"`{shlex.join(command)}` ended with {done.returncode}"
         raise Unavailable("\n".join([f"{complaint}: {ended}", *said]))
-    return done.stdout
+    return output
 
 
 def compile_step(compiler: Compiler, source: str, output: str, flags: list[str]) -> Step:
@@ -289,13 +296,13 @@ def make(steps: list[Step], folder: str) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     ninja = find_ninja()
     if ninja is None:
-        for step in steps:
-            print(shlex.join(step.command), flush=True)
-            print(run(step.command, "the C++ sources do not build"), end="", flush=True)
+        for done, step in enumerate(steps, 1):
+            print(f"[{done}/{len(steps)}] {step.rule} {step.output}", flush=True)
+            run(step.command, "the C++ sources do not build", show=True)
     else:
         script = Path(folder, "build.ninja")
         script.write_text(ninja_script(steps, folder))
-        print(run([ninja, "-v", "-f", str(script)], "the C++ sources do not build"), end="")
+        run([ninja, "-f", str(script)], "the C++ sources do not build", show=True)
 
 
 def load(folder: str) -> None:
@@ -308,10 +315,12 @@ def ninja_script(steps: list[Step], folder: str) -> str:
         f"builddir = {folder}",
         "rule compile",
         "  command = $command",
+        "  description = compile $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
         "  command = $command",
+        "  description = link $out",
     ]
     for step in steps:
         command = shlex.join(step.command).replace("$", "$$")

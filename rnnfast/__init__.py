@@ -9,11 +9,13 @@ if (_Path(__file__).parents[1] / "triton_kernels" / "plan.py").exists():
 from . import functional
 from .backends import BackendError
 from .convert import replace, to_torch
+from .deploy import decompositions
 from .gradient_flow import GradientFlow
 from .gradient_flow.monitor import GradientMonitor
 from .gradient_flow.probe import GradientProbe, probe
 from .modules import RNN
 from .report import explain, info
+from .report import warn_of_missing_kernels as _warn_of_missing_kernels
 
 __version__ = "0.1.0"
 
@@ -23,6 +25,7 @@ __all__ = [
     "GradientFlow",
     "GradientMonitor",
     "GradientProbe",
+    "decompositions",
     "explain",
     "functional",
     "info",
@@ -30,3 +33,5 @@ __all__ = [
     "replace",
     "to_torch",
 ]
+
+_warn_of_missing_kernels()

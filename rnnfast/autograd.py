@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import precision, record
+from . import flops, onnx, precision, record
 from .backends import BACKENDS, reference
 from .cells.rnn import Options, directions, in_transform
 from .compiler import makes_program
@@ -70,6 +70,17 @@ def _rnn_backward_recorded(*inputs):
     return _with_empty(tensors[2], gradients)
 
 
+def eager_forward(*inputs) -> tuple[Tensor, ...]:
+    """As the op ``rnn``, in torch's own ops."""
+    return _with_empty(inputs[0], reference.forward(*inputs[:10], Options(*inputs[11:-1])))
+
+
+def eager_backward(*inputs) -> tuple[Tensor, ...]:
+    """As the op ``rnn_backward``, in torch's own ops."""
+    options = Options(*inputs[15:-1])
+    return _with_empty(inputs[2], reference.backward(*inputs[:13], None, *inputs[13:15], options))
+
+
 def _rnn_shapes(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset, record, *options):
     return _with_empty(x, empty_results(x, w_hh, gamma, options[1]))
 
@@ -105,6 +116,7 @@ for _name, _body, _shapes in (
 ):
     _library.impl(_name, _body, "CompositeExplicitAutograd")
     _library.register_fake(_name, _shapes)
+flops.register()
 
 _TYPES = {Tensor, nn.Parameter}
 # What a tensor is, as the dispatcher sees it: memory on the CPU and nothing more. No wrapper of a
@@ -116,10 +128,11 @@ _KEYS.add(torch._C._dispatch_keys(torch.empty(0)).raw_repr())
 
 def _direct(*tensors: Tensor | None) -> bool:
     """Whether the dispatcher has nothing to do: then the backend is called without it, which saves
-    a quarter of a small call."""
+    a quarter of a small call. A profiler learns the names of ops from the dispatcher."""
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
+        or torch._C._autograd._profiler_enabled()
         or torch._C._get_tracing_state() is not None
     ):
         return False
@@ -222,7 +235,10 @@ def _call(
 def _differentiable(*inputs):
     """The op where autograd sees it: in a program, inside transforms of it, too."""
     *tensors, backend = inputs
-    if in_transform():
+    if onnx.is_exporting():
+        *layer_inputs, _, h_0, lengths, reset = tensors[:10]
+        found = (*onnx.node(*layer_inputs, h_0, lengths, reset, Options(*tensors[11:])), None, None)
+    elif in_transform():
         with precision.no_autocast(inputs[0].device.type):
             found = reference.forward(*tensors[:10], Options(*tensors[11:]))
     elif torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
@@ -279,6 +295,7 @@ def layer(
     if not direct:
         _check_devices(*inputs[:8])
         if makes_program():
+            onnx.refuse_old_exporter()
             return torch.ops.rnnfast.rnn(*inputs, buffer, *options, backend)[:2]
     if not torch.is_grad_enabled():
         return _call(inputs, options, backend, direct)[:2]

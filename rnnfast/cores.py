@@ -1,10 +1,37 @@
-"""How many cores' time this process may take."""
+"""How many cores' time this process may take, and what else the machine does."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+LOADED = 0.25  # a share of the CPUs
+
+
+class Load(NamedTuple):
+    """How many processes ran or waited for a CPU over the last minute, on average."""
+
+    average: float
+    cpus: int
+
+    @property
+    def loaded(self) -> bool:
+        return self.average >= LOADED * self.cpus
+
+    def __str__(self) -> str:
+        plural = "s" if self.cpus > 1 else ""
+        return f"load average {self.average:.2f} on {self.cpus} CPU{plural}"
+
+
+def load() -> Load | None:
+    """Of this machine; None where the system does not say."""
+    try:
+        return Load(os.getloadavg()[0], os.cpu_count() or 1)
+    except (AttributeError, OSError):
+        return None
 
 
 def quota(root: Path = Path("/")) -> int:

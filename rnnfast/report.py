@@ -7,6 +7,7 @@ import inspect
 import json
 import platform
 import subprocess
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,22 @@ from .backends import cpu, cuda
 from .modules import RNN
 
 BUILD_REPORT = Path(__file__).with_name("_build.json")  # written by setup.py
+WITHOUT_KERNELS = (
+    "On the CPU torch's own kernels are used instead, which are up to tens of times slower for "
+    "small models, and for what nn.RNN cannot do a loop in Python. Once the reason is mended, "
+    "reinstall rnnfast with pip install --no-cache-dir --force-reinstall --no-deps"
+)
+
+
+def warn_of_missing_kernels() -> None:
+    """pip shows nothing of what setup.py prints where the installation goes on."""
+    if cpu._C is None:
+        warnings.warn(
+            f"rnnfast has no compiled kernels: {_why_missing()}. {WITHOUT_KERNELS}. To silence "
+            "this: PYTHONWARNINGS='ignore:rnnfast has no compiled kernels'",
+            RuntimeWarning,
+            stacklevel=3,  # whoever imports rnnfast
+        )
 
 
 class Report(str):
@@ -213,11 +230,7 @@ def _refusals(problem: backends.Problem) -> list[tuple[str, str]]:
 
 def _extension() -> str:
     if cpu._C is None:
-        return (
-            f"missing ({_why_missing()}). On the CPU torch's own kernels are used instead, which "
-            "are up to tens of times slower for small models; reinstall with a C++ compiler "
-            "(pip install --no-cache-dir --force-reinstall --no-deps)"
-        )
+        return f"missing ({_why_missing()}). {WITHOUT_KERNELS}"
     return f"rnnfast._C with SIMD level {cpu._C.simd_level()} of {', '.join(cpu._C.simd_levels())}"
 
 
@@ -231,7 +244,13 @@ def _cuda() -> str:
 
 def _why_missing() -> str:
     """Why it was not built, where the build says so; else why it does not load."""
-    return _build().get("reason") or cpu.WHY_MISSING
+    report = _build()
+    if reason := report.get("reason"):
+        return reason
+    others = sorted(file.name for file in BUILD_REPORT.parent.glob("_C.*"))
+    if report and others and cpu.WHY_MISSING.startswith("No module named"):
+        return f"{cpu.WHY_MISSING}: Python {platform.python_version()} loads no {others[0]}"
+    return cpu.WHY_MISSING if report else f"{cpu.WHY_MISSING}: these sources were never built"
 
 
 def _build() -> dict:

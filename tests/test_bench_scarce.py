@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rnnfast import cores
+from rnnfast.__main__ import parser
 from rnnfast.backends import cpu
-from rnnfast.bench import providers, scarce, table
+from rnnfast.bench import command, providers, scarce, table, timing
 from rnnfast.bench.providers.torch_rnn import TorchRNN
 from rnnfast.bench.runner import Runner
 from rnnfast.bench.workload import BUSY, MANY
@@ -41,3 +43,44 @@ def test_rnnfast_and_nn_rnn_are_timed_where_cores_are_scarce(monkeypatch):
         assert row.over_torch > 0
         slow = replace(row, over_torch=0.5)
         assert f"  (4, 3, 8), {kind} over torch: 0.50x of 0.97x" in table.summary([slow], {})
+
+
+def bench(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(timing.GEMM_SIZE, "cpu", 64)
+    words = ["bench", "--points", "2,3,4", "--seconds-per-workload", "0.001", "--threads", "1"]
+    threads = torch.get_num_threads()
+    try:
+        command.run(parser().parse_args([*words, "--out", str(tmp_path)]), [TorchRNN()])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("average", [0.5, 7.25])
+def test_a_busy_machine_is_named_before_the_run_and_after_it(
+    average, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(cores.os, "getloadavg", lambda: (average, 0.0, 0.0))
+    monkeypatch.setattr(cores.os, "cpu_count", lambda: 2)
+    bench(tmp_path, monkeypatch)
+    said = capsys.readouterr()
+    for text in (said.err, " ".join(said.out.split())):
+        assert "WARNING: this machine was busy before the benchmark began" in text
+        assert f"load average {average:.2f} on 2 CPUs" in text
+
+
+def test_the_load_of_an_idle_machine_is_no_warning(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cores.os, "getloadavg", lambda: (0.2, 9.0, 9.0))
+    monkeypatch.setattr(cores.os, "cpu_count", lambda: 1)
+    bench(tmp_path, monkeypatch)
+    said = capsys.readouterr()
+    assert "WARNING" not in said.out + said.err
+    assert "at the start: load average 0.20 on 1 CPU\n" in said.out
+
+
+def test_a_system_without_a_load_average_is_measured_all_the_same(monkeypatch, tmp_path, capsys):
+    def unknown():
+        raise OSError
+
+    monkeypatch.setattr(cores.os, "getloadavg", unknown)
+    bench(tmp_path, monkeypatch)
+    assert "load average" not in capsys.readouterr().out

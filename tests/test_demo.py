@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
+import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,12 +19,14 @@ import torch
 
 import rnnfast
 from rnnfast.__main__ import DEMO_IMPORTS, main
+from rnnfast.gradient_flow.reading import WORST_FIRST
 
 needs_extras = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in DEMO_IMPORTS),
     reason="the extras of the demo are not installed",
 )
 ROOT = Path(__file__).resolve().parent.parent
+UNBUILT = "ignore:rnnfast has no compiled kernels"  # tests/test_missing_kernels.py is about it
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +42,9 @@ def command(*arguments: str, prelude: str = "pass") -> subprocess.CompletedProce
     """``python -m rnnfast``, after the statements of ``prelude``; a warning is an error."""
     run = f"import runpy, sys; {prelude}; runpy.run_module('rnnfast', run_name='__main__')"
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", run, *arguments],
+        [sys.executable, "-W", "error", "-W", UNBUILT, "-c", run, *arguments],
         cwd=ROOT,
-        env=os.environ | {"COLUMNS": "100", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"COLUMNS": "80", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
@@ -255,3 +259,34 @@ def test_first_losses_are_those_of_torch(dtype: torch.dtype, index: int):
     loss = max(curves[TORCH].losses)
     roundings = (BATCH_SIZE + 10) * torch.finfo(dtype).eps / 2 * loss
     assert fast <= 4 * HIDDEN_SIZE**0.5 * nudged + roundings
+
+
+@needs_extras
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("lives", [(math.nan, math.nan), (1234.5, math.inf), (1.3, 999999.0)])
+@pytest.mark.parametrize("ms", [0.04, 999.97, 12345.6])
+def test_the_table_of_the_demo_cuts_no_word_at_80_columns(width, lives, ms):
+    from rich.console import Console
+
+    from rnnfast.demo import results
+    from rnnfast.demo.training import CURES
+
+    network = {
+        "test_accuracy": [1.0],
+        "first_epoch": {"half_life": lives[0]},
+        "last_epoch": {"half_life": lives[1], "horizon": math.inf},
+        "ms_per_training_step": ms,
+    }
+    words = (*WORST_FIRST, WORST_FIRST[0])
+    networks = {n: copy.deepcopy(network) for n in CURES}
+    for made, word in zip(networks.values(), words):
+        made["last_epoch"]["verdict"] = word
+    task = {"delay": 500, "time_steps": 508, "ms_of_nn_RNN": ms, "networks": networks}
+    where = {"cpu": "Intel(R) Xeon(R) Platinum 8480CL Processor @ 2.20GHz", "threads": 112}
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(results.table({"machine": where, "tasks": [task]}))
+    said = console.export_text()
+    assert "…" not in said
+    assert all(len(line) <= width for line in said.splitlines())
+    for word in (*CURES, *words[: len(CURES)], "half-life", "horizon", "verdict", "over 507"):
+        assert word in said

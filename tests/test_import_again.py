@@ -12,6 +12,7 @@ import rnnfast
 BEGIN = """
 import gc, sys, warnings
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", "rnnfast has no compiled kernels")
 warnings.filterwarnings("ignore", "<class 'torch.autograd.function.Function'> should not be")
 import torch
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from .. import cores
 from ..report import machine
 from . import floors, picture, points, scarce, table
 from .compare import compare
@@ -44,6 +45,9 @@ def run(options: Namespace, providers: Sequence[Provider] = PROVIDERS) -> int:
     chip, source = _chip(options)
     torch.set_num_threads(options.threads)
     seconds = options.seconds_per_workload or (0.1 if options.quick else 2.5)
+    load = cores.load()  # before this run adds to it
+    if load and load.loaded:
+        say(f"WARNING: {busy(load)}")
     runner = Runner(chosen, seconds, 3 if options.quick else 7, chip)
     found = runner.measure(todo(options))
     if options.device == "cpu" and options.points is None and not options.quick:
@@ -54,7 +58,7 @@ def run(options: Namespace, providers: Sequence[Provider] = PROVIDERS) -> int:
         say(f"left out: {line}")
     for line in dict.fromkeys(runner.notes):
         say(line)
-    show(options, facts, found, runner, source)
+    show(options, facts, found, runner, source, load)
     for failure in runner.failures:
         say(f"FAILED: {failure}")
     return 1 if runner.failures else 0
@@ -105,8 +109,20 @@ def compared(old: Path, new: Path) -> int:
     return 1 if slower else 0
 
 
+def busy(load: cores.Load) -> str:
+    return (
+        f"this machine was busy before the benchmark began, with a {load}. Milliseconds are longer "
+        "than on an idle machine, and ratios of short calls are less certain"
+    )
+
+
 def show(
-    options: Namespace, facts: dict[str, str], found: Sequence[Row], runner: Runner, source: str
+    options: Namespace,
+    facts: dict[str, str],
+    found: Sequence[Row],
+    runner: Runner,
+    source: str,
+    load: cores.Load | None,
 ) -> None:
     """Files first: they are kept whatever becomes of the screen."""
     name = "cpu" if options.device == "cpu" else slug(facts["processor"])
@@ -120,6 +136,8 @@ def show(
     lines = [source, *table.summary(found, runner.scaling)]
     if options.device == "cpu" and options.threads != 2:
         lines.append("The targets are meant for 2 threads.")
+    if load:
+        lines.append(f"WARNING: {busy(load)}" if load.loaded else f"at the start: {load}")
     for line in [*lines, f"written to {options.out}: {', '.join(written)}"]:
         console.print(line, highlight=False)
 

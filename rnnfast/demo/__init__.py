@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from .picture import draw
-from .results import figures, notes, table, write
+from .results import TABLE_WIDTH, figures, notes, table, write
 from .tasks import digit_tasks
 from .training import networks, train
 
@@ -39,7 +39,7 @@ def run(
     for task in digit_tasks(seed, epochs=epochs, quick=quick):
         runs.append((task, train(task, networks(seed), seed)))
     result = figures(runs, seed=seed, quick=quick, seconds=time.perf_counter() - start)
-    console.print(table(result))
+    Console(width=max(TABLE_WIDTH, console.width)).print(table(result))
     for note in notes(result):
         console.print(note, highlight=False)
     draw(result, out / "demo.png")

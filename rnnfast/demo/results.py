@@ -116,15 +116,28 @@ def machine() -> dict:
     }
 
 
+TABLE_WIDTH = 80  # on a narrower screen its lines break; no word is cut
+
+
 def table(result: dict) -> Table:
-    table = Table(title=f"Which digit was it? On {where(result)}", box=box.SIMPLE_HEAD)
-    table.add_column("steps", justify="right")
-    table.add_column("network", no_wrap=True)
-    table.add_column("right", justify="right")
-    table.add_column("half-life", justify="right")
-    table.add_column("horizon", justify="right")
-    table.add_column("verdict")
-    table.add_column("ms", justify="right")
+    """At most TABLE_WIDTH wide."""
+    table = Table(
+        title=f"Which digit was it? On {where(result)}",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for head, justify in (
+        ("steps", "right"),
+        ("network", "left"),
+        ("right", "right"),
+        ("half-life", "right"),
+        ("horizon", "right"),
+        ("verdict", "left"),
+        ("ms", "right"),
+    ):
+        table.add_column(head, justify=justify, no_wrap=True)
     for task in result["tasks"]:
         longest = task["time_steps"] - 1
         for i, (name, network) in enumerate(task["networks"].items()):
@@ -137,11 +150,15 @@ def table(result: dict) -> Table:
                 " → ".join(lives),
                 number_of_steps(last["horizon"], longest),
                 last["verdict"],
-                f"{network['ms_per_training_step']:.1f}",
+                in_ms(network["ms_per_training_step"]),
             )
-        table.add_row("", TORCH, "", "", "", "", f"{task['ms_of_nn_RNN']:.1f}")
+        table.add_row("", TORCH, "", "", "", "", in_ms(task["ms_of_nn_RNN"]))
         table.add_section()
     return table
+
+
+def in_ms(x: float) -> str:
+    return f"{x:.1f}" if x < 999.95 else f"{x:.0f}"
 
 
 def where(result: dict) -> str:
