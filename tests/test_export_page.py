@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "export.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+BLOCKS = re.findall(r"^```python[^\n]*\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 
 
 def test_the_page_has_code():

@@ -326,3 +326,40 @@ def test_a_failed_rebuild_leaves_no_stale_extension(checkout, tmp_path):
 def test_the_top_level_name_triton_kernels_is_refused(tmp_path):
     failed = run(sys.executable, "-c", "import triton_kernels", cwd=ROOT, status=1)
     assert "import them as rnnfast.triton_kernels" in failed.stderr
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+@pytest.mark.skipif(
+    any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists(), reason="there is a GPU"
+)
+def test_make_demo_compiles_nothing_for_gpus_where_there_is_none():
+    """nvcc takes minutes. Somebody who sets RNNFAST_CUDA has the last word."""
+    unset = {name: value for name, value in os.environ.items() if name != "RNNFAST_CUDA"}
+    for given, wanted in ({}, "0"), ({"RNNFAST_CUDA": "1"}, "1"):
+        done = subprocess.run(
+            ["make", "-pn", "demo"], cwd=ROOT, env=unset | given, capture_output=True, text=True
+        )
+        assert f"RNNFAST_CUDA = {wanted}" in done.stdout, done.stderr
+
+
+def test_a_build_shows_each_line_of_the_compiler_as_it_comes(tmp_path):
+    """And ends in the error that it found."""
+    code = (
+        "import setup, sys\n"
+        "say = 'import sys; print(1, flush=True); sys.stdin.read(); print(2); sys.exit(3)'\n"
+        "try:\n"
+        "    setup.run([sys.executable, '-c', say], 'complaint', show=True)\n"
+        "except setup.Unavailable as error:\n"
+        "    print(error)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "1\n"  # while the command waits
+        rest, _ = process.communicate()
+    assert rest.startswith("2\ncomplaint: ")
+    assert rest.count("2\n") == 2
