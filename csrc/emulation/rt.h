@@ -182,7 +182,10 @@ inline float approximate(double exact, double most) {
   return std::fabs(found - exact) <= most ? found : std::nextafter(found, nearest);
 }
 
-inline double ulp(double x) { return std::ldexp(1.0, std::ilogb(x) - 23); }
+// Of a float32; 0 has none, and neither has what is not finite.
+inline double ulp(double x) {
+  return x != 0 && std::isfinite(x) ? std::ldexp(1.0, std::ilogb(x) - 23) : 0;
+}
 
 // ex2.approx.ftz: 2 ulp, and exact of 0. Its argument is rounded before.
 inline float exp(float x) {
