@@ -245,9 +245,9 @@ def test_info_with_the_extension():
 
 def test_info_without_the_extension_says_what_is_missing_and_what_it_costs(no_extension):
     said = rnnfast.info()
-    assert "extension: missing (no compiler was here)" in said
+    assert "extension: missing (no compiler was here: these sources were never built)" in said
     assert "slower" in said
-    assert "reinstall with a C++ compiler" in said
+    assert "Once the reason is mended, reinstall rnnfast" in said
     assert "  cpu: the extension rnnfast._C is not there" in said
     assert "  torch: serves" in said
 
@@ -255,7 +255,7 @@ def test_info_without_the_extension_says_what_is_missing_and_what_it_costs(no_ex
 def test_info_repeats_what_the_build_said(no_extension, monkeypatch, tmp_path):
     build = tmp_path / "_build.json"
     monkeypatch.setattr(rnnfast.report, "BUILD_REPORT", build)
-    assert "extension: missing (no compiler was here)" in rnnfast.info()
+    assert "extension: missing (no compiler was here: these sources were never built)" in rnnfast.info()
     build.write_text('{"extension": false, "reason": "pybind11 is not installed"}')
     assert "extension: missing (pybind11 is not installed)" in rnnfast.info()
 

@@ -89,7 +89,8 @@ def test_an_extension_that_does_not_load_says_why(unbuilt):
 
 
 def test_the_test_suite_runs_without_the_extension(unbuilt):
-    for name in ("pyproject.toml", "tests/conftest.py", "tests/test_reset_parameters.py"):
+    tests = (f"tests/{name}.py" for name in ("conftest", "cases", "test_reset_parameters"))
+    for name in ("pyproject.toml", *tests):
         (unbuilt / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, unbuilt / name)
     done = subprocess.run(

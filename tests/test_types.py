@@ -62,10 +62,10 @@ def test_the_checker_sees_rnnfast(tmp_path):
 
 def test_the_names_that_a_checker_knows_are_those_that_are_taken():
     assert list(get_args(choices.Nonlinearity)) == list(NONLINEARITIES)
-    assert [None, *get_args(choices.Norm)] == settings.CHOICES["norm"]
-    assert list(get_args(choices.Init)) == settings.CHOICES["init"]
+    assert (None, *get_args(choices.Norm)) == settings.CHOICES["norm"]
+    assert list(get_args(choices.Init)) == list(settings.CHOICES["init"])
     assert list(get_args(choices.Backend)) == ["auto", *BACKENDS]
-    assert settings.CHOICES["track_gradient_flow"] == [False, True, "sample"]
+    assert settings.CHOICES["track_gradient_flow"] == (False, True, "sample")
 
 
 def test_replace_takes_arguments_of_rnn_with_its_types():
