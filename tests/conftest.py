@@ -42,6 +42,18 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _torch_switches_stay():
+    """torch.export raises where cuDNN's switches differ, which one test must not do to another."""
+    cudnn = torch.backends.cudnn
+    switches = cudnn.rnn, cudnn.conv, torch.backends.cuda.matmul
+    before = [switch.fp32_precision for switch in switches]
+    yield
+    for switch, value in zip(switches, before):
+        if switch.fp32_precision != value:
+            switch.fp32_precision = value
+
+
+@pytest.fixture(autouse=True)
 def _no_tf32():
     """Where a backend follows torch's switch: on a GPU, and what stands in for one."""
     follows = triton.INTERPRETED or cuda.EMULATION or torch.cuda.is_available()

@@ -42,7 +42,9 @@ def results(module: nn.Module, input, hx: Tensor | None = None, **options) -> di
     return found | {f"d {name}": g for name, g in zip(leaves, gradients)}
 
 
-SAME = {torch.float64: 1e-12, torch.float32: 1e-5}
+# float32 is what kernels for GPUs compute in, whose exp and reciprocal err by 2 ulp and 1; sums of one
+# unit cancel to a hundredth of their terms.
+SAME = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 
 def assert_same(actual: Tensor, wanted: Tensor, what: str = "") -> None:
