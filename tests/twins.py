@@ -42,8 +42,8 @@ def results(module: nn.Module, input, hx: Tensor | None = None, **options) -> di
     return found | {f"d {name}": g for name, g in zip(leaves, gradients)}
 
 
-# float32 is what kernels for GPUs compute in, whose exp and reciprocal err by 2 ulp and 1; sums of one
-# unit cancel to a hundredth of their terms.
+# Kernels for GPUs compute in float32, with an exp and a reciprocal that err by 2 ulp and 1; sums of
+# one unit cancel to a hundredth of their terms.
 SAME = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 
