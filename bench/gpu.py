@@ -128,7 +128,7 @@ def machine(versions: Sequence[str], nvcc: str = "nvcc") -> dict[str, str]:
 
 
 def sources() -> str:
-    """A hash of what is built and run: results of other sources are told apart by it."""
+    """A hash of the sources that are built and run; other sources have another one."""
     names = "csrc", "rnnfast", "triton_kernels", "setup.py"
     files = [f for name in names for f in (ROOT / name, *(ROOT / name).rglob("*")) if f.is_file()]
     code = [f for f in sorted(files) if f.suffix in (".py", ".h", ".cuh", ".cu", ".cpp")]
@@ -136,7 +136,7 @@ def sources() -> str:
 
 
 def architecture() -> str:
-    """What nvcc calls the first GPU, as sm_90; "" where nvidia-smi does not say."""
+    """The first GPU in the words of nvcc, as sm_90; "" where nvidia-smi does not say."""
     found = first_line(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
     capability = re.fullmatch(r"(\d+)\.(\d+)", found.strip())
     return f"sm_{capability[1]}{capability[2]}" if capability else ""

@@ -73,7 +73,7 @@ def as_leaf(module: nn.Module, forward: Callable, **inputs: Any) -> fx.Proxy | N
 
 
 def cannot_script(name: str, instead: str = "") -> Callable[..., NoReturn]:
-    """What torch.jit.script calls before it compiles."""
+    """torch.jit.script calls the result before it compiles."""
 
     def refuse(*_) -> NoReturn:
         raise RuntimeError(

@@ -27,7 +27,7 @@ class Load(NamedTuple):
 
 
 def load() -> Load | None:
-    """Of this machine; None where the system does not say."""
+    """The load of this machine; None where the system does not say."""
     try:
         return Load(os.getloadavg()[0], os.cpu_count() or 1)
     except (AttributeError, OSError):

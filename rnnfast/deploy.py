@@ -1,4 +1,4 @@
-"""What becomes of a program with ``rnnfast::rnn`` where rnnfast cannot be installed."""
+"""Programs with ``rnnfast::rnn`` for machines where rnnfast cannot be installed."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from .__main__ import PYTEST, REQUIRED, beginning, rest
 from .driver import Step, check, parse
 
 BUDGET_S = 400
-# Of tests/gpu/test_gpu_kernels.py: every kernel and dtype, plain and with all options.
+# The tests of test_gpu_kernels.py that judge every kernel and dtype, plain and with all options.
 JUDGED = "not clipped and not 760x3 and not 1270x9"
 QUESTIONS = "1,2,3,5"  # of the probe: flight, ingress, clusters at once, tensor cores
 

@@ -182,7 +182,7 @@ inline float approximate(double exact, double most) {
   return std::fabs(found - exact) <= most ? found : std::nextafter(found, nearest);
 }
 
-// Of a float32; 0 has none, and neither has what is not finite.
+// The unit in the last place of a float32; 0 where there is none: at 0, infinity and NaN.
 inline double ulp(double x) {
   return x != 0 && std::isfinite(x) ? std::ldexp(1.0, std::ilogb(x) - 23) : 0;
 }

@@ -351,7 +351,7 @@ def _measured(name: str) -> tuning.Tuned:
 
 
 def _seconds(size: tuple, device: Device, wanted: tuple[int, ...], like: Tensor) -> float:
-    """Of a step, forward and backward."""
+    """Seconds of a step, forward and backward."""
     return sum(time.step for time in times_of(size, _plan(*size, device, wanted), like))
 
 
@@ -363,8 +363,8 @@ class Time(NamedTuple):
 
 
 def times_of(size: tuple, planned: Plan, like: Tensor, runs: int = 3) -> tuple[Time, Time]:
-    """Of forward and of backward of a layer of zeros, from calls of two lengths, the least of some
-    runs each: the recurrence alone, without products over all steps.
+    """Times of forward and of backward of a layer of zeros, from calls of two lengths. Each call counts
+    with the least time of some runs. The recurrence alone: no products over all steps.
 
     Args:
         size: mode, units, groups, rows, norm.
@@ -376,8 +376,8 @@ def times_of(size: tuple, planned: Plan, like: Tensor, runs: int = 3) -> tuple[T
 def slopes(
     calls: Sequence[Sequence[Callable[[], object]]], device: torch.device, runs: int = 3
 ) -> tuple[Time, ...]:
-    """Of calls that differ in their number of time steps alone: a list for each of LENGTHS. Each
-    counts with the least time of some runs."""
+    """Times of calls that differ in their number of time steps alone: a list for each of LENGTHS. Each
+    call counts with the least time of some runs."""
     short, long = ([min(timed(f, device) for _ in range(runs)) for f in fs] for fs in calls)
     steps = [(b - a) / (LENGTHS[1] - LENGTHS[0]) for a, b in zip(short, long)]
     return tuple(Time(step, a - LENGTHS[0] * step) for step, a in zip(steps, short))
