@@ -363,8 +363,8 @@ class Time(NamedTuple):
 
 
 def times_of(size: tuple, planned: Plan, like: Tensor, runs: int = 3) -> tuple[Time, Time]:
-    """Times of forward and of backward of a layer of zeros, from calls of two lengths. Each call counts
-    with the least time of some runs. The recurrence alone: no products over all steps.
+    """Times of forward and of backward of a layer of zeros, from calls of two lengths. Each call
+    counts with the least time of some runs. The recurrence alone: no products over all steps.
 
     Args:
         size: mode, units, groups, rows, norm.
@@ -376,8 +376,8 @@ def times_of(size: tuple, planned: Plan, like: Tensor, runs: int = 3) -> tuple[T
 def slopes(
     calls: Sequence[Sequence[Callable[[], object]]], device: torch.device, runs: int = 3
 ) -> tuple[Time, ...]:
-    """Times of calls that differ in their number of time steps alone: a list for each of LENGTHS. Each
-    call counts with the least time of some runs."""
+    """Times of calls that differ in their number of time steps alone: a list for each of LENGTHS.
+    Each call counts with the least time of some runs."""
     short, long = ([min(timed(f, device) for _ in range(runs)) for f in fs] for fs in calls)
     steps = [(b - a) / (LENGTHS[1] - LENGTHS[0]) for a, b in zip(short, long)]
     return tuple(Time(step, a - LENGTHS[0] * step) for step, a in zip(steps, short))
