@@ -154,7 +154,7 @@ class Nvcc:
 
 
 def release(version: list[str]) -> tuple[int, ...]:
-    """Of nvcc, from the lines of its --version; () where they name none."""
+    """The release of nvcc, from the lines of its --version; () where they name none."""
     found = re.search(r"release (\d+)\.(\d+)", "\n".join(version))
     return tuple(map(int, found.groups())) if found else ()
 

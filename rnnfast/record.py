@@ -91,7 +91,7 @@ def _header(buffer: Tensor) -> list[int]:
 
 
 def number(buffer: Tensor) -> int:
-    """Of the backward pass that wrote it; NEVER: none."""
+    """The number of the backward pass that wrote it; NEVER: none."""
     return _header(buffer)[0]
 
 

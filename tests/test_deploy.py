@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rnnfast
 
-# What torch.export does to itself.
+# torch.export warns of itself.
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
 ROOT = Path(__file__).parents[1]
 IN, H = 5, 6

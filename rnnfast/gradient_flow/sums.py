@@ -64,7 +64,7 @@ class Pass(NamedTuple):
 
 
 def take(buffers: Buffers) -> Sums | None:
-    """Of the last backward pass that reached any of a module's layers; None where none has."""
+    """The sums of the last backward pass that reached a layer of a module; None where none has."""
     return _joined(by_device(buffers))
 
 
