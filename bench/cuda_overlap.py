@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 
 import rnnfast
-from rnnfast import wavefront
 from rnnfast.arguments import positive
 from rnnfast.backends import cuda
+from rnnfast.modules import wavefront
 
 LAYERS = (2, 4, 8)
 UNITS = (128, 256, 512)

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import torch
 
 import rnnfast
-from rnnfast import precision
 from rnnfast.arguments import positive
 from rnnfast.backends import cuda
+from rnnfast.recurrence import precision
 
 DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "exact": torch.float32}
 UNITS = (64, 128, 256, 512, 768, 1024, 1280, 2048, 4096)

@@ -21,7 +21,7 @@ from rnnfast.arguments import seconds
 from rnnfast.bench.timing import speed_up, take_turns
 from rnnfast.demo.tasks import COLUMNS, DELAYS, ROWS
 from rnnfast.demo.training import BATCH_SIZE, LEARNING_RATE, Classifier, training_step
-from rnnfast.gradient_flow.history import BLOCK
+from rnnfast.diagnose.history import BLOCK
 from rnnfast.report import cpu_name
 
 LENGTHS = tuple(ROWS + delay for delay in DELAYS)  # the demo's

@@ -10,9 +10,9 @@ from . import functional
 from .backends import BackendError
 from .convert import replace, to_torch
 from .deploy import decompositions
+from .diagnose.monitor import GradientMonitor
+from .diagnose.probe import GradientProbe, probe
 from .gradient_flow import GradientFlow
-from .gradient_flow.monitor import GradientMonitor
-from .gradient_flow.probe import GradientProbe, probe
 from .modules import RNN
 from .report import explain, info
 from .report import warn_of_missing_kernels as _warn_of_missing_kernels

@@ -12,8 +12,8 @@ from pathlib import Path
 from . import __version__, arguments
 from .backends import BACKENDS
 from .modules import RNN
+from .modules.settings import CHOICES
 from .report import info
-from .settings import CHOICES
 
 # What `pip install rnnfast[demo]` brings, by the names under which it is imported.
 DEMO_IMPORTS = {"matplotlib", "rich", "sklearn", "tqdm"}
@@ -226,7 +226,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _probe(options: argparse.Namespace) -> int:
     try:
-        from .gradient_flow import command
+        from .diagnose import command
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in PROBE_IMPORTS:
             raise

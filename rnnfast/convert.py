@@ -13,8 +13,8 @@ from typing_extensions import Unpack
 
 from .backends import torch_native
 from .choices import Backend, Norm, TrackGradientFlow
-from .init import start_norms
 from .modules import RNN
+from .modules.init import start_norms
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T", bound=nn.RNNBase)

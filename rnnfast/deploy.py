@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from .autograd import eager_backward, eager_forward
+from .ops import eager_backward, eager_forward
 
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable]:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import precision
-from .autograd import layer
 from .backends import Problem, check_nonlinearity, select, told_rows
 from .cells.rnn import Options
 from .choices import Backend, Nonlinearity
 from .compiler import cannot_script
+from .ops import layer
+from .recurrence import precision
 from .values import values_of
 
 LEAST_CLIP = 1e-30  # of clip_state_grad

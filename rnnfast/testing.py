@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from .cells.rnn import BACKWARD, NONLINEARITIES, SIGN_ALONE, Options
-from .precision import arithmetic
-from .record import FIELDS
+from .recurrence.precision import arithmetic
+from .recurrence.record import FIELDS
 
 
 class Verdict(NamedTuple):
@@ -201,8 +201,9 @@ def judge_record(
     *,
     u_operand: float | None = None,
 ) -> list[Verdict]:
-    """Judges what a backward pass measured of each row, record [D, T, B, fields] of
-    :mod:`rnnfast.record`, from the y it read and the dp it put out; indices are (d, t, b).
+    """Judges what a backward pass measured of each row, from the y it read and the dp it put out.
+
+    record: [D, T, B, fields] of :mod:`rnnfast.recurrence.record`; indices are (d, t, b).
 
     dh is taken again from the dp of the step after, so it has the error that
     :func:`judge_backward` allows it, e for each element; and a norm is off by no more than the norm

@@ -8,8 +8,8 @@ import pytest
 import torch
 from cases import MODULE_BACKENDS
 
-from rnnfast import precision
 from rnnfast.backends import BACKENDS, Problem, cpu, cuda, triton
+from rnnfast.recurrence import precision
 
 
 @pytest.fixture(params=MODULE_BACKENDS)

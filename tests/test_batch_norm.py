@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from twins import assert_same, assert_same_results, results
 
 import rnnfast
-from rnnfast.batch_norm import batch_norm
+from rnnfast.modules.batch_norm import batch_norm
 from rnnfast.testing import error_ratio, worst_step
 
 # What torch 2.13 does to itself as it compiles; any other warning fails.

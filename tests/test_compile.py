@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import rnnfast
 from rnnfast.backends import cpu
 from rnnfast.cells.rnn import Options
-from rnnfast.precision import arithmetic
+from rnnfast.recurrence.precision import arithmetic
 
 # What torch 2.13 does to itself; any other warning fails.
 pytestmark = [

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rnnfast import wavefront
 from rnnfast.backends import cuda
-from rnnfast.modules import RNN
+from rnnfast.modules import RNN, wavefront
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import cuda_overlap

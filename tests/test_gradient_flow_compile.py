@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import rnnfast
-from rnnfast import record
+from rnnfast.recurrence import record
 
 # What torch 2.13 does to itself; any other warning fails.
 pytestmark = [

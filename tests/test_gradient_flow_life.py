@@ -26,9 +26,10 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
 
 import rnnfast
-from rnnfast import modules, record
 from rnnfast.backends import BACKENDS
 from rnnfast.gradient_flow import GradientFlow
+from rnnfast.modules import rnn as modules
+from rnnfast.recurrence import record
 
 # --------------------------------------------------------------------------- which pass it is of
 

@@ -18,8 +18,8 @@ from monitored import Two, loss_of, sgd, train
 from torch import Tensor
 
 import rnnfast
+from rnnfast.diagnose.history import BLOCK, Row
 from rnnfast.gradient_flow import GradientFlow
-from rnnfast.gradient_flow.history import BLOCK, Row
 
 Monitor = rnnfast.GradientMonitor
 

@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 import rnnfast
-from rnnfast.gradient_flow import heat_map as heat_maps
-from rnnfast.gradient_flow.history import Row
+from rnnfast.diagnose import heat_map as heat_maps
+from rnnfast.diagnose.history import Row
 
 Monitor = rnnfast.GradientMonitor
 

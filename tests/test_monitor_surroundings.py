@@ -16,7 +16,7 @@ from monitored import Two, loss_of, sgd, train
 from torch import nn
 
 import rnnfast
-from rnnfast.gradient_flow.monitor import tracked_rnns
+from rnnfast.diagnose.monitor import tracked_rnns
 
 # What torch 2.13 does to itself; any other warning fails.
 pytestmark = [
@@ -356,10 +356,10 @@ def callback_class(monkeypatch):
         stand_in.Callback = type("Callback", (), {})
         monkeypatch.setitem(sys.modules, "lightning", types.ModuleType("lightning"))
         monkeypatch.setitem(sys.modules, "lightning.pytorch", stand_in)
-    from rnnfast.gradient_flow.lightning import GradientMonitorCallback
+    from rnnfast.diagnose.lightning import GradientMonitorCallback
 
     yield GradientMonitorCallback
-    del sys.modules["rnnfast.gradient_flow.lightning"]
+    del sys.modules["rnnfast.diagnose.lightning"]
 
 
 class Trainer:

@@ -86,7 +86,7 @@ def test_the_callback_without_lightning_says_what_to_install(monkeypatch):
     for name in ("lightning", "lightning.pytorch", "pytorch_lightning"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError, match="Callback needs Lightning: pip install lightn"):
-        import rnnfast.gradient_flow.lightning  # noqa: F401
+        import rnnfast.diagnose.lightning  # noqa: F401
 
 
 def test_a_package_that_lacks_another_names_that_one(monkeypatch):

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import rnnfast
-from rnnfast import autograd, record
+from rnnfast import ops as autograd
 from rnnfast.backends import cpu
 from rnnfast.cells import rnn as cell
 from rnnfast.cells.rnn import Options
+from rnnfast.recurrence import record
 
 # forward mode loads decompositions that torch itself still scripts
 pytestmark = [

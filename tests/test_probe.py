@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
+from rnnfast.diagnose.probe import _unit_vectors
 from rnnfast.gradient_flow import GradientFlow
-from rnnfast.gradient_flow.probe import _unit_vectors
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 UNITS = 4

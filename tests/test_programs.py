@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
-from rnnfast import record
+from rnnfast.recurrence import record
 
 # What torch does to itself, and says of the sizes that nn.RNN's own checks look at, too.
 pytestmark = [

@@ -12,8 +12,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rnnfast
-from rnnfast import modules, record, values
+from rnnfast import values
 from rnnfast.gradient_flow import sums
+from rnnfast.modules import rnn as modules
+from rnnfast.recurrence import record
 
 
 def trained(rnn: rnnfast.RNN, x=None) -> rnnfast.RNN:

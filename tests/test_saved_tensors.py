@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from twins import EXACT
 
 import rnnfast
-from rnnfast import record
+from rnnfast.recurrence import record
 
 T, B, I, H = 7, 3, 5, 6  # noqa: E741
 KERNELS = [p for p in MODULE_BACKENDS if p.values[0] in ("cpu", "cuda", "triton")]

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import rnnfast
 from rnnfast.backends import cpu
 from rnnfast.gradient_flow.sums import Pass, newest
-from rnnfast.record import NEVER
+from rnnfast.recurrence.record import NEVER
 
 T, B, I, H = 7, 3, 5, 6  # noqa: E741
 OPTIONS = {

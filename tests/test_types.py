@@ -13,9 +13,10 @@ from typing import get_args
 import pytest
 
 import rnnfast
-from rnnfast import choices, settings
+from rnnfast import choices
 from rnnfast.backends import BACKENDS
 from rnnfast.cells.rnn import NONLINEARITIES
+from rnnfast.modules import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "tests" / "typed.py"

@@ -14,10 +14,10 @@ from cases import needs_cpu
 from test_demo import blocked, command
 
 import rnnfast
-from rnnfast import precision
 from rnnfast.__main__ import VALIDATE_IMPORTS, main
 from rnnfast.backends import BACKENDS, cpu, reference
 from rnnfast.cells import rnn as cell
+from rnnfast.recurrence import precision
 
 if any(importlib.util.find_spec(name) is None for name in VALIDATE_IMPORTS):
     pytest.skip("the extras of validate are not installed", allow_module_level=True)

@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import rnnfast
-from rnnfast import wavefront
 from rnnfast.backends import cuda
+from rnnfast.modules import wavefront
 
 T, B = 20, 4
 OPTIONS = {

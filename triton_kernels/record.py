@@ -45,7 +45,7 @@ def measure(
     CLIPS: tl.constexpr, WINDOWED: tl.constexpr, PER_SAMPLE: tl.constexpr, UNIT: tl.constexpr,
     FIELDS: tl.constexpr, BS: tl.constexpr, BB: tl.constexpr,
 ):  # fmt: skip
-    """record [D, T, N, FIELDS] float64 in the order of rnnfast.record, N = B or, over rows, 1."""
+    """record [D, T, N, FIELDS] float64 in the order of record.FIELDS, N = B or, over rows, 1."""
     i_t, i_d = tl.program_id(0) % T, tl.program_id(1)
     b_state = tl.zeros([BB], tl.float64)
     b_came = tl.zeros([BB], tl.float64)

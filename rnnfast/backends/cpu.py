@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..cells.rnn import Options, directions
 from ..cores import quota
-from ..layout import check, empty_gradients, empty_results, empty_rows, with_dense_rows
+from ..recurrence.tensors import check, empty_gradients, empty_results, empty_rows, with_dense_rows
 
 if TYPE_CHECKING:
     from . import Problem
@@ -63,7 +63,7 @@ def forward(
     reset: Tensor | None,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """As :func:`rnnfast.autograd.layer`, and ahat and rstd with layer norm."""
+    """As :func:`rnnfast.ops.layer`, and ahat and rstd with layer norm."""
     T, B, width = x.shape
     check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
     _bind_threads()

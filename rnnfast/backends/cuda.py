@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import products, tuning
+from .. import tuning
 from ..cells.rnn import SIGN_ALONE, Options, directions
 from ..compiler import constant
-from ..layout import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
-from ..precision import rounds_to_tf32
+from ..recurrence import products
+from ..recurrence.precision import rounds_to_tf32
+from ..recurrence.tensors import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
 from ..triton_kernels.plan import Device as Facts
 from ..triton_kernels.plan import Size, torch_step
 

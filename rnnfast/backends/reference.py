@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..cells import rnn as cell
 from ..cells.rnn import Options
-from ..layout import without_padding
+from ..recurrence.tensors import without_padding
 
 if TYPE_CHECKING:
     from . import Problem
@@ -32,7 +32,7 @@ def forward(
     reset: Tensor | None,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """As :func:`rnnfast.autograd.layer`, and ahat and rstd with layer norm."""
+    """As :func:`rnnfast.ops.layer`, and ahat and rstd with layer norm."""
     x = without_padding(x, lengths)
     p = x if w_ih is None else F.linear(x, w_ih, None if b_ih is None else b_ih + b_hh)
     return cell.forward(p, _by_direction(w_hh), gamma, beta, h_0, lengths, reset, options)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import products
 from ..cells.rnn import SIGN_ALONE, Options, directions
 from ..compiler import constant
-from ..layout import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
-from ..precision import rounds_to_tf32
-from ..record import FIELDS
+from ..recurrence import products
+from ..recurrence.precision import rounds_to_tf32
+from ..recurrence.record import FIELDS
+from ..recurrence.tensors import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
 from ..triton_kernels.plan import Device, Plan, Size, blocks, choose, power_of_two, torch_step
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
-from .. import precision
+from ..recurrence import precision
 from .floors import Chip
 from .gate import Gate, shortened
 from .points import SCALING_POINT

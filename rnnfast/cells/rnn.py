@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..compiler import constant
-from ..record import FIELDS
+from ..recurrence.record import FIELDS
 
 GATES = 1
 
@@ -135,7 +135,8 @@ def backward(
         grad_y: [T, B, D * H] or None; grad_h_n: [D, B, H] or None.
         grad_ahat, grad_rstd: of those outputs, which a second derivative reaches; or None.
         y, ahat, rstd: what forward returned; they carry the dependence on p.
-        record: [D, T, N, fields] float64, N = B or 1, to be filled; see :mod:`rnnfast.record`.
+        record: [D, T, N, fields] float64, N = B or 1, to be filled; see
+            :mod:`rnnfast.recurrence.record`.
 
     Returns:
         dp [T, B, D * H], dw_hh [D, H, S], dgamma and dbeta [D * H] (None without layer norm),

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .. import record
 from ..extras import need
+from ..recurrence import record
 from . import reading, text
 from .reading import NonFinite, Verdict
 from .sums import SQUARES, Sums, measured, take, together

@@ -16,8 +16,8 @@ from ..drawing import INK, QUIET, Picture, plain
 from . import text
 
 if TYPE_CHECKING:
+    from ..diagnose.probe import GradientProbe
     from .flow import GradientFlow
-    from .probe import GradientProbe
 
 # Okabe and Ito's colours, which the colour-blind tell apart; broad and dashed, should two curves
 # lie on each other.

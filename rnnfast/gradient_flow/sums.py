@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import record
+from ..recurrence import record
 from ..values import has_values
 from . import reading
 
@@ -36,7 +36,7 @@ class Sums(NamedTuple):
         return self if self.values.shape[3] == 1 else Sums(total(self.values), self.smallest)
 
 
-Buffers = list[list[Tensor]]  # of each layer those of :mod:`rnnfast.record`
+Buffers = list[list[Tensor]]  # of each layer those of :mod:`rnnfast.recurrence.record`
 
 
 def newest(buffers: Buffers) -> int:

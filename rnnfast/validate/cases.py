@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cells.rnn import Options
-from ..precision import arithmetic
+from ..recurrence.precision import arithmetic
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 NONLINEARITIES = ["tanh", "relu", "sigmoid"]

@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
-from .. import precision
 from ..backends import BACKENDS
 from ..gradient_flow.text import plain
+from ..recurrence import precision
 from ..report import machine
 from .kernels import Arithmetic
 from .picture import draw

@@ -10,20 +10,13 @@ import torch
 from torch import Tensor
 
 from ..cells import rnn as cell
-from ..record import FIELDS
+from ..recurrence.record import FIELDS
 from ..testing import step_errors
 from .cases import NONLINEARITIES, Case, make_case
 from .long_double import AVAILABLE
 from .rows import Row
 from .runs import judge, own_rounding, run, threads
-from .sequences import (
-    compare_layer_runs,
-    compare_layers,
-    compare_loops,
-    judged,
-    layer_runs,
-    of,
-)
+from .sequences import compare_layer_runs, compare_layers, compare_loops, judged, layer_runs, of
 
 SEEDS = range(5)
 Shape = tuple[int, int, int]  # T, B, and the units of a head

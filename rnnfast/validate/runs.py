@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends import BACKENDS, reference
-from ..record import FIELDS
+from ..recurrence.record import FIELDS
 from ..testing import Verdict, judge_backward, judge_forward, judge_record
 from .cases import Case
 

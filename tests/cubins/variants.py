@@ -27,7 +27,7 @@ from triton.compiler import ASTSource
 
 from rnnfast.backends import triton as backend
 from rnnfast.cells.rnn import Options
-from rnnfast.record import FIELDS
+from rnnfast.recurrence.record import FIELDS
 
 DEVICES = {  # by compute capability; what a block may ask for
     80: Device("A100", (8, 0), 108, 163 << 10),

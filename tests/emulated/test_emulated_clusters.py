@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_emulated_numbers import CASES, EVERYTHING, TF32
 
-from rnnfast import precision
 from rnnfast.backends import cuda as backend
 from rnnfast.backends.cuda import KERNELS
+from rnnfast.recurrence import precision
 
 DTYPES = {"exact": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 NAMES = [re.fullmatch(r"cluster(\d+)_(\w+)_(\d+)", name) for name in KERNELS.cuda_kernels()]

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rnnfast
-from rnnfast import precision
 from rnnfast.backends import cuda as backend
-from rnnfast.record import FIELDS
+from rnnfast.recurrence import precision
+from rnnfast.recurrence.record import FIELDS
 from rnnfast.validate.sequences import compare_layers, compare_loops, judged
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_emulated_numbers import CASES, EVERYTHING, TF32
 
-from rnnfast import precision
 from rnnfast.backends import cuda as backend
 from rnnfast.backends.cuda import KERNELS, NAMES
+from rnnfast.recurrence import precision
 
 MODES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES |= {"tf32": torch.float32, "exact": torch.float32}

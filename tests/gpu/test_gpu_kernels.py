@@ -7,8 +7,8 @@ import torch
 from cases import assert_good, make_case, own_rounding, run
 from test_gpu_numbers import on
 
-from rnnfast import precision
 from rnnfast.backends import BACKENDS, Problem, cuda
+from rnnfast.recurrence import precision
 
 EVERYTHING = {
     "norm": True,

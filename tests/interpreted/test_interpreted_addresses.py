@@ -13,7 +13,7 @@ from triton.runtime import interpreter
 
 from rnnfast.backends import triton as backend
 from rnnfast.cells.rnn import Options
-from rnnfast.record import FIELDS
+from rnnfast.recurrence.record import FIELDS
 
 T, S, D, BLOCK = 5, 64, 2, 16
 FEW = BLOCK - 1  # rows of the last programs

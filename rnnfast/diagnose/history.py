@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from . import reading
-from .flow import GradientFlow
-from .sums import Pass, measured, side_by_side, together
+from ..gradient_flow import reading
+from ..gradient_flow.flow import GradientFlow
+from ..gradient_flow.sums import Pass, measured, side_by_side, together
 
 BLOCK = 64  # records read at once, which takes little longer than to read one
 Field = Literal["carry_norm", "state_norm"]

@@ -12,20 +12,21 @@ from torch._guards import detect_fake_mode
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import Unpack
 
-from . import precision, record, wavefront
-from .autograd import layer
-from .backends import Problem, check_nonlinearity, cuda, select, told_rows, torch_native
+from ..backends import Problem, check_nonlinearity, cuda, select, told_rows, torch_native
+from ..cells.rnn import Options, in_transform
+from ..choices import Backend, Init, NoMore, Nonlinearity, Norm, TrackGradientFlow
+from ..compiler import as_leaf, cannot_script, eager, makes_program
+from ..functional import check_lengths, check_options, check_reset
+from ..gradient_flow import GradientFlow, NoGradientFlow, read
+from ..ops import layer
+from ..recurrence import precision, record
+from ..recurrence.tensors import without_padding
+from ..values import has_values
+from . import wavefront
 from .batch_norm import BatchNorm
-from .cells.rnn import Options, in_transform
-from .choices import Backend, Init, NoMore, Nonlinearity, Norm, TrackGradientFlow
-from .compiler import as_leaf, cannot_script, eager, makes_program
-from .dropout import Packing, dropped
-from .functional import check_lengths, check_options, check_reset
-from .gradient_flow import GradientFlow, NoGradientFlow, read
 from .init import reset
-from .layout import without_padding
+from .packing import Packing, dropped
 from .settings import CHECKS, CHOICES, MODES, check_bool, check_choice, warn_of_idle_residual
-from .values import has_values
 from .weights import Weights
 
 PLAIN = {  # what extra_repr leaves out
@@ -64,7 +65,7 @@ class RNN(Weights):
             torch.optim.swa_utils.update_bn finds; nn.SyncBatchNorm is refused. bias=False leaves
             norm_bias out.
         norm_eps: what is added to the variance.
-        init: "torch", "orthogonal", "identity", "glorot" or "he"; see :mod:`rnnfast.init`.
+        init: "torch", "orthogonal", "identity", "glorot" or "he"; see :mod:`rnnfast.modules.init`.
         residual: add to the input of layer l + 1 the input of layer l where their widths agree;
             h_n is taken before the sum. Warns where no layer before the last has such an input.
         num_heads: as many independent recurrences of H / num_heads units side by side:
@@ -204,7 +205,8 @@ class RNN(Weights):
                     module.eps = self.norm_eps
 
     def _new_records(self) -> list[list[Tensor]]:
-        """Of each layer the buffers of :mod:`rnnfast.record`, of each device the last in use."""
+        """One list per layer of buffers (:mod:`rnnfast.recurrence.record`); the last of each
+        device is in use."""
         layers = self.num_layers if self.track_gradient_flow else 0
         device = self._device()
         if device is None:

@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..convert import sharing, strange_parameters
 from ..extras import need
+from ..gradient_flow import reading, text
+from ..gradient_flow.flow import FIELDS, GradientFlow
+from ..gradient_flow.reading import NonFinite, Verdict
 from ..modules import RNN
-from . import reading, text
-from .flow import FIELDS, GradientFlow
-from .reading import NonFinite, Verdict
 
 if TYPE_CHECKING:
     from ..drawing import Picture
@@ -318,7 +318,7 @@ class GradientProbe:
             ModuleNotFoundError: matplotlib is not installed (``pip install rnnfast[plots]``).
         """
         need("matplotlib", "plots", "plot()")
-        from .picture import draw_probes
+        from ..gradient_flow.picture import draw_probes
 
         return draw_probes({"": self})
 

@@ -20,9 +20,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from . import precision
-from .autograd import layer
-from .cells.rnn import Options
+from ..cells.rnn import Options
+from ..ops import layer
+from ..recurrence import precision
 
 ENABLED = os.environ.get("RNNFAST_OVERLAP", "") not in ("", "0")
 CALL = 40.0  # microseconds of a stretch beside its time steps, for the host, too; a guess
@@ -62,7 +62,7 @@ def layers(
     steps: int,
 ) -> tuple[list[Tensor], Tensor]:
     """The stretches of the output, each [steps, B, H], and h_n [L, B, H], of layers of one
-    direction; its input and tensors are those of :func:`rnnfast.autograd.layer`, before autocast
+    direction; its input and tensors are those of :func:`rnnfast.ops.layer`, before autocast
     has cast x.
 
     Args:

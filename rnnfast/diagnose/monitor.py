@@ -15,12 +15,12 @@ from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to r
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
-from .. import record
 from ..extras import need
+from ..gradient_flow.sums import Pass, newest
+from ..gradient_flow.text import name_of, number_of_steps
 from ..modules import RNN
+from ..recurrence import record
 from .history import MAPS, Entry, Field, History, Row
-from .sums import Pass, newest
-from .text import name_of, number_of_steps
 
 if TYPE_CHECKING:
     from ..drawing import Picture

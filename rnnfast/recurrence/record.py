@@ -13,7 +13,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from .values import has_values
+from ..values import has_values
 
 FIELDS = (
     "state_squares",  # of dh_t before clipping

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .layout import without_padding
-from .values import values_of
+from ..recurrence.tensors import without_padding
+from ..values import values_of
 
 MOMENTUM = 0.1
 

@@ -7,7 +7,7 @@ from collections.abc import Container
 import torch
 from torch import Tensor
 
-from .cells.rnn import directions
+from ..cells.rnn import directions
 from .precision import arithmetic
 
 
@@ -24,7 +24,7 @@ def check(
     dtypes: Container[torch.dtype],
 ) -> None:
     """The kernels believe what they are told; a module may hold any tensors as its weights. (They
-    are on one device: :mod:`rnnfast.autograd` has seen to that.)
+    are on one device: :mod:`rnnfast.ops` has seen to that.)
 
     Raises:
         RuntimeError: what does not fit together.

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ..drawing import INK, QUIET, Picture
-from .picture import DECADES
+from ..gradient_flow.picture import DECADES
 
 # From blue to yellow, which the colour-blind see much as others do; black is smaller still. Magenta
 # stays far from all of these for each of them, as orange and red do not.

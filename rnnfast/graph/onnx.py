@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import Tensor
 
-from .cells.rnn import Options, directions
+from ..cells.rnn import Options, directions
 
 ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid"}
 DTYPES = {torch.float32, torch.float64, torch.float16}
@@ -31,7 +31,7 @@ def node(
     reset: Tensor | None,
     options: Options,
 ) -> tuple[Tensor, Tensor]:
-    """y and h_n as :func:`rnnfast.autograd.layer` returns them, from one node. Truncated BPTT,
+    """y and h_n as :func:`rnnfast.ops.layer` returns them, from one node. Truncated BPTT,
     clipping and the record change gradients alone, so the node has nothing of them.
 
     Raises:

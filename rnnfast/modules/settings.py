@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from .backends import BACKENDS, check_nonlinearity
-from .functional import check_clip_state_grad, check_count, check_options, check_positive
+from ..backends import BACKENDS, check_nonlinearity
+from ..functional import check_clip_state_grad, check_count, check_options, check_positive
 from .init import INITS
 
 CHOICES = {

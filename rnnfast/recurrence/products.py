@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cells.rnn import directions
-from .layout import empty_rows, with_dense_rows, without_padding
+from ..cells.rnn import directions
+from .tensors import empty_rows, with_dense_rows, without_padding
 
 
 def projected(x: Tensor, w_ih: Tensor | None, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:

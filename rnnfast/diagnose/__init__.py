@@ -1,0 +1,1 @@
+"""Tools that run a module to see what its gradients do."""

@@ -1,0 +1,1 @@
+"""How torch's compilers, exporters and counters see the ops."""

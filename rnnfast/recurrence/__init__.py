@@ -1,0 +1,1 @@
+"""The recurrence: what every cell and backend shares."""
