@@ -8,19 +8,19 @@ CXX_FILES := $(filter-out %/rnn_fwd_cluster.cuh %/rnn_bwd_cluster.cuh, \
 	$(shell find csrc tests bench -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'))
 # (those two stand as they were sketched)
 
-OF_EVERY_LEVEL := tests/test_numerics.py
+OF_EVERY_LEVEL := tests/conformance/test_numerics.py
 # SIMD levels under the address sanitizer, the best first.
 LEVELS ?= 2
 
 # What runs over the kernels for GPUs where there is none: Triton's in its interpreter, those in CUDA
 # in the emulation.
-OF_GPU := tests/gpu $(addprefix tests/test_,gradient_flow.py memory_order.py module_contract.py \
-	module_sequences.py saved_tensors.py)
+OF_GPU := tests/gpu tests/diagnose/test_gradient_flow.py $(addprefix tests/modules/test_, \
+	memory_order.py module_contract.py module_sequences.py saved_tensors.py)
 
 # Two processes, whose idle threads let go of the cores. BY_FILE: a file's fixtures are made once, for
 # where no file is most of the work; in their order, so that the longest, with few tests, are not last.
 # What is timed runs alone.
-TIMED := tests/test_speed.py
+TIMED := tests/tools/test_speed.py
 # The peer beside which lower levels are judged: MKL's products without AVX-512, too.
 PEER_BELOW := MKL_ENABLE_INSTRUCTIONS=AVX2
 PYTEST_IN_TWO := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2
@@ -52,9 +52,9 @@ test: LEVELS = 1
 test: lint extension emulation sanitize  ## everything that can be shown without a GPU
 	$(PYTEST_IN_TWO) $(BY_FILE) --ignore $(TIMED)
 	$(BIN)/python -m pytest $(TIMED)
-	TRITON_INTERPRET=1 $(PYTEST_IN_TWO) $(BY_FILE) -k "triton or interpreted" tests/interpreted $(OF_GPU)
-	RNNFAST_EMULATION="$$($(BIN)/python tests/emulation.py | tail -1)" \
-		$(PYTEST_IN_TWO) -k "cuda or emulated" tests/emulated $(OF_GPU)
+	TRITON_INTERPRET=1 $(PYTEST_IN_TWO) $(BY_FILE) -k "triton or interpreted" tests/kernels/triton/interpreted $(OF_GPU)
+	RNNFAST_EMULATION="$$($(BIN)/python tests/proof/emulation.py | tail -1)" \
+		$(PYTEST_IN_TWO) -k "cuda or emulated" tests/kernels/cuda/emulated $(OF_GPU)
 	levels=$$($(BIN)/python -c 'from rnnfast import _C; print(*_C.simd_levels()[:-1])') && \
 		for level in $$levels; do echo "SIMD level $$level:" && \
 		RNNFAST_SIMD=$$level $(PEER_BELOW) $(PYTEST_IN_TWO) -k "not reference" $(OF_EVERY_LEVEL) \
@@ -66,14 +66,14 @@ lint: .venv/dev
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 sanitize: extension  ## the C++ kernels under the address, undefined-behaviour and thread sanitizers
-	$(BIN)/python tests/sanitize.py --levels $(LEVELS)
+	$(BIN)/python tests/proof/sanitize.py --levels $(LEVELS)
 
 # Where there is an nvcc, kernels that it does not compile are an error.
 extension: .venv/dev  ## recompiles what has changed in csrc
 	RNNFAST_REQUIRE_EXTENSION=1 RNNFAST_CUDA=$(if $(shell command -v nvcc),1) $(BIN)/python setup.py --quiet build_ext --inplace
 
 emulation: .venv/build  ## the kernels in CUDA for the host: prints the module's file
-	$(BIN)/python tests/emulation.py
+	$(BIN)/python tests/proof/emulation.py
 
 # On Linux under the manylinux tag that its libraries allow: an index takes no linux_x86_64.
 wheel: .venv/dev  ## into dist/, with the CUDA kernels where nvcc is on the PATH
