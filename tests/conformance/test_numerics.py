@@ -20,6 +20,7 @@ from cases import (
     RESULTS,
     Case,
     assert_good,
+    examples,
     make_case,
     needs_cpu,
     own_rounding,
@@ -202,7 +203,7 @@ def cases(draw) -> Case:
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_cpu)])
 def test_any_shape_layout_and_option_is_within_the_budget(backend):
-    @settings(max_examples=150, deadline=None, derandomize=True)
+    @settings(max_examples=examples(150))
     @given(case=cases())
     def check(case):
         assert_good(case, run(case, backend), **own_rounding(backend, case.p.dtype))
@@ -211,7 +212,7 @@ def test_any_shape_layout_and_option_is_within_the_budget(backend):
 
 
 @needs_cpu
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60))
 @given(case=cases())
 def test_any_case_agrees_with_the_oracle_in_float64(case):
     """The judge restarts each step; this compares the whole sequences."""
@@ -275,6 +276,7 @@ def test_rows_of_unequal_length_err_no_more_than_torch(dtype, f):
     assert_no_worse_than_torch(cases)
 
 
+@pytest.mark.proof
 @needs_cpu
 @pytest.mark.parametrize("f", ["tanh", "relu"])
 def test_2000_steps_in_float32_err_no_more_than_torch(f):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from cases import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -209,13 +210,13 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 @every_backend
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=examples(200))
 @given(case=cases())
 def test_any_mix_of_options_agrees_with_the_definition(backend, case):
     assert_close(run(case, by_package(backend)), run(case, by_definition))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=examples(40))
 @given(case=cases())
 def test_the_function_around_a_kernel_agrees_with_the_definition(case):
     assert_close(run(case, by_function), run(case, by_definition))
@@ -290,7 +291,7 @@ def test_nan_and_inf_beyond_the_length_do_nothing(backend, special):
 # ------------------------------------------------------------- the formula of backward, by itself
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=examples(120))
 @given(case=cases(), of_norm=st.booleans())
 def test_the_formula_of_backward_is_the_derivative_of_forward(case, of_norm):
     """Also of ahat and rstd, which a second derivative asks for."""

@@ -132,6 +132,7 @@ def test_a_layer_goes_back_as_one_op(options, tracking, own_backend):
     assert counts == [(rnn.num_layers, 0), (0, rnn.num_layers)]
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("options", OPTIONS)
 def test_six_lengths_take_at_most_three_compilations(options, own_backend):
     rnn = make(own_backend, **OPTIONS[options])
@@ -232,6 +233,7 @@ def test_autocast_around_a_compiled_call(own_backend):
     assert all(torch.equal(found[name], wanted[name]) for name in rnn.gradient_flow.fields())
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])

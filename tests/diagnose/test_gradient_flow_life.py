@@ -382,6 +382,7 @@ def train_on_a_rank(rank: int, backend: str, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.proof
 def test_distributed_data_parallel(own_backend, tmp_path):
     """Gradients are those of the whole batch; each rank has the record of its own part, whose T
     differs, and reduce() that of the whole."""

@@ -136,6 +136,7 @@ def train_in_parallel(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.proof
 def test_ranks_are_combined(tmp_path):
     """Into what one process would see of the whole batch; all are told, the first one writes."""
     spawn(train_in_parallel, str(tmp_path))
@@ -191,6 +192,7 @@ def train_sharded(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.proof
 def test_fully_shard(tmp_path):
     """An RNN inside trains as one that is whole, and its record is the same."""
     spawn(train_sharded, str(tmp_path))

@@ -50,6 +50,7 @@ def calls(monkeypatch):
     return seen
 
 
+@pytest.mark.proof
 @has_extension
 def test_the_environment_selects_a_simd_level():
     def run(level: str) -> subprocess.CompletedProcess:

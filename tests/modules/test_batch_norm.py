@@ -225,6 +225,7 @@ def test_a_module_with_batch_norm_in_another_dtype(own_backend, dtype):
     ).all()
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("lengths", [None, [3, 1, 2]])
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_norm_compiles_in_one_graph(own_backend, lengths, training):

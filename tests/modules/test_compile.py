@@ -68,6 +68,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_compiled_strides_are_those_of_torch(batch_first, backend):
     rnn = layer(backend, num_layers=2, batch_first=batch_first)
@@ -99,6 +100,7 @@ def test_every_backend_compiles_without_a_break(backend):
         assert (a - w).abs().max() <= 1e-13 * w.abs().max()
 
 
+@pytest.mark.proof
 @needs_cpu
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 @pytest.mark.parametrize("options", ["plain", "stacked"])
@@ -172,6 +174,7 @@ def test_autocast_inside_and_around_a_compiled_call(dtype):
     assert_equal([y, h_n], wanted[:2])
 
 
+@pytest.mark.proof
 @needs_cpu
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "jacrev"])
 def test_transforms_inside_a_compiled_function(transform):
@@ -215,6 +218,7 @@ def test_a_second_derivative_of_a_compiled_module_is_refused():
         torch.autograd.grad(torch.autograd.grad(loss, x, create_graph=True)[0].sum(), x)
 
 
+@pytest.mark.proof
 @needs_cpu
 @needs_compiler
 def test_inductor():
@@ -350,8 +354,12 @@ CASES = [
     {"norm": True, "batch_first": True, "bptt_window": 2, "clip_state_grad": 0.5},
     {"norm": True, "dtype": torch.bfloat16, "lengths": True},
 ]
-OPS = [("reference", case) for case in range(len(CASES))]
-OPS += [pytest.param("cpu", case, marks=needs_cpu) for case in range(len(CASES))]
+# Of the oracle one case, of the kernels two: the others are for `make prove`.
+OPS = [pytest.param("reference", c, marks=[pytest.mark.proof] * (c > 0)) for c in range(len(CASES))]
+OPS += [
+    pytest.param("cpu", c, marks=[needs_cpu] + [pytest.mark.proof] * (c not in (0, 6)))
+    for c in range(len(CASES))
+]
 
 
 @pytest.mark.parametrize(("backend", "case"), OPS)

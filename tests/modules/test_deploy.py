@@ -35,6 +35,7 @@ def ops_of(graph: torch.fx.Graph) -> set[str]:
     return {str(node.target) for node in graph.nodes if node.op == "call_function"}
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -147,6 +148,7 @@ def test_flops_of_a_program_are_those_of_its_module():
     assert counter.get_total_flops() == flops(rnn, x)[0]
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     "imports",
     [

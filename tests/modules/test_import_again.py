@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import rnnfast
+
+pytestmark = pytest.mark.proof
 
 # torch 2.13 warns about torch.autograd.Function as it traces.
 BEGIN = """

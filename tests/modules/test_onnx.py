@@ -16,6 +16,7 @@ ort = pytest.importorskip("onnxruntime")
 
 # What torch's exporters say of themselves, and of axes that two inputs share.
 pytestmark = [
+    pytest.mark.proof,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:# The axis name"),

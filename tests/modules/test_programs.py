@@ -113,6 +113,9 @@ WAYS: dict[str, Callable[[Model], nn.Module]] = {
     "traced without gradients": traced_without_gradients,
     "trace saved": trace_saved,
 }
+# As `make test` has them; the others are for `make prove`.
+QUICK = ("exported", "traced")
+EVERY_WAY = [pytest.param(w, marks=[] if w in QUICK else [pytest.mark.proof]) for w in WAYS]
 HERE = [way for way in WAYS if "saved" not in way]
 
 
@@ -139,7 +142,7 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], atol: float
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERY_WAY)
 def test_a_program_trains_as_its_module_does_at_every_size(way, options, own_backend):
     of = model(own_backend, options)
     start = {name: x.clone() for name, x in of.state_dict().items()}

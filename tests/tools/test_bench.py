@@ -93,6 +93,7 @@ def bench(tmp_path: Path, *arguments: str, of: list | None = None) -> int:
     return command.run(parsed, providers.PROVIDERS if of is None else of)
 
 
+@pytest.mark.proof
 @needs_cpu
 def test_quick_run_writes_a_line_for_each_provider_and_pictures(tmp_path: Path):
     done = subprocess.run(

@@ -68,6 +68,7 @@ def test_info_in_full_has_the_environment_that_torch_collects(monkeypatch, capsy
     assert said[-2:] == ["", "PyTorch version: any"]
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("missing", sorted(DEMO_IMPORTS))
 def test_a_missing_extra_is_named_in_one_line_with_the_cure(missing: str, tmp_path: Path):
     folder = tmp_path / "out"
@@ -118,6 +119,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(
         assert f"--out: cannot write to {folder}" in capsys.readouterr().err
 
 
+@pytest.mark.proof
 @needs_extras
 def test_quick_demo_prints_a_table_and_writes_picture_and_figures(tmp_path: Path):
     folder = tmp_path / "new" / "out"
@@ -146,6 +148,7 @@ def test_quick_demo_prints_a_table_and_writes_picture_and_figures(tmp_path: Path
         assert plain["first_epoch"]["horizon"] < 38 or task["time_steps"] < 38
 
 
+@pytest.mark.proof
 @needs_extras
 def test_the_same_seed_gives_the_same_losses_and_another_seed_others(tmp_path: Path):
     from rnnfast import demo

@@ -9,6 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.proof
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "export.md").read_text()
 BLOCKS = re.findall(r"^```python[^\n]*\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)

@@ -15,6 +15,8 @@ import rnnfast
 from rnnfast.backends import cpu
 from rnnfast.bench.providers.loop import NormedLoop
 
+pytestmark = pytest.mark.proof
+
 needs_cpu = pytest.mark.skipif(cpu._C is None, reason="the extension is not built")
 
 

@@ -18,8 +18,10 @@ from rnnfast.backends import BACKENDS
 from rnnfast.cells.rnn import NONLINEARITIES
 from rnnfast.modules import settings
 
+pytestmark = pytest.mark.proof
+
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "tests" / "typed.py"
+SCRIPT = ROOT / "tests" / "tools" / "typed.py"
 
 
 def check(command: list[str | Path]) -> subprocess.CompletedProcess:

@@ -57,6 +57,7 @@ def on_cpu(run: Callable, *groups: str, dtype: str = "float32") -> SimpleNamespa
 # ------------------------------------------------------------------------------ what it writes
 
 
+@pytest.mark.proof
 @needs_cpu
 def test_a_run_prints_a_table_and_writes_picture_and_figures(run, tmp_path):
     done = run("--backend", "cpu", "--dtype", "float32", "bfloat16", groups=ALL_GROUPS)
@@ -121,6 +122,7 @@ def test_torch_is_validated_where_it_serves(run):
     assert "left out: torch: torch has no sigmoid RNN\n" in done.out
 
 
+@pytest.mark.proof
 @needs_cpu
 def test_a_new_backend_is_judged_as_it_is(run, monkeypatch):
     names = ("unavailable", "forward", "backward")
@@ -390,6 +392,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, capsys):
     assert f"--out: cannot write to {tmp_path / 'file'}" in capsys.readouterr().err
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("missing", sorted(VALIDATE_IMPORTS))
 def test_a_missing_extra_is_named_in_one_line_with_the_cure(missing, tmp_path):
     folder = tmp_path / "out"

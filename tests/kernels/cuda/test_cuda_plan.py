@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,7 +41,7 @@ SIZES = st.fixed_dictionaries(
 # ------------------------------------------------------------------------------------------- plans
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=examples(3000), derandomize=False)
 @given(SIZES, st.sampled_from(DEVICES))
 def test_every_size_has_a_plan_that_fits(size, device):
     plan = cuda._plan(**size, device=device)
@@ -103,7 +104,7 @@ def test_no_shape_is_refused(mode):
     assert not cuda._plan("tf32", IN_CLUSTER["tf32"], 1, 8, False, H100).streaming
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), derandomize=False)
 @given(SIZES, st.sampled_from(DEVICES))
 def test_more_work_takes_longer(size, device):
     steps = [cuda._plan(**size | {"rows": rows}, device=device).step for rows in (1, 800, 9000)]

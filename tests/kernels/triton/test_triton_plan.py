@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rnnfast.triton_kernels.plan import Device, Size, blocks, choose
@@ -34,7 +35,7 @@ SIZES = st.builds(
 # ------------------------------------------------------------------------------------------- plans
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), derandomize=False)
 @given(SIZES, st.sampled_from(DEVICES))
 def test_every_size_has_a_plan_that_fits_or_a_reason(size, device):
     plan = choose(size, device)
@@ -56,7 +57,7 @@ def test_every_size_has_a_plan_that_fits_or_a_reason(size, device):
     assert plan.kernel in str(plan)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), derandomize=False)
 @given(SIZES, st.sampled_from(DEVICES))
 def test_batch_size_alone_leads_to_two_kernels_at_most(size, device):
     compiled = set()
