@@ -19,9 +19,9 @@ from ..functional import check_lengths, check_options, check_reset
 from ..gradient_flow import GradientFlow, NoGradientFlow, read
 from ..ops import layer
 from ..recurrence import precision, record
+from ..recurrence.clipping import in_transform
 from ..recurrence.groups import Options, Rows, States
 from ..recurrence.groups import Weights as LayerWeights
-from ..recurrence.loop import in_transform
 from ..recurrence.tensors import without_padding
 from ..values import has_values
 from . import wavefront

@@ -417,7 +417,7 @@ def test_when_it_is_off_there_is_nothing_of_it(tracking, own_backend, monkeypatc
     backward = backend.backward
 
     def watched(*args, **more):
-        records.append(args[13])
+        records.append(args[2])
         return backward(*args, **more)
 
     monkeypatch.setattr(backend, "backward", watched)
