@@ -5,6 +5,6 @@ numbers alone) and picture; on top of them probe (a gradient of no particular lo
 (over a training).
 """
 
-from .flow import GradientFlow, NoGradientFlow, read
+from .flow import GradientFlow, read
 
-__all__ = ["GradientFlow", "NoGradientFlow", "read"]
+__all__ = ["GradientFlow", "read"]

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from ..drawing import Picture
 
 
-class NoGradientFlow(AttributeError, RuntimeError):
-    """There is no record to read. hasattr and getattr's default take it for what it is, a missing
-    attribute."""
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class GradientFlow:
     """Per layer, direction and real time step, over the valid entries of the batch and all units:
