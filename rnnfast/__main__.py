@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, arguments
+from . import arguments
+from ._version import __version__
 from .backends import BACKENDS
 from .modules import RNN
 from .modules.settings import CHOICES

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import backends, calls, convert
+from ._version import __version__
 from .backends import cpu, cuda
 from .modules import RNN
 
@@ -53,10 +54,8 @@ def info(full: bool = False) -> Report:
         full: adds what torch.utils.collect_env finds about the machine, its compilers, drivers and
             packages, which takes seconds.
     """
-    import rnnfast
-
     lines = [
-        f"rnnfast {rnnfast.__version__}",
+        f"rnnfast {__version__}",
         f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}",
         f"extension: {_extension()}",
         f"CUDA kernels{_cuda()}",
@@ -192,15 +191,13 @@ def machine(device: str = "cpu") -> dict[str, str]:
     Args:
         device: a device type, "cpu" or "cuda".
     """
-    import rnnfast
-
     facts = {"processor": cpu_name(), "simd": cpu._C.simd_level() if cpu._C else ""}
     if device != "cpu":
         facts = {"processor": torch.cuda.get_device_name(), "simd": ""}
     return facts | {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "rnnfast": rnnfast.__version__,
+        "rnnfast": __version__,
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }

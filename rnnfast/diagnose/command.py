@@ -19,8 +19,8 @@ from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to r
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import calls
-from ..gradient_flow.picture import draw_probes
 from ..modules import RNN
+from .picture import draw_probes
 from .probe import GradientProbe, probe
 
 STEPS, BATCH = 250, 32  # of the random input

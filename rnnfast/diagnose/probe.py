@@ -318,7 +318,7 @@ class GradientProbe:
             ModuleNotFoundError: matplotlib is not installed (``pip install rnnfast[plots]``).
         """
         need("matplotlib", "plots", "plot()")
-        from ..gradient_flow.picture import draw_probes
+        from .picture import draw_probes
 
         return draw_probes({"": self})
 

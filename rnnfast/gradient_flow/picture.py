@@ -7,16 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from ..drawing import INK, QUIET, Picture, plain
 from . import text
 
 if TYPE_CHECKING:
-    from ..diagnose.probe import GradientProbe
     from .flow import GradientFlow
 
 # Okabe and Ito's colours, which the colour-blind tell apart; broad and dashed, should two curves
@@ -167,38 +164,3 @@ def draw_flow(flow: GradientFlow) -> Picture:
                 )
             )
     return draw(panels, "The gradient of the loss on its way back through time")
-
-
-def _sums(log_growth: Tensor) -> Tensor:
-    """Up to each lag; there is none at lag 0."""
-    return F.pad(log_growth[:, :, 1:].cumsum(2), (1, 0))
-
-
-def draw_probes(probes: Mapping[str, GradientProbe]) -> Picture:
-    """Of the RNNs of a model, by their names in it; "" for one that stands alone."""
-    panels = []
-    for name, probe in probes.items():
-        prefix = f"{name}, layer" if name else "Layer"
-        norm = probe.norm.masked_fill(probe.out_of_range, math.nan)
-        own = norm[:, :, :1] * _sums(probe.log_growth).exp()
-        lags = range(int(probe.samples.any(0).sum()))
-        for layer, verdicts in enumerate(probe.verdicts):
-            for d, verdict in enumerate(verdicts):
-                curves = {
-                    "$v^T dh_{end}/dh_t$, root mean square over samples": norm[layer, d],
-                    "by this layer's own steps alone": own[layer, d],
-                }
-                panels.append(
-                    Panel(
-                        f"{prefix} {text.name_of(layer, d)}: {verdict.word}",
-                        "lag: steps back from the last state",
-                        "norm of the gradient",
-                        lags,
-                        {label: y[: len(lags)].tolist() for label, y in curves.items()},
-                        (0, norm[layer, d, 0].item()),
-                        1,
-                        probe.half_life[layer, d].item(),
-                        probe.horizon[layer, d].item(),
-                    )
-                )
-    return draw(panels, "What the last state still feels of each step before it")
