@@ -16,27 +16,27 @@ from . import text
 if TYPE_CHECKING:
     from .flow import GradientFlow
 
-# Okabe and Ito's colours, which the colour-blind tell apart; broad and dashed, should two curves
-# lie on each other.
+# Okabe and Ito's colours, which the colour-blind can distinguish. One curve is broad and one is
+# dashed, so that both show where they coincide.
 STYLES = (
     {"color": "#56B4E9", "linewidth": 5, "solid_capstyle": "round"},
     {"color": "#D55E00", "linewidth": 2, "linestyle": (0, (4, 2))},
 )
 SHADE = "#EFEFEF"
-DECADES = 35  # of the vertical axis, at most
+DECADES = 35  # powers of ten on the vertical axis, at most
 
 
 @dataclass(frozen=True)
 class Panel:
     """One layer and direction."""
 
-    title: str  # which layer and direction, and the verdict
+    title: str  # the layer and direction, and the verdict
     xlabel: str
     ylabel: str
     x: Sequence[float]  # time steps or lags
     curves: Mapping[str, Sequence[float]]  # by their names in the legend; the last is in front
-    start: tuple[float, float]  # where the gradient sets out: x, and its norm there
-    towards: int  # -1: it travels to smaller x; 1: to larger
+    start: tuple[float, float]  # x where the gradient begins, and its norm there
+    towards: int  # the gradient travels to smaller x: -1; to larger x: 1
     half_life: float  # in steps; NaN or infinite: no line
     horizon: float
 
@@ -92,7 +92,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         return
     top = max(shown)
     bottom = max(min(shown), top * 10.0**-DECADES)
-    if bottom > top / 100:  # what is flat shall look flat
+    if bottom > top / 100:  # a flat curve shall look flat
         middle = math.sqrt(top * bottom)
         bottom, top = middle / 10, middle * 10
     if panel.horizon < math.inf and panel.start[1] > 0:
@@ -117,7 +117,7 @@ def _draw_half_life(axes: Axes, panel: Panel, bottom: float) -> None:
 
 
 def _draw_horizon(axes: Axes, panel: Panel, margin: float) -> None:
-    """What lies beyond is grey."""
+    """Shades the steps behind the horizon."""
     if not panel.horizon < math.inf:
         return
     edge = panel.start[0] + panel.towards * panel.horizon
