@@ -176,7 +176,7 @@ def test_bad_arguments_are_named(options, error, match):
 def test_other_mistakes():
     rnn = make("auto")
     with Monitor(rnn, sgd(rnn)) as monitor:
-        with pytest.raises(RuntimeError, match="step: the optimizer that was given counts"):
+        with pytest.raises(RuntimeError, match="step: the monitor's optimizer counts"):
             monitor.step()
         with pytest.raises(ValueError, match="field: given 'gain', wanted one of"):
             monitor.norms("gain")

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 
 
 def _sums(log_growth: Tensor) -> Tensor:
-    """Up to each lag; there is none at lag 0."""
+    """The sum up to each lag, 0 at lag 0."""
     return F.pad(log_growth[:, :, 1:].cumsum(2), (1, 0))
 
 
 def draw_probes(probes: Mapping[str, GradientProbe]) -> Picture:
-    """Of the RNNs of a model, by their names in it; "" for one that stands alone."""
+    """A panel for each layer and direction of each probe.
+
+    Args:
+        probes: by the RNN's name in its model; "" for an RNN that stands alone.
+    """
     panels = []
     for name, probe in probes.items():
         prefix = f"{name}, layer" if name else "Layer"
@@ -49,4 +53,4 @@ def draw_probes(probes: Mapping[str, GradientProbe]) -> Picture:
                         probe.horizon[layer, d].item(),
                     )
                 )
-    return draw(panels, "What the last state still feels of each step before it")
+    return draw(panels, "The influence of each step on the last state")

@@ -155,7 +155,7 @@ def draw_flow(flow: GradientFlow) -> Picture:
                     range(T),
                     {
                         "gradient $dL/dh_t$": state.tolist(),
-                        "of it, come back through time": carry.tolist(),
+                        "the part that came back through time": carry.tolist(),
                     },
                     (first, whole.clipped_norm[layer, d, first].item()),
                     1 if d else -1,
