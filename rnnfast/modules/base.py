@@ -69,7 +69,7 @@ class Recurrent(Recording):
         self._records = self._new_records()
 
     def _cell(self) -> str:
-        """The name of the cell that computes a step."""
+        """The name of the cell that computes a step: a key of rnnfast.cells.CELLS."""
         raise NotImplementedError
 
     # --------------------------------------------------------------------------------- arguments

@@ -126,7 +126,7 @@ class RNN(Stack):
         )
 
     def _cell(self) -> str:
-        return self.nonlinearity
+        return f"rnn_{self.nonlinearity}"
 
     @overload
     def forward(

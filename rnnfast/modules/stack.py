@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..backends import Problem, cuda, select, told_rows, torch_native
-from ..cells.rnn import Options, in_transform
 from ..compiler import as_leaf, eager, makes_program
 from ..functional import check_lengths, check_reset
 from ..ops import layer
 from ..recurrence import precision
+from ..recurrence.groups import Options, Rows, States, Weights
+from ..recurrence.loop import in_transform
 from ..recurrence.tensors import without_padding
 from ..values import has_values
 from . import wavefront
@@ -30,27 +31,18 @@ from .packing import Packing, dropped
 class Call(NamedTuple):
     """What all layers of a call have in common."""
 
-    lengths: Tensor | None  # [B]
-    reset: Tensor | None  # [T, B]
+    rows: Rows
     options: Options
     backend: str
 
 
 def run_layer(
-    x: Tensor,
-    weights: Sequence[Tensor | None],
-    h_0: Tensor | None,
-    call: Call,
-    buffer: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """y [T, B, D * H] and h_n [D, B, H] of one layer.
-
-    Args:
-        weights: w_ih, b_ih, b_hh, w_hh, gamma and beta.
-        buffer: for the record of backward.
-    """
-    lengths, reset, options, backend = call
-    return layer(x, *weights, h_0, lengths, reset, buffer, options, backend)
+    x: Tensor, weights: Weights, states: States, call: Call, buffer: Tensor | None = None
+) -> tuple[Tensor, States]:
+    """y [T, B, D * H] of one layer, and its states after the last step. Backward fills
+    ``buffer`` with its record."""
+    rows, options, backend = call
+    return layer(x, weights, states, rows, buffer, options, backend)
 
 
 class Stack(Recurrent):
@@ -237,7 +229,7 @@ class Stack(Recurrent):
             self.clip_state_grad,
             self.track_gradient_flow == "sample",
         )
-        call = Call(lengths, reset, options, backend)
+        call = Call(Rows(lengths, reset), options, backend)
         steps = self._stretch(backend, T, problem)
         if steps:
             return self._side_by_side(u, hx, call, steps)
@@ -246,26 +238,37 @@ class Stack(Recurrent):
     def _one_by_one(
         self, u: Tensor, hx: Tensor | None, call: Call, packing: Packing | None
     ) -> tuple[Tensor, Tensor]:
-        D = 2 if self.bidirectional else 1
-        h_n = []
+        last = []
         for index in range(self.num_layers):
             x = u
-            h_0 = None if hx is None else hx[index * D : (index + 1) * D]
             weights = self._layer_weights(index)
             norm = None, None
             if self.norm == "batch":
-                x, weights = self._batch_norm(index, x, call.lengths, weights)
+                x, weights = self._batch_norm(index, x, call.rows.lengths, weights)
             elif self.norm == "layer":
                 norm = self._norm_weights(index)
-            x, *weights, h_0 = precision.autocast(u.device.type, x, *weights, h_0)
+            h_0 = self._states_before(index, hx)
+            x, w_ih, b_ih, b_hh, w_hh, *h_0 = precision.autocast(x.device.type, x, *weights, *h_0)
+            weights = Weights(w_ih, b_ih, b_hh, w_hh, *norm)
             buffer = self._buffer(index, x) if self.track_gradient_flow else None
-            y, h = run_layer(x, (*weights, *norm), h_0, call, buffer)
-            h_n.append(h)
+            y, states = run_layer(x, weights, States(*h_0), call, buffer)
+            last.append(states)
             if index + 1 < self.num_layers:
                 if self.dropout and self.training:
                     y = dropped(y, self.dropout, packing)
                 u = y + u if self.residual and y.shape == u.shape else y
-        return y, torch.cat(h_n) if len(h_n) > 1 else h_n[0]
+        return y, self._joined(last)
+
+    def _states_before(self, index: int, hx: Tensor | None) -> States:
+        """The states of a layer before the first step."""
+        if hx is None:
+            return States()
+        D = 2 if self.bidirectional else 1
+        return States(hx[index * D : (index + 1) * D])
+
+    def _joined(self, states: list[States]) -> Tensor:
+        """h_n, from the states of each layer after the last step."""
+        return torch.cat([h for h, _ in states]) if len(states) > 1 else states[0].h
 
     def _batch_norm(
         self, index: int, x: Tensor, lengths: Tensor | None, weights: Sequence[Tensor | None]
@@ -319,33 +322,32 @@ class Stack(Recurrent):
             norm = self._norm_weights(index) if self.norm else (None, None)
             own = precision.autocast(x.device.type, *self._layer_weights(index))
             # Views, so that gradients come to the parameters on the caller's stream.
-            weights.append(_views((*own, *norm)))
-        starts, window = range(0, x.shape[0], steps), call.options.bptt_window
-        left = {
-            t: None if call.lengths is None else (call.lengths - t).clamp(0, steps) for t in starts
-        }
+            weights.append(_views(Weights(*own, *norm)))
+        (lengths, reset), window = call.rows, call.options.bptt_window
+        starts = range(0, x.shape[0], steps)
+        left = {t: None if lengths is None else (lengths - t).clamp(0, steps) for t in starts}
 
         def compute(
             index: int, u: Tensor, h_0: Tensor | None, span: slice
         ) -> tuple[Tensor, Tensor]:
             if span.start == 0:  # views again, so that the layer's stream adds up its stretches
                 weights[index] = _views(weights[index])
-            lengths, reset = left[span.start], None if call.reset is None else call.reset[span]
+            rows = Rows(left[span.start], None if reset is None else reset[span])
             if window and span.start:  # an edge, except in rows that have ended
                 cut = h_0.detach()
-                h_0 = cut if lengths is None else torch.where(lengths[:, None] > 0, cut, h_0)
+                goes_on = None if rows.lengths is None else rows.lengths[:, None] > 0
+                h_0 = cut if goes_on is None else torch.where(goes_on, cut, h_0)
             (cast,) = precision.autocast(u.device.type, u)
-            here = call._replace(lengths=lengths, reset=reset)
-            y, h_n = run_layer(cast, weights[index], h_0, here)
+            y, (h_n, _) = run_layer(cast, weights[index], States(h_0), call._replace(rows=rows))
             through = self.residual and index + 1 < len(weights) and y.shape == u.shape
             return (y + u if through else y), h_n
 
         (hx,) = precision.autocast(x.device.type, hx)
         states = [None] * len(weights) if hx is None else list(hx.split(1))
-        reads = [*(w for own in weights for w in own), *left.values(), call.reset]
+        reads = [*(w for own in weights for w in own), *left.values(), reset]
         stretches, states = wavefront.wavefront(x, states, steps, compute, reads)
         return torch.cat(stretches), torch.cat(states)
 
 
-def _views(weights: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [None if w is None else w.view_as(w) for w in weights]
+def _views(weights: Weights) -> Weights:
+    return Weights(*(None if w is None else w.view_as(w) for w in weights))
