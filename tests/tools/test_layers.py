@@ -143,7 +143,7 @@ def test_the_reader_of_imports_reads_them():
         "rnnfast.recurrence.precision",
         "rnnfast.ops",
         "rnnfast.backends",
-        "rnnfast.cells.rnn",
+        "rnnfast.recurrence.groups",
         "rnnfast.choices",
         "rnnfast.compiler",
         "rnnfast.values",
