@@ -137,9 +137,9 @@ def to_torch(model, *, report=print):
         if type(module) is RNN:
             if module._cell() not in torch_native.KERNELS:
                 raise ValueError(f"{name or 'model'}: nn.RNN has no {module.nonlinearity}")
-            beyond = module._problem(torch.empty(1, 1, 1)).beyond
-            if beyond:
-                raise ValueError(f"{name or 'model'}: nn.RNN has no {', '.join(beyond)}")
+            extras = module._problem(torch.empty(1, 1, 1)).extras
+            if extras:
+                raise ValueError(f"{name or 'model'}: nn.RNN has no {', '.join(extras)}")
 
     def twin(old: nn.Module) -> nn.Module | str | None:
         if type(old) is RNN:

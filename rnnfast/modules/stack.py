@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..backends import Problem, cuda, select, told_rows, torch_native
+from ..backends import Problem, cuda, rows_for_choice, select, torch_native
 from ..compiler import as_leaf, eager, makes_program
 from ..functional import check_lengths, check_reset
 from ..ops import layer
@@ -177,7 +177,7 @@ class Stack(Recurrent):
         if rows is None:
             rows = 1 if input.dim() == 2 else input.shape[0 if self.batch_first else 1]
         groups = (2 if self.bidirectional else 1) * self.num_heads
-        size = self.hidden_size // self.num_heads, groups, told_rows(rows), input.device.index
+        size = self.hidden_size // self.num_heads, groups, rows_for_choice(rows), input.device.index
         return Problem(device, dtype, self._cell(), False, extras, *size)
 
     def _backend(self, problem: Problem) -> str:

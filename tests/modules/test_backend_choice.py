@@ -77,13 +77,13 @@ def test_order_of_auto():
         pytest.param({}, "cpu", marks=has_extension),
         pytest.param({"nonlinearity": "sigmoid"}, "cpu", marks=has_extension),
         pytest.param({"projected": True}, "cpu", marks=has_extension),
-        pytest.param({"beyond": ("residual", "norm")}, "cpu", marks=has_extension),
+        pytest.param({"extras": ("residual", "norm")}, "cpu", marks=has_extension),
         pytest.param({"dtype": torch.bfloat16}, "cpu", marks=has_extension),
         ({"dtype": torch.complex64}, "torch"),
         ({"device": "cuda"}, "torch"),  # nobody gets slower by installing this package
         ({"device": "meta"}, "torch"),
         ({"device": "cuda", "nonlinearity": "sigmoid"}, "reference"),
-        ({"device": "cuda", "beyond": ("norm",)}, "reference"),
+        ({"device": "cuda", "extras": ("norm",)}, "reference"),
         ({"device": "cuda", "projected": True}, "reference"),
     ],
 )
@@ -96,7 +96,7 @@ def test_auto_takes_the_first_that_serves(changes, wanted):
     [
         ({}, "torch"),
         ({"nonlinearity": "sigmoid"}, "reference"),
-        ({"beyond": ("reset",)}, "reference"),
+        ({"extras": ("reset",)}, "reference"),
         ({"projected": True}, "reference"),
     ],
 )
@@ -264,7 +264,7 @@ def test_info_repeats_what_the_build_said(no_extension, monkeypatch, tmp_path):
 
 
 def test_refusals_agree_with_select():
-    for changes in ({}, {"beyond": ("norm",)}, {"dtype": torch.complex64}, {"device": "cuda"}):
+    for changes in ({}, {"extras": ("norm",)}, {"dtype": torch.complex64}, {"device": "cuda"}):
         for name, why in refusals(problem(**changes)).items():
             if why:
                 with pytest.raises(BackendError):
