@@ -235,6 +235,7 @@ def _probe(options: argparse.Namespace) -> int:
     if problem := _unwritable(options.out):
         return _fail(problem)
     known = inspect.signature(RNN).parameters
+    flags = {name: value for name, value in vars(options).items() if name in known}
     try:
         command.run(
             options.source,
@@ -243,9 +244,7 @@ def _probe(options: argparse.Namespace) -> int:
             steps=options.steps,
             batch=options.batch,
             seed=options.seed,
-            flags={name: value for name, value in vars(options).items() if name in known},
-            prefix=options.prefix,
-            key=options.key,
+            checkpoint=command.Checkpoint(flags, options.prefix, options.key),
         )
     except command.BadInput as error:
         return _fail(" ".join(str(error).split()))
