@@ -2,7 +2,7 @@
 
 from pathlib import Path as _Path
 
-# A checkout has the Triton kernels beside the package; installed they are inside.
+# In a checkout the Triton kernels are beside the package; an installed package contains them.
 if (_Path(__file__).parents[1] / "triton_kernels" / "plan.py").exists():
     __path__.append(str(_Path(__file__).parents[1]))
 

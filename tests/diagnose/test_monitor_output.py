@@ -114,11 +114,11 @@ def test_a_closed_writer_is_refused(kind, tmp_path):
     with Monitor(rnn, optimizer, writer=writer) as monitor:
         writer.close()
         loss_of(rnn, inputs()).backward()
-        with pytest.raises(ValueError, match="writer: given one that is closed"):
+        with pytest.raises(ValueError, match="writer: given a closed one"):
             optimizer.step()
         assert len(monitor.rows()) == 1
         monitor.writer = None
-    with pytest.raises(ValueError, match="writer: given one that is closed"):
+    with pytest.raises(ValueError, match="writer: given a closed one"):
         Monitor(rnn, writer=writer)
     assert len(list(tmp_path.iterdir())) == (kind == "SummaryWriter")
 

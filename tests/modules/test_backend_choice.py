@@ -241,7 +241,7 @@ def test_info_with_the_extension():
     assert torch.__version__ in said
     assert f"extension: rnnfast._C with SIMD level {cpu._C.simd_level()}" in said
     for name in ("cpu", "torch", "reference"):
-        assert f"  {name}: serves" in said
+        assert f"  {name}: usable" in said
     assert "  triton: it computes on an NVIDIA GPU, and the tensors are on cpu" in said
 
 
@@ -251,7 +251,7 @@ def test_info_without_the_extension_says_what_is_missing_and_what_it_costs(no_ex
     assert "slower" in said
     assert "Once the reason is mended, reinstall rnnfast" in said
     assert "  cpu: the extension rnnfast._C is not there" in said
-    assert "  torch: serves" in said
+    assert "  torch: usable" in said
 
 
 def test_info_repeats_what_the_build_said(no_extension, monkeypatch, tmp_path):
