@@ -29,7 +29,7 @@ from .packing import Packing, dropped
 
 
 class Call(NamedTuple):
-    """What all layers of a call have in common."""
+    """The arguments that all layers of a call share."""
 
     rows: Rows
     options: Options
@@ -46,7 +46,11 @@ def run_layer(
 
 
 class Stack(Recurrent):
-    """Runs all layers of a call. hx and h_n are one tensor, [L * D, B, H]."""
+    """Runs all layers of a call.
+
+    A module with one state takes and returns it as a tensor, [L * D, B, H]: hx and h_n. A module
+    with several states overrides the methods of the section on states.
+    """
 
     def _run(
         self,
@@ -56,7 +60,8 @@ class Stack(Recurrent):
         reset: Tensor | None,
         forward: Callable,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """What ``forward`` returns: the method of the class, which torch.fx asks for."""
+        """The body of ``forward``, the method of the drop-in's class. torch.fx compares it with
+        that of the instance's class."""
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths: a PackedSequence has its own")
@@ -72,21 +77,27 @@ class Stack(Recurrent):
             if lengths is not None:
                 raise ValueError("lengths: unbatched input has one length, that of its first axis")
             input = input.unsqueeze(batch_dim)
-            hx = None if hx is None else hx.unsqueeze(1)
+            hx = None if hx is None else self._with_batch(hx)
         self._check(input, hx, None)
-        T, B = input.shape[1 - batch_dim], input.shape[batch_dim]
+        u = input.transpose(0, 1) if self.batch_first else input
+        T, B = u.shape[:2]
         if T == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         lengths = check_lengths(lengths, T, B, input.device)
         if reset is not None:
-            shape, what = ((B, T), "[B, T]") if self.batch_first else ((T, B), "[T, B]")
-            shape, what = (shape, what) if batched else ((T,), "[T]")
-            reset = check_reset(reset, shape, what, input.device)
-            reset = reset.unsqueeze(1) if not batched else reset.T if self.batch_first else reset
-        u = input.transpose(0, 1) if self.batch_first else input
+            reset = self._reset_in_time(reset, u, batched)
         output, h_n = self._layers(u, hx, lengths, reset)
         output = output.transpose(0, 1) if self.batch_first else output
-        return (output, h_n) if batched else (output.squeeze(batch_dim), h_n.squeeze(1))
+        return (output, h_n) if batched else (output.squeeze(batch_dim), self._without_batch(h_n))
+
+    def _reset_in_time(self, reset: Tensor, u: Tensor, batched: bool) -> Tensor:
+        """``reset``, shaped like the input, as [T, B]; u is [T, B, I]."""
+        T, B = u.shape[:2]
+        if not batched:
+            return check_reset(reset, (T,), "[T]", u.device).unsqueeze(1)
+        if self.batch_first:
+            return check_reset(reset, (B, T), "[B, T]", u.device).T
+        return check_reset(reset, (T, B), "[T, B]", u.device)
 
     @eager(
         "the sizes of a PackedSequence depend on the values of its lengths; rnnfast.RNN takes "
@@ -100,31 +111,54 @@ class Stack(Recurrent):
         T, B = batch_sizes.numel(), int(batch_sizes[0])
         reset = check_reset(reset, (T, B), "[T, B]", data.device)
         if self._backend(self._problem(data, reset, B)) == "torch":
-            hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
-            hx = self._zeros(data, batch_sizes[0]) if hx is None else hx  # B would stay, in a trace
-            output, h_n = torch_native.packed_layers(
-                self._cell(), data, hx, batch_sizes, self._torch_options()
-            )
+            # Zeros of batch_sizes[0] rows: in a trace B would be a constant.
+            zeros = self._zeros(data, batch_sizes[0]) if hx is None else hx
+            hx = zeros if hx is None else self.permute_hidden(hx, sorted_indices)
+            options = self._torch_options()
+            output, h_n = torch_native.packed_layers(self._cell(), data, hx, batch_sizes, options)
         else:
-            padded, lengths = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, T)
-            if self.track_gradient_flow == "sample" and sorted_indices is not None:
-                # The rows of the record are the samples in their own order.
-                in_order = lengths[unsorted_indices.cpu()].to(data.device)
-                packing = Packing(batch_sizes, data.shape[0], unsorted_indices)
-                padded = padded[:, unsorted_indices]
-                output, h_n = self._layers(padded, hx, in_order, reset, packing)
-                output, h_n = output[:, sorted_indices], h_n[:, sorted_indices]
-            else:
-                if sorted_indices is not None:
-                    hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
-                    reset = reset if reset is None else reset[:, sorted_indices]
-                packing = Packing(batch_sizes, data.shape[0])
-                output, h_n = self._layers(padded, hx, lengths.to(data.device), reset, packing)
-            output, _ = torch._VF._pack_padded_sequence(output, lengths, False)
+            output, h_n = self._run_padded(packed, hx, reset)
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, self.permute_hidden(h_n, unsorted_indices)
 
+    def _run_padded(
+        self, packed: PackedSequence, hx: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Pads the sequences, runs the layers, and packs the output. h_n is in the order of the
+        packed batch, hx and reset in that of the samples."""
+        data, batch_sizes, sorted_indices, unsorted_indices = packed
+        T = batch_sizes.numel()
+        u, lengths = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, T)
+        if self.track_gradient_flow == "sample" and sorted_indices is not None:
+            # The rows of the record are the samples in their own order.
+            in_order = lengths[unsorted_indices.cpu()].to(data.device)
+            packing = Packing(batch_sizes, data.shape[0], unsorted_indices)
+            y, h_n = self._layers(u[:, unsorted_indices], hx, in_order, reset, packing)
+            y, h_n = y[:, sorted_indices], self.permute_hidden(h_n, sorted_indices)
+        else:
+            if sorted_indices is not None:
+                hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
+                reset = reset if reset is None else reset[:, sorted_indices]
+            packing = Packing(batch_sizes, data.shape[0])
+            y, h_n = self._layers(u, hx, lengths.to(data.device), reset, packing)
+        output, _ = torch._VF._pack_padded_sequence(y, lengths, False)
+        return output, h_n
+
     # ------------------------------------------------------------------------------------- checks
+
+    def _check(self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> None:
+        """nn.RNN's checks, in its order, before anything runs."""
+        self.check_input(input, batch_sizes)
+        if hx is not None:
+            self._check_states(input, hx, batch_sizes)
+        weight = self._weight("weight_ih_l0")
+        if weight.device != input.device:
+            raise RuntimeError(
+                "Input and parameter tensors are not at the same device, found input tensor at "
+                f"{input.device} and parameter tensor at {weight.device}"
+            )
+
+    # ----------------------------------------------------- states: hx, h_n, and those of each layer
 
     def _check_axes(self, input: Tensor, hx: Tensor | None) -> None:
         """
@@ -133,31 +167,43 @@ class Stack(Recurrent):
         """
         raise NotImplementedError
 
-    def _check(self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> None:
-        """nn.RNN's checks, in its order, before anything runs."""
-        self.check_input(input, batch_sizes)
-        if hx is not None:
-            self.check_hidden_size(hx, self.get_expected_hidden_size(input, batch_sizes))
-            if hx.dtype != input.dtype and not torch._C._is_any_autocast_enabled():
-                raise RuntimeError(f"hx: given {hx.dtype}, wanted {input.dtype} as input has")
-            if hx.device != input.device:
-                raise RuntimeError(
-                    "Input and hidden tensors are not at the same device, found input tensor at "
-                    f"{input.device} and hidden tensor at {hx.device}"
-                )
-        weight = self._weight("weight_ih_l0")
-        if weight.device != input.device:
+    def _check_states(self, input: Tensor, hx: Tensor, batch_sizes: Tensor | None) -> None:
+        self.check_hidden_size(hx, self.get_expected_hidden_size(input, batch_sizes))
+        if hx.dtype != input.dtype and not torch._C._is_any_autocast_enabled():
+            raise RuntimeError(f"hx: given {hx.dtype}, wanted {input.dtype} as input has")
+        if hx.device != input.device:
             raise RuntimeError(
-                "Input and parameter tensors are not at the same device, found input tensor at "
-                f"{input.device} and parameter tensor at {weight.device}"
+                "Input and hidden tensors are not at the same device, found input tensor at "
+                f"{input.device} and hidden tensor at {hx.device}"
             )
+
+    def _with_batch(self, hx: Tensor) -> Tensor:
+        return hx.unsqueeze(1)
+
+    def _without_batch(self, h_n: Tensor) -> Tensor:
+        return h_n.squeeze(1)
+
+    def _zeros(self, like: Tensor, batch: int) -> Tensor:
+        D = 2 if self.bidirectional else 1
+        return like.new_zeros(self.num_layers * D, batch, self.hidden_size)
+
+    def _states_before(self, index: int, hx: Tensor | None) -> States:
+        """The states of a layer before the first step."""
+        if hx is None:
+            return States()
+        D = 2 if self.bidirectional else 1
+        return States(hx[index * D : (index + 1) * D])
+
+    def _joined(self, states: list[States]) -> Tensor:
+        """h_n, from the states of each layer after the last step."""
+        return torch.cat([h for h, _ in states]) if len(states) > 1 else states[0].h
 
     # -------------------------------------------------------------------------- choice of backend
 
     def _problem(
         self, input: Tensor, reset: Tensor | None = None, rows: int | None = None
     ) -> Problem:
-        """What the choice of a backend for this call depends on.
+        """The facts on which the choice of a backend for this call depends.
 
         Args:
             rows: the size of the batch; None reads it from the shape of input.
@@ -195,10 +241,6 @@ class Stack(Recurrent):
             self.training,
             bool(self.bidirectional),
         )
-
-    def _zeros(self, like: Tensor, batch: int) -> Tensor:
-        D = 2 if self.bidirectional else 1
-        return like.new_zeros(self.num_layers * D, batch, self.hidden_size)
 
     # ------------------------------------------------------------------------------------- layers
 
@@ -258,17 +300,6 @@ class Stack(Recurrent):
                     y = dropped(y, self.dropout, packing)
                 u = y + u if self.residual and y.shape == u.shape else y
         return y, self._joined(last)
-
-    def _states_before(self, index: int, hx: Tensor | None) -> States:
-        """The states of a layer before the first step."""
-        if hx is None:
-            return States()
-        D = 2 if self.bidirectional else 1
-        return States(hx[index * D : (index + 1) * D])
-
-    def _joined(self, states: list[States]) -> Tensor:
-        """h_n, from the states of each layer after the last step."""
-        return torch.cat([h for h, _ in states]) if len(states) > 1 else states[0].h
 
     def _batch_norm(
         self, index: int, x: Tensor, lengths: Tensor | None, weights: Sequence[Tensor | None]
