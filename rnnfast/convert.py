@@ -125,11 +125,15 @@ def to_torch(model: M, *, report: Report | None = print) -> M: ...
 
 
 def to_torch(model, *, report=print):
-    """The way back, for ONNX and other routes that know nn.RNN: the weights are shared again.
+    """Swaps every rnnfast.RNN in ``model`` for an nn.RNN that holds the same Parameter objects, for
+    ONNX and other tools that know nn.RNN alone.
+
+    Args:
+        report: as in :func:`replace`.
 
     Raises:
-        ValueError: an rnnfast.RNN does what nn.RNN cannot (sigmoid, residual, a norm and so on);
-            nothing was changed.
+        ValueError: an rnnfast.RNN has an option that nn.RNN does not have (sigmoid, residual, a
+            norm and so on). The model is unchanged.
         TypeError: ``model`` is no module.
     """
     _check_module(model)
@@ -186,8 +190,12 @@ def sharing(kind: type[T], old: nn.RNNBase, options: Options | None = None) -> T
 
 
 def _leave_meta(rnn: RNN, device: torch.device, shared: Sequence[str]) -> None:
-    """Makes what ``old`` does not have, on the device of its weights: the parameters and buffers
-    of a norm, and the record."""
+    """Makes the tensors that the old module did not have, on ``device``: the parameters and buffers
+    of a norm, and the record.
+
+    Args:
+        shared: names of the parameters of the old module.
+    """
     for name, x in list(rnn.named_parameters()):
         if name not in shared:
             setattr(rnn, name, nn.Parameter(torch.empty_like(x, device=device)))

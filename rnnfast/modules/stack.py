@@ -111,9 +111,10 @@ class Stack(Recurrent):
         T, B = batch_sizes.numel(), int(batch_sizes[0])
         reset = check_reset(reset, (T, B), "[T, B]", data.device)
         if self._backend(self._problem(data, reset, B)) == "torch":
-            # Zeros of batch_sizes[0] rows: in a trace B would be a constant.
-            zeros = self._zeros(data, batch_sizes[0]) if hx is None else hx
-            hx = zeros if hx is None else self.permute_hidden(hx, sorted_indices)
+            if hx is None:
+                hx = self._zeros(data, batch_sizes[0])  # in a trace B would be a constant
+            else:
+                hx = self.permute_hidden(hx, sorted_indices)
             options = self._torch_options()
             output, h_n = torch_native.packed_layers(self._cell(), data, hx, batch_sizes, options)
         else:
