@@ -1,4 +1,4 @@
-"""What every module of this package shares: arguments, their checks, and parameters."""
+"""The part that all modules share: arguments, their checks, and parameters."""
 
 from __future__ import annotations
 

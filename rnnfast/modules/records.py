@@ -68,7 +68,7 @@ class Recording(WeightLookup):
 
     @property
     def gradient_flow(self) -> GradientFlow:
-        """What the last backward pass through this module measured, at every time step.
+        """The record of the last backward pass through this module, at every time step.
 
         Raises:
             AttributeError, RuntimeError: one error that is both: track_gradient_flow is False, or
