@@ -103,8 +103,8 @@ def tasks(
         if groups is not None and group not in groups:
             continue
         row = Row(backend, arithmetic.name, norm, group)
-        beyond = _beyond(norm, group)
-        why = {f: _refused(backend, arithmetic, device, f, beyond) for f in NONLINEARITIES}
+        extras = _extras(norm, group)
+        why = {f: _refused(backend, arithmetic, device, f, extras) for f in NONLINEARITIES}
         served = tuple(f for f in NONLINEARITIES if not why[f])
         row.left_out = "; ".join(dict.fromkeys(filter(None, why.values())))
         where = Where(backend, arithmetic, device, torch.get_num_threads(), served)
@@ -142,17 +142,17 @@ def _rows(own: bool, size: Size, arithmetic: Arithmetic) -> Iterator[tuple[str, 
         yield "none", LARGE, [check_large]
 
 
-def _beyond(norm: str, group: str) -> tuple[str, ...]:
+def _extras(norm: str, group: str) -> tuple[str, ...]:
     names = BEYOND if group in (TOGETHER, LONG) else BEYOND & {group}
     return (*(["norm"] if norm == "layer" else []), *sorted(names))
 
 
 def _refused(
-    backend: str, arithmetic: Arithmetic, device: str, f: str, beyond: tuple[str, ...]
+    backend: str, arithmetic: Arithmetic, device: str, f: str, extras: tuple[str, ...]
 ) -> str:
     projected = computes_the_recurrence(backend)
-    beyond = beyond if projected else ()
-    problem = Problem(device, arithmetic.dtype, f"rnn_{f}", projected=projected, beyond=beyond)
+    extras = extras if projected else ()
+    problem = Problem(device, arithmetic.dtype, f"rnn_{f}", projected=projected, extras=extras)
     return BACKENDS[backend].unavailable(problem)
 
 

@@ -33,6 +33,6 @@ class RnnfastRNN:
 
 def problem(work: Workload) -> Problem:
     """As the module tells it to the choice of a backend."""
-    beyond = ("norm",) if work.norm else ()
+    extras = ("norm",) if work.norm else ()
     size = work.H, work.directions, work.B
-    return Problem(work.device, work.dtype, "rnn_tanh", False, beyond, *size)
+    return Problem(work.device, work.dtype, "rnn_tanh", False, extras, *size)

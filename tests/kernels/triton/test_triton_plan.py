@@ -230,7 +230,7 @@ def test_auto_on_a_gpu_takes_what_is_estimated_to_be_faster(gpu):
     large = problem(units=2048, rows=4096, dtype=torch.bfloat16)
     assert select("auto", large) == "torch"
     assert "us a step against torch's" in passed_over("triton", large)
-    assert select("auto", large._replace(beyond=("norm",))) == "triton"  # torch has none
+    assert select("auto", large._replace(extras=("norm",))) == "triton"  # torch has none
     assert select("auto", problem(dtype=torch.float64)) == "torch"
 
 
