@@ -1,4 +1,4 @@
-"""What the backends make of a case, and the judge's word on it. All results are on the CPU."""
+"""Runs a case with a backend and judges the results, which are on the CPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NORM_RESULTS = ["ahat", "rstd", "dgamma", "dbeta"]
 
 @contextlib.contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Of torch, and of the kernels with it."""
+    """Sets the number of threads of torch and of the kernels."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -32,8 +32,8 @@ def threads(number: int) -> Iterator[None]:
 def run(
     case: Case, backend: str = "cpu", device: str = "cpu", recorded: bool = False
 ) -> dict[str, Tensor | None]:
-    """The backend's own forward and backward; with ``recorded``, which case.options.per_sample goes
-    with, the record [D, T, N, fields], too."""
+    """Runs the backend's forward and backward. With ``recorded`` the results include the record
+    [D, T, N, fields]; case.options.per_sample belongs to it."""
     p, w_hh, gamma, beta, h_0, lengths, reset, grad_y, grad_h_n, options = case.on(device)
     module, inputs = BACKENDS[backend], (h_0, lengths, reset)
     forward = module.forward(p, None, None, None, w_hh, gamma, beta, *inputs, options)
@@ -52,7 +52,7 @@ def run(
 
 
 def run_differentiated(case: Case, device: str = "cpu") -> dict[str, Tensor | None]:
-    """The loop of the reference, differentiated by PyTorch."""
+    """Runs the reference's loop, which PyTorch differentiates."""
     case, names, leaves = leaves_of(case.on(device))
     inputs = (case.h_0, case.lengths, case.reset, case.options)
     found = reference.forward(case.p, None, None, None, *case[1:4], *inputs)
@@ -78,12 +78,12 @@ def gradients_of(
 
 
 def own_rounding(backend: str, dtype: torch.dtype) -> dict[str, float]:
-    """PyTorch's operations round in the dtype they compute in, 16 bits included."""
+    """The roundoff of PyTorch's operations, which round in their own dtype, also in 16 bits."""
     return {"u_operand": torch.finfo(dtype).eps / 2} if backend in OF_PYTORCH else {}
 
 
 def judge(case: Case, found: dict[str, Tensor | None], **options) -> list[Verdict]:
-    """Budget (ii): each step restarted; a record, where there is one, with the rows apart."""
+    """Budget (ii), with each step restarted. Judges a record, if there is one, row by row."""
     p, w_hh, gamma, beta, *inputs, grad_y, grad_h_n, o = case
     y, h_n, dp, dw_hh, dh_0 = (found[name] for name in RESULTS)
     ahat, rstd, dgamma, dbeta = (found[name] for name in NORM_RESULTS)
