@@ -18,7 +18,7 @@ from .readme import with_lines
 BEGIN = "<!-- made by python -m bench.predictions -->"
 PAGE = Path("docs/gpu_kernels.md")
 RESULTS = Path("bench/results")
-RECORDED = Path("tests/sass/recorded.json")
+RECORDED = Path("tests/proof/sass/recorded.json")
 # Estimated: only the device can say how many clusters of 2, 4, 8, 16 blocks are resident.
 H200 = cuda.Device("H200", 90, 132, 227 << 10, (66, 32, 15, 7))
 GIGAHERTZ = 1.98  # of an H200 under load
@@ -50,9 +50,7 @@ def newest(results: Path) -> tuple[str, dict[tuple, Row]]:
         return "", {}
     last = max((f.parent for f in files), key=lambda folder: folder.name[-15:])
     found = {}
-    for path in (
-        f for f in files if f.parent == last
-    ):  # rows beside cuDNN come last and replace others
+    for path in (f for f in files if f.parent == last):  # rows beside cuDNN come last and replace others
         with path.open(newline="") as file:
             rows = [Row(**row) for row in csv.DictReader(file)]
         found |= {
