@@ -50,7 +50,7 @@ def newest(results: Path) -> tuple[str, dict[tuple, Row]]:
         return "", {}
     last = max((f.parent for f in files), key=lambda folder: folder.name[-15:])
     found = {}
-    for path in (f for f in files if f.parent == last):  # rows beside cuDNN come last and replace others
+    for path in (f for f in files if f.parent == last):  # rows beside cuDNN come last
         with path.open(newline="") as file:
             rows = [Row(**row) for row in csv.DictReader(file)]
         found |= {
