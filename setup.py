@@ -47,14 +47,15 @@ SIMD_X86_64 = {
         "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
     ),
 }
-# The kernels for GPUs, compiled once for each mode (csrc/cuda/fragments.cuh) and each family: its
+# The kernels for GPUs, compiled once for each mode (csrc/cuda/device/fragments.cuh) and each family: its
 # name in C++, its sources, and the oldest architecture that it is for.
-CUDA_MEASURE = "csrc/cuda/measure.cu"
-CUDA_RESIDENT = ("csrc/cuda/backward.cu", "csrc/cuda/forward.cu")  # the slower to compile first
+CUDA_MEASURE = "csrc/cuda/record/measure.cu"
+# The slower to compile first.
+CUDA_RESIDENT = ("csrc/cuda/resident/backward.cu", "csrc/cuda/resident/forward.cu")
 CUDA_FAMILIES = {
     "cluster": ("kCluster", CUDA_RESIDENT, 90),
     "single_block": ("kSingleBlock", CUDA_RESIDENT, 0),
-    "streaming": ("kStreaming", ("csrc/cuda/streaming.cu",), 0),
+    "streaming": ("kStreaming", ("csrc/cuda/streaming/kernels.cu",), 0),
 }
 CUDA_MODES = {
     "bfloat16": ("Half<BFloat16>", "kBFloat16"),
@@ -235,7 +236,7 @@ def cuda_steps(nvcc: Nvcc, compiler: Compiler, folder: str) -> list[Step]:
         _, _, oldest = CUDA_FAMILIES[family]
         add(source, name, oldest, kernel_flags(mode, family))
     add(CUDA_MEASURE, "cuda_measure", 0, [])
-    steps.append(compile_step(compiler, "csrc/cuda/launch.cpp", f"{folder}/cuda_launch.o", []))
+    steps.append(compile_step(compiler, "csrc/cuda/host/launch.cpp", f"{folder}/cuda_launch.o", []))
     return steps
 
 
@@ -243,7 +244,7 @@ def extension_steps(
     compiler: Compiler, folder: str, module: str, nvcc: Nvcc | None = None
 ) -> list[Step]:
     steps = [] if nvcc is None else cuda_steps(nvcc, compiler, folder)
-    steps.append(compile_step(compiler, "csrc/cuda/plan.cpp", f"{folder}/cuda_plan.o", []))
+    steps.append(compile_step(compiler, "csrc/cuda/host/plan.cpp", f"{folder}/cuda_plan.o", []))
     for source in ["csrc/bindings.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]:
         output = f"{folder}/{Path(source).stem}"
         if source == SIMD_SOURCE:

@@ -1,5 +1,5 @@
 """Times the CUDA kernels beside their estimates, and a layer beside cuDNN: the figures that
-csrc/cuda/plan.cpp is to be corrected by. On a GPU, a minute at most.
+csrc/cuda/host/plan.cpp is to be corrected by. On a GPU, a minute at most.
 
     python -m bench.cuda_plans --out bench/results            # every kernel of every size
     python -m bench.cuda_plans --first --out bench/results    # two dozen sizes, with cuDNN

@@ -1,6 +1,6 @@
 // rnnfast._C: addresses and sizes in, nothing checked but names. Shapes, dtypes and devices were
 // checked by the caller (rnnfast/backends/cpu.py), which also owns all memory.
-#include "cuda/bindings.h"
+#include "cuda/host/bindings.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -73,36 +73,36 @@ def test_fault_of_a_cluster_is_found(fault, words, sources):
 
 FAULTS_OF_BLOCK = {  # file of csrc/cuda, what stands there, what takes its place
     "no barrier before the state is read": (
-        "exchange.cuh",
+        "resident/exchange.cuh",
         (
             "    rt::sync_block();\n  } else {\n    rt::mbarrier_wait(barrier_of<K>(i % 2)",
             "  } else {\n    rt::mbarrier_wait(barrier_of<K>(i % 2)",
         ),
     ),
     "no barrier between the sums": (
-        "norms.cuh",
+        "resident/sums.cuh",
         ("  if constexpr (K::kBlocks == 1) rt::sync_block();\n", ""),
     ),
     "one half of the state, read late": (
-        "exchange.cuh",
+        "resident/exchange.cuh",
         ("(K::kState) + i % 2 * K::kStateWords", "(K::kState) + i * 0"),
     ),
     "one column too many": (
-        "place.cuh",
+        "device/place.cuh",
         (
             "W::column(place.lane, j) < place.rows && (col",
             "W::column(place.lane, j) <= place.rows && (col",
         ),
     ),
-    "one unit too many": ("place.cuh", ("return size - word_unit", "return 1 + size - word_unit")),
+    "one unit too many": ("device/place.cuh", ("return size - word_unit", "return 1 + size - word_unit")),
     "one step too few": (
-        "forward.cuh",
+        "resident/forward.cuh",
         ("for (int i = 0; i < steps; ++i", "for (int i = 1; i < steps; ++i"),
     ),
-    "p of the step before": ("forward.cuh", ("      p.go(d);\n", "")),
-    "a reset one step late": ("forward.cuh", ("bits = look_up(t);", "bits = look_up(t - toward);")),
+    "p of the step before": ("resident/forward.cuh", ("      p.go(d);\n", "")),
+    "a reset one step late": ("resident/forward.cuh", ("bits = look_up(t);", "bits = look_up(t - toward);")),
     "dp of the step before is scaled by the step's own": (
-        "backward.cuh",
+        "resident/backward.cuh",
         ("      if (i > 0) put_dp();  // of the step before\n", ""),
         (
             "          again = rt::any(large[0] || large[1]);\n",
@@ -110,122 +110,122 @@ FAULTS_OF_BLOCK = {  # file of csrc/cuda, what stands there, what takes its plac
         ),
     ),
     "layer norm's sums are not taken anew": (
-        "backward.cuh",
+        "resident/backward.cuh",
         ("if (!kTogether || rt::any(at_once[0] || at_once[1])) {", "if (!kTogether) {"),
     ),
     "what was looked up of the step before": (
-        "backward.cuh",
+        "resident/backward.cuh",
         ("next = look_up(time_of(i + 1));", "next = look_up(time_of(i));"),
     ),
 }
 FAULTS_OF_CLUSTER = {
     "no wait for the state": (
-        "exchange.cuh",
+        "resident/exchange.cuh",
         ("rt::mbarrier_wait(barrier_of<K>(i % 2), i / 2 % 2);", ""),
     ),
     "wrong parity": (
-        "exchange.cuh",
+        "resident/exchange.cuh",
         ("(barrier_of<K>(i % 2), i / 2 % 2)", "(barrier_of<K>(i % 2), i % 2)"),
     ),
     "no wait for the sums": (
-        "exchange.cuh",
+        "resident/exchange.cuh",
         ("rt::mbarrier_wait(barrier_of<K>(which), phase % 2);", ""),
     ),
     "what clips has one half": (
-        "exchange.cuh",
+        "resident/exchange.cuh",
         ("(which == kOfClipSecond ? kSumsBytes<K::kEntries, 2> / 4 : 0)", "0"),
     ),
     "rows that are too large are not sent once more": (
-        "backward.cuh",
+        "resident/backward.cuh",
         ("again = rt::any(large[0] || large[1]);", "again = false;"),
     ),
     "warps that own nothing are not told of it": (
-        "backward.cuh",
+        "resident/backward.cuh",
         ("!place.owner()) again = *told(turn);", "!place.owner()) again = false;"),
     ),
     "clipped twice": (
-        "backward.cuh",
+        "resident/backward.cuh",
         ("scale[e] = large[e] ? 1.0f : scale[e];", "scale[e] = scale[e];"),
     ),
     "told what to expect before the phase ends": (
-        "forward.cuh",
+        "resident/forward.cuh",
         ("    expect_state<K>(i, place);\n", ""),
         ("    await_state<K>(i);", "    expect_state<K>(i, place);\n    await_state<K>(i);"),
     ),
     "one half of the state, read late": (
-        "exchange.cuh",
+        "resident/exchange.cuh",
         ("(K::kState) + i % 2 * K::kStateWords", "(K::kState) + i * 0"),
     ),
     "columns are sent that nobody expects": (
-        "exchange.cuh",
+        "resident/exchange.cuh",
         ("} else if (Mode::column(place.lane) < place.rows) {", "} else {"),
     ),
     "a block ends early": (
-        "forward.cuh",
+        "resident/forward.cuh",
         (
             "    await_state<K>(i);",
             "    if (place.block_unit > 0 && i + 1 == steps) return;\n    await_state<K>(i);",
         ),
     ),
-    "no barrier of the band": ("kernel.cuh", ("rt::sync_threads(1 + band, K::kParts * 32);", "")),
-    "stores before all mbarriers are made": ("exchange.cuh", ("    rt::sync_cluster();\n", "")),
+    "no barrier of the band": ("resident/product.cuh", ("rt::sync_threads(1 + band, K::kParts * 32);", "")),
+    "stores before all mbarriers are made": ("resident/exchange.cuh", ("    rt::sync_cluster();\n", "")),
     "the state of the last step is sent": (
-        "forward.cuh",
+        "resident/forward.cuh",
         ("if (K::kBlocks == 1 || i + 1 < steps) put_seen", "put_seen"),
     ),
 }
 FAULTS_OF_STREAMING = {
     "no barrier before the parts are added": (
-        "streaming.cuh",
+        "streaming/product.cuh",
         (
             "    rt::sync_block();\n    RT_UNROLL for (int v = 0; v < 4; ++v) mine",
             "    RT_UNROLL for (int v = 0; v < 4; ++v) mine",
         ),
     ),
     "no barrier between a block's sums": (
-        "streaming.cuh",
+        "streaming/product.cuh",
         (
             "  rt::sync_block();\n  RT_UNROLL for (int n = 0; n < kNumber; ++n) {",
             "  RT_UNROLL for (int n = 0; n < kNumber; ++n) {",
         ),
     ),
-    "one half of the state": ("streaming.cuh", ("std::int64_t{i % 2} * groups", "i * 0 * groups")),
+    "one half of the state": ("streaming/product.cuh", ("std::int64_t{i % 2} * groups", "i * 0 * groups")),
     "the last step of a product left out": (
-        "streaming.cuh",
+        "streaming/product.cuh",
         ("end = steps * (warp + 1) / kWarps;", "end = (steps - 1) * (warp + 1) / kWarps;"),
     ),
     "another slice's place": (
-        "streaming_forward.cuh",
+        "streaming/forward.cuh",
         (
             "const Place<K> place(a.shape, tile, strip.slice);\n    const int t = forward",
             "const Place<K> place(a.shape, tile, 0);\n    const int t = forward",
         ),
     ),
     "a slice past the last": (
-        "streaming.cuh",
+        "streaming/product.cuh",
         ("return tile < w.tiles && slice < w.slices;", "return tile < w.tiles;"),
     ),
     "a row that has not begun forgets h_0": (
-        "streaming_forward.cuh",
+        "streaming/forward.cuh",
         ("if (rt::any(waits != 0)) {", "if (rt::any(waits != 0) && i < 0) {"),
     ),
     "dh_0 of the last launch alone": (
-        "streaming_backward.cuh",
+        "streaming/backward.cuh",
         ("row.begun = i > 0 &&", "row.begun = i == a.shape.steps &&"),
     ),
     "dgamma of the last step alone": (
-        "streaming_backward.cuh",
+        "streaming/backward.cuh",
         ("gain[k] + (step.i > 0 ? a.dgamma[unit] : 0.0f);", "gain[k];"),
     ),
     "a mean that is not clipped": (
-        "streaming_backward.cuh",
+        "streaming/backward.cuh",
         (
             "mean[e] = (large ? sums[4][e] : sums[2][e]) * each;",
             "mean[e] = (large ? sums[4][e] : sums[2][e]) * a.shape.each;",
         ),
     ),
     "a launch too few": (
-        "streaming.cu",
+        "streaming/kernels.cu",
         (
             "for (; step.i < problem.shape.steps; ++step.i)",
             "for (step.i = 1; step.i < problem.shape.steps; ++step.i)",

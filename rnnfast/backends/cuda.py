@@ -42,7 +42,7 @@ Plan = Any  # rnnfast._C.CudaPlan
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The file of tests/emulation.py: the kernels compute on CPU tensors then, slowly. For tests.
 EMULATION = os.environ.get("RNNFAST_EMULATION", "")
-# What a plan is told as `Wanted` (csrc/cuda/plan.h).
+# What a plan is told as `Wanted` (csrc/cuda/host/plan.h).
 NAMES = {"": 0, "streaming": -1, "single_block": 1} | {f"cluster{n}": n for n in (2, 4, 8, 16)}
 
 

@@ -9,17 +9,17 @@
 #include <type_traits>
 #include <vector>
 
-#include "../../../csrc/cuda/backward.cuh"
-#include "../../../csrc/cuda/forward.cuh"
-#include "../../../csrc/cuda/measure.cuh"
-#include "../../../csrc/cuda/plan.cpp"
-#include "../../../csrc/cuda/streaming.cuh"
+#include "../../../csrc/cuda/resident/backward.cuh"
+#include "../../../csrc/cuda/resident/forward.cuh"
+#include "../../../csrc/cuda/record/measure.cuh"
+#include "../../../csrc/cuda/host/plan.cpp"
+#include "../../../csrc/cuda/streaming/product.cuh"
 #if defined(FAULT_OF_STREAMING) || !defined(FAULT)
 #define STREAMING
 #define RNNFAST_MODE exact
 #define RNNFAST_MODE_TYPE Exact
 #define RNNFAST_MODE_VALUE Mode::kExact
-#include "../../../csrc/cuda/streaming.cu"
+#include "../../../csrc/cuda/streaming/kernels.cu"
 #undef RNNFAST_MODE
 #undef RNNFAST_MODE_TYPE
 #undef RNNFAST_MODE_VALUE

@@ -29,9 +29,9 @@
 // between, which nobody passes before having read. Likewise the sums.
 #pragma once
 
-#include "fragments.cuh"
-#include "place.cuh"
-#include "rt.cuh"
+#include "cuda/device/fragments.cuh"
+#include "cuda/device/place.cuh"
+#include "cuda/device/rt.cuh"
 
 namespace rnnfast::cuda {
 

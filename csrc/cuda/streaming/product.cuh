@@ -9,12 +9,12 @@
 // and, of each tile, what its own sums are.
 #pragma once
 
-#include "math.cuh"
-#include "norms.cuh"
-#include "place.cuh"
-#include "problem.h"
-#include "rt.cuh"
-#include "streaming.h"
+#include "cuda/device/math.cuh"
+#include "cuda/device/norms.cuh"
+#include "cuda/device/place.cuh"
+#include "cuda/problem.h"
+#include "cuda/device/rt.cuh"
+#include "cuda/streaming/workspace.h"
 
 namespace rnnfast::cuda::streaming {
 

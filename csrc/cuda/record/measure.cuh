@@ -8,10 +8,10 @@
 // in the same order.
 #pragma once
 
-#include "math.cuh"
-#include "norms.cuh"
-#include "problem.h"
-#include "rt.cuh"
+#include "cuda/device/math.cuh"
+#include "cuda/device/norms.cuh"
+#include "cuda/problem.h"
+#include "cuda/device/rt.cuh"
 
 namespace rnnfast::cuda {
 

@@ -10,7 +10,7 @@
 #include <string>
 #include <tuple>
 
-#include "launch.h"
+#include "cuda/host/launch.h"
 
 namespace rnnfast::cuda {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "plan.h"
+#include "cuda/host/plan.h"
 
 namespace rnnfast::cuda::streaming {
 

@@ -1,7 +1,7 @@
 // Forward, a launch a step (streaming.cuh).
 #pragma once
 
-#include "streaming.cuh"
+#include "cuda/streaming/product.cuh"
 
 namespace rnnfast::cuda::streaming {
 

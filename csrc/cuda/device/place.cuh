@@ -2,9 +2,9 @@
 // kernel: Kernel in kernel.cuh.
 #pragma once
 
-#include "fragments.cuh"
-#include "problem.h"
-#include "rt.cuh"
+#include "cuda/device/fragments.cuh"
+#include "cuda/problem.h"
+#include "cuda/device/rt.cuh"
 
 namespace rnnfast::cuda {
 

@@ -28,13 +28,13 @@
 // more; where registers are scarce they always have an exchange of their own.
 #pragma once
 
-#include "exchange.cuh"
-#include "fragments.cuh"
-#include "math.cuh"
-#include "norms.cuh"
-#include "place.cuh"
-#include "problem.h"
-#include "rt.cuh"
+#include "cuda/resident/exchange.cuh"
+#include "cuda/device/fragments.cuh"
+#include "cuda/device/math.cuh"
+#include "cuda/device/norms.cuh"
+#include "cuda/device/place.cuh"
+#include "cuda/problem.h"
+#include "cuda/device/rt.cuh"
 
 namespace rnnfast::cuda {
 

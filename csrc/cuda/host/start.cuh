@@ -6,8 +6,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "launch.h"
-#include "rt.cuh"
+#include "cuda/host/launch.h"
+#include "cuda/device/rt.cuh"
 
 #ifndef RNNFAST_EMULATION
 #include <atomic>

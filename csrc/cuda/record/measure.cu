@@ -1,9 +1,9 @@
 // The kernel that measures a backward pass (measure.cuh), of all modes.
 #include <string>
 
-#include "launch.h"
-#include "measure.cuh"
-#include "start.cuh"
+#include "cuda/host/launch.h"
+#include "cuda/record/measure.cuh"
+#include "cuda/host/start.cuh"
 
 namespace rnnfast::cuda {
 

@@ -3,10 +3,10 @@
 #include <string>
 #include <utility>
 
-#include "launch.h"
-#include "start.cuh"
-#include "streaming_backward.cuh"
-#include "streaming_forward.cuh"
+#include "cuda/host/launch.h"
+#include "cuda/host/start.cuh"
+#include "cuda/streaming/backward.cuh"
+#include "cuda/streaming/forward.cuh"
 
 namespace rnnfast::cuda::RNNFAST_MODE::streaming {
 namespace {

@@ -1,7 +1,7 @@
 // Backpropagation through time (kernel.cuh).
 #pragma once
 
-#include "kernel.cuh"
+#include "cuda/resident/kernel.cuh"
 
 namespace rnnfast::cuda {
 

@@ -1,8 +1,8 @@
 // f and its derivative on a device, over the values of a lane.
 #pragma once
 
-#include "problem.h"
-#include "rt.cuh"
+#include "cuda/problem.h"
+#include "cuda/device/rt.cuh"
 
 namespace rnnfast::cuda {
 

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "plan.h"
-#include "problem.h"
+#include "cuda/host/plan.h"
+#include "cuda/problem.h"
 
 namespace rnnfast::cuda {
 

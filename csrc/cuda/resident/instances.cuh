@@ -8,9 +8,9 @@
 #include <string>
 #include <utility>
 
-#include "kernel.cuh"
-#include "launch.h"
-#include "start.cuh"
+#include "cuda/resident/kernel.cuh"
+#include "cuda/host/launch.h"
+#include "cuda/host/start.cuh"
 
 namespace rnnfast::cuda::RNNFAST_MODE::RNNFAST_FAMILY {
 namespace {

@@ -1,8 +1,8 @@
 // Backward of one mode and family (instances.cuh), and how many clusters a device has room for.
 #include <algorithm>
 
-#include "backward.cuh"
-#include "instances.cuh"
+#include "cuda/resident/backward.cuh"
+#include "cuda/resident/instances.cuh"
 
 namespace rnnfast::cuda::RNNFAST_MODE::RNNFAST_FAMILY {
 namespace {

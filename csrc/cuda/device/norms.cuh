@@ -5,11 +5,11 @@
 
 #include <type_traits>
 
-#include "exchange.cuh"
-#include "fragments.cuh"
-#include "math.cuh"
-#include "place.cuh"
-#include "rt.cuh"
+#include "cuda/resident/exchange.cuh"
+#include "cuda/device/fragments.cuh"
+#include "cuda/device/math.cuh"
+#include "cuda/device/place.cuh"
+#include "cuda/device/rt.cuh"
 
 namespace rnnfast::cuda {
 

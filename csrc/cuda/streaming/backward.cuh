@@ -1,7 +1,7 @@
 // Backpropagation through time, a launch a step (streaming.cuh).
 #pragma once
 
-#include "streaming.cuh"
+#include "cuda/streaming/product.cuh"
 
 namespace rnnfast::cuda::streaming {
 

@@ -10,8 +10,8 @@
 
 #include <type_traits>
 
-#include "problem.h"
-#include "rt.cuh"
+#include "cuda/problem.h"
+#include "cuda/device/rt.cuh"
 
 namespace rnnfast::cuda {
 

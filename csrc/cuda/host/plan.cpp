@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "cuda/host/plan.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "streaming.h"
+#include "cuda/streaming/workspace.h"
 
 namespace rnnfast::cuda {
 namespace {
