@@ -23,12 +23,19 @@ SLOPE = {
 }
 
 
-def rnn_forward(nonlinearity, dtype, p, w_hh, *others):
-    """_C.rnn_forward of a p that is given, without norm or reset."""
-    h0, y, h_n, lengths, T, B, S, D, heads, p_t, p_b, y_t, y_b, threads = others
-    pointers = (h0, lengths, 0, y, h_n, 0, 0)
-    sizes = (T, B, S, D, heads, 0, p_t, p_b, y_t, y_b, 1e-5, threads)
-    _C.rnn_forward(nonlinearity, dtype, p, 0, 0, 0, 0, w_hh, 0, 0, *pointers, *sizes)
+NO_SIZES = {"threads": 1, "input_size": 0, "heads": 1, "directions": 1}
+TENSORS = "lengths reset x w_ih w_hh h_0 gamma beta y saved ahat rstd"
+OF_FORWARD = "p b_ih b_hh c_0 h_n c_n"
+OF_BACKWARD = (
+    "grad_y grad_h_n grad_c_n dp du dx dw_ih db_ih db_hh dw_hh dgamma dbeta dh_0 dc_0 record"
+)
+FORWARD = NO_SIZES | {"norm_eps": 1e-5} | dict.fromkeys(f"{TENSORS} {OF_FORWARD}".split())
+BACKWARD = NO_SIZES | {"window": 0, "clip": math.inf, "per_sample": False}
+BACKWARD |= dict.fromkeys(f"{TENSORS} {OF_BACKWARD}".split())
+
+
+def rnn_forward(**given):
+    _C.rnn_forward(**FORWARD | given)
 
 
 @pytest.fixture(params=_C.simd_levels())
@@ -40,7 +47,11 @@ def level(request):
 
 
 def address(tensor):
-    return 0 if tensor is None else tensor.data_ptr()
+    return None if tensor is None else tensor.data_ptr()
+
+
+def strided(tensor):
+    return None if tensor is None else (tensor.data_ptr(), *tensor.stride()[:2])
 
 
 def name(dtype):
@@ -74,30 +85,38 @@ class Case:
     def empty(self, *size):
         return self.sequence(torch.full(size, math.nan, dtype=self.dtype))
 
-    def sizes(self):
-        return self.T, self.B, self.S, self.D, self.heads
+    def common(self, threads):
+        return {
+            "cell": f"rnn_{self.nonlinearity}",
+            "dtype": name(self.dtype),
+            "steps": self.T,
+            "batch": self.B,
+            "size": self.S,
+            "directions": self.D,
+            "heads": self.heads,
+            "threads": threads,
+            "w_hh": address(self.w),
+            "h_0": address(self.h0),
+            "lengths": address(self.lengths),
+        }
 
     def forward(self, threads):
         y = self.empty(self.T, self.B, self.D * self.heads * self.S)
         h_n = torch.full((self.D, self.B, self.heads * self.S), math.nan, dtype=self.dtype)
-        rnn_forward(
-            self.nonlinearity, name(self.dtype), address(self.p), address(self.w),
-            address(self.h0), address(y), address(h_n), address(self.lengths), *self.sizes(),
-            *self.p.stride()[:2], *y.stride()[:2], threads,
-        )  # fmt: skip
+        rnn_forward(**self.common(threads), p=strided(self.p), y=strided(y), h_n=address(h_n))
         return y, h_n
 
     def backward(self, y, threads, want_dh0=True):
         da = self.empty(self.T, self.B, self.D * self.heads * self.S)
         dh0 = torch.full((self.D, self.B, self.heads * self.S), math.nan, dtype=self.dtype)
-        gy_strides = (0, 0) if self.grad_y is None else self.grad_y.stride()[:2]
-        _C.rnn_backward(
-            self.nonlinearity, name(self.dtype), address(self.grad_y), address(self.grad_h_n),
-            address(y), 0, 0, 0, address(self.w), 0, 0, 0, address(self.h0), address(self.lengths),
-            0, address(da), 0, 0, 0, 0, 0, 0, 0, address(dh0) if want_dh0 else 0, 0, False,
-            *self.sizes(), 0, *gy_strides, *y.stride()[:2], 0, 0, *da.stride()[:2], 0, 0, 0, 0, 0,
-            math.inf, threads,
-        )  # fmt: skip
+        given = self.common(threads) | {
+            "grad_y": strided(self.grad_y),
+            "grad_h_n": address(self.grad_h_n),
+            "y": strided(y),
+            "dp": strided(da),
+            "dh_0": address(dh0) if want_dh0 else None,
+        }
+        _C.rnn_backward(**BACKWARD | given)
         return da, dh0
 
 
@@ -259,14 +278,21 @@ def test_nan_reaches_only_its_own_row(level, dtype, nonlinearity):
     assert not torch.isnan(y[:, [0, 2]]).any()
 
 
+def one_step(nonlinearity, p, w, h_0=None):
+    """f(p + w h_0): one step of as many rows as p has numbers."""
+    n = p.numel()
+    y, h_n = torch.full_like(p, math.nan), torch.full_like(p, math.nan)
+    rnn_forward(
+        cell=f"rnn_{nonlinearity}", dtype=name(p.dtype), steps=1, batch=n, size=1,
+        p=(address(p), n, 1), w_hh=address(w), h_0=address(h_0), y=(address(y), n, 1),
+        h_n=address(h_n),
+    )  # fmt: skip
+    return y
+
+
 def pointwise(nonlinearity, a):
     """f(a) through the kernel: one step without recurrence."""
-    n = a.numel()
-    y, h_n = torch.full_like(a, math.nan), torch.full_like(a, math.nan)
-    w = torch.zeros(1, dtype=a.dtype)
-    rnn_forward(nonlinearity, name(a.dtype), address(a), address(w), 0, address(y),
-                   address(h_n), 0, 1, n, 1, 1, 1, n, 1, n, 1, 1)  # fmt: skip
-    return y
+    return one_step(nonlinearity, a, torch.zeros(1, dtype=a.dtype))
 
 
 def surroundings(centres, dtype, count):
@@ -368,11 +394,8 @@ def test_storage_conversions_are_those_of_torch(level, dtype):
     assert same.all()
     p = patterns[~torch.isnan(patterns)]
     for factor in (0.75, 1.0625, 2.0**-7):
-        n = p.numel()
-        y, h_n = torch.empty_like(p), torch.empty_like(p)
         w, zero = torch.tensor([factor], dtype=dtype), torch.zeros_like(p)
-        rnn_forward("relu", name(dtype), address(zero), address(w), address(p), address(y),
-                       address(h_n), 0, 1, n, 1, 1, 1, n, 1, n, 1, 1)  # fmt: skip
+        y = one_step("relu", zero, w, p)
         expected = torch.relu(p.float() * factor).to(dtype)
         both_nan = torch.isnan(y) & torch.isnan(expected)
         assert ((y == expected) | both_nan).all()
@@ -393,10 +416,60 @@ def test_openmp_and_own_threads_give_the_same_bits(level):
 
 
 def test_unknown_names_are_value_errors():
-    arguments = (0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 1, 0, 0, 0, 0, 1)
+    given = Case((1, 1, 1, 1, 1), torch.float32, "tanh").common(1)
+    with pytest.raises(ValueError, match=r"swish.*rnn_tanh, rnn_relu, rnn_sigmoid"):
+        rnn_forward(**given | {"cell": "swish"})
+    with pytest.raises(ValueError, match=r"float8.*float32"):
+        rnn_forward(**given | {"dtype": "float8"})
     with pytest.raises(ValueError, match="swish"):
-        rnn_forward("swish", "float32", *arguments)
-    with pytest.raises(ValueError, match="float8"):
-        rnn_forward("tanh", "float8", *arguments)
-    with pytest.raises(ValueError, match=r"sse9.*portable"):
+        _C.rnn_plan("swish", "float32", 1, 1, 1, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"sse9.*" + _C.simd_levels()[0]):
         _C.set_simd_level("sse9")
+
+
+def test_arguments_are_named_and_all_are_given():
+    case = Case((1, 1, 1, 1, 1), torch.float32, "tanh")
+    forward = FORWARD | case.common(1)
+    backward = BACKWARD | case.common(1)
+    for kernel, given in ((_C.rnn_forward, forward), (_C.rnn_backward, backward)):
+        for absent in given:
+            with pytest.raises(TypeError, match=f"lacks the argument '{absent}'"):
+                kernel(**{field: value for field, value in given.items() if field != absent})
+        with pytest.raises(TypeError, match="has no argument 'gama'"):
+            kernel(**given, gama=None)
+        with pytest.raises(TypeError, match="takes keyword arguments only"):
+            kernel(*given.values())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("p", 16, r"None or \(address, stride_t, stride_b\)"),
+        ("p", (16, 1), "None or"),
+        ("p", (16, 1, None), "None or"),
+        ("p", (16, 1, 1.5), "None or"),
+        ("w_hh", "16", "None or an address"),
+        ("w_hh", 2**64, "None or an address"),
+        ("steps", None, "an integer"),
+        ("steps", 2**63, "an integer"),
+        ("norm_eps", "small", "a number"),
+        ("cell", None, "a name"),
+        ("dtype", torch.float32, "a name"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(field, value, wanted):
+    given = FORWARD | Case((1, 1, 1, 1, 1), torch.float32, "tanh").common(1) | {field: value}
+    with pytest.raises(TypeError, match=rf"wants {wanted}.* as '{field}', and got"):
+        _C.rnn_forward(**given)
+
+
+def test_arguments_come_in_any_order():
+    """Names that are equal but not the same object, too."""
+    case = Case((3, 2, 5, 1, 1), torch.float32, "tanh")
+    expected, _ = case.forward(1)
+    y, h_n = torch.full_like(expected, math.nan), torch.empty_like(case.h0)
+    given = FORWARD | case.common(1)
+    given |= {"p": strided(case.p), "y": strided(y), "h_n": address(h_n)}
+    copies = {"".join(list(field)): value for field, value in reversed(given.items())}
+    _C.rnn_forward(**copies)
+    assert torch.equal(y, expected)

@@ -34,7 +34,7 @@ def torch_threads():
 
 def planned(T: int, B: int, H: int, threads: int, D: int = 1) -> tuple[int, int, int]:
     """Tasks, parts of each, threads."""
-    return cpu._C.rnn_plan("float32", T, B, H, D, 1, threads)
+    return cpu._C.rnn_plan("rnn_tanh", "float32", T, B, H, D, 1, threads)
 
 
 @pytest.mark.parametrize("there", [1, 2, 3, 8])

@@ -70,13 +70,15 @@ def forward(
     results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
     x = with_dense_rows(x)
     kept = [_contiguous(v) for v in (w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset)]
-    w_ih, *others = map(_address, kept)
-    p_or_x = (x.data_ptr(), 0) if w_ih == 0 else (0, x.data_ptr())
+    w_ih, b_ih, b_hh, w_hh_at, gamma, beta, h_0, lengths, reset = map(_address, kept)
     _C.rnn_forward(
-        options.nonlinearity, DTYPES[x.dtype], *p_or_x, w_ih, *others, y.data_ptr(),
-        h_n.data_ptr(), _address(ahat), _address(rstd), T, B, w_hh.shape[-1], h_n.shape[0],
-        options.heads, width, *x.stride()[:2], *y.stride()[:2], options.norm_eps,
-        torch.get_num_threads(),
+        cell=f"rnn_{options.nonlinearity}", dtype=DTYPES[x.dtype],
+        steps=T, batch=B, size=w_hh.shape[-1], directions=h_n.shape[0], heads=options.heads,
+        threads=torch.get_num_threads(), lengths=lengths, reset=reset,
+        p=_strided(x) if w_ih is None else None, x=None if w_ih is None else _strided(x),
+        input_size=width, w_ih=w_ih, b_ih=b_ih, w_hh=w_hh_at, b_hh=b_hh, h_0=h_0, c_0=None,
+        gamma=gamma, beta=beta, norm_eps=options.norm_eps, y=_strided(y), saved=None,
+        ahat=_strided(ahat), rstd=_address(rstd), h_n=h_n.data_ptr(), c_n=None,
     )  # fmt: skip
     return results
 
@@ -116,16 +118,20 @@ def backward(
     grad_y = None if grad_y is None else with_dense_rows(grad_y)
     x = with_dense_rows(x) if w_ih is not None and dw_wanted else None
     kept = [_contiguous(v) for v in (w_ih, w_hh, gamma, beta, rstd, h_0, lengths, reset, grad_h_n)]
-    *weights, grad_h_n = map(_address, kept)
+    w_ih_at, w_hh_at, gamma, beta, rstd, h_0, lengths, reset, grad_h_n = map(_address, kept)
+    dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0 = map(_address, others)
     limit = options.clip_state_grad
     _C.rnn_backward(
-        options.nonlinearity, DTYPES[y.dtype], _address(grad_y), grad_h_n, y.data_ptr(),
-        _address(ahat), _address(x), *weights, dp.data_ptr(), _address(dx), *map(_address, others),
-        _address(record), options.per_sample, T, B, w_hh.shape[-1],
-        directions(w_hh), options.heads,
-        0 if w_ih is None else w_ih.shape[1], *_strides(grad_y), *y.stride()[:2], *_strides(ahat),
-        *dp.stride()[:2], *_strides(x), *_strides(dx), options.bptt_window or 0,
-        math.inf if limit is None else limit, torch.get_num_threads(),
+        cell=f"rnn_{options.nonlinearity}", dtype=DTYPES[y.dtype],
+        steps=T, batch=B, size=w_hh.shape[-1], directions=directions(w_hh), heads=options.heads,
+        threads=torch.get_num_threads(), lengths=lengths, reset=reset,
+        window=options.bptt_window or 0, clip=math.inf if limit is None else limit,
+        grad_y=_strided(grad_y), grad_h_n=grad_h_n, grad_c_n=None, y=_strided(y), saved=None,
+        x=_strided(x), input_size=0 if w_ih is None else w_ih.shape[1],
+        w_ih=w_ih_at, w_hh=w_hh_at, h_0=h_0, gamma=gamma, beta=beta,
+        ahat=_strided(ahat), rstd=rstd, dp=_strided(dp), du=None, dx=_strided(dx),
+        dw_ih=dw_ih, db_ih=db_ih, db_hh=db_hh, dw_hh=dw_hh, dgamma=dgamma, dbeta=dbeta,
+        dh_0=dh_0, dc_0=None, record=_address(record), per_sample=options.per_sample,
     )  # fmt: skip
     return gradients
 
@@ -134,12 +140,13 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
 
 
-def _strides(x: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if x is None else x.stride()[:2]
+def _strided(x: Tensor | None) -> tuple[int, int, int] | None:
+    """Of [T, B, N]."""
+    return None if x is None else (x.data_ptr(), *x.stride()[:2])
 
 
 @functools.cache

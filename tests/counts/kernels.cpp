@@ -66,12 +66,12 @@ struct Wanted {
 
 bool run(int64_t T, int64_t B, int64_t H, const Wanted& wanted) {
   const float scale = 1 / std::sqrt(static_cast<float>(H));
-  const Values x = numbers(T * B * H, 1), h0 = numbers(B * H, 1);
+  const Values x = numbers(T * B * H, 1), h_0 = numbers(B * H, 1);
   const Values w_ih = numbers(H * H, scale), w_hh = numbers(H * H, scale);
   const Values b_ih = numbers(H, scale), b_hh = numbers(H, scale);
   const Values grad_y = numbers(T * B * H, 1), grad_h_n = numbers(B * H, 1);
   Values y = poisoned(T * B * H), h_n = poisoned(B * H);
-  Values dp = poisoned(T * B * H), dx = poisoned(T * B * H), dh0 = poisoned(B * H);
+  Values dp = poisoned(T * B * H), dx = poisoned(T * B * H), dh_0 = poisoned(B * H);
   Values dw_ih = poisoned(H * H), dw_hh = poisoned(H * H), db = poisoned(2 * H);
   const Values gamma(static_cast<std::size_t>(H), 1), beta = numbers(H, scale);
   Values ahat, rstd, d_norm;
@@ -93,7 +93,7 @@ bool run(int64_t T, int64_t B, int64_t H, const Wanted& wanted) {
   f.b_ih = b_ih.data();
   f.w_hh = w_hh.data();
   f.b_hh = b_hh.data();
-  f.h0 = h0.data();
+  f.h_0 = h_0.data();
   f.y = {y.data(), B * H, H};
   f.h_n = h_n.data();
   if (wanted.norm) {
@@ -114,14 +114,14 @@ bool run(int64_t T, int64_t B, int64_t H, const Wanted& wanted) {
   g.input_size = H;
   g.w_ih = f.w_ih;
   g.w_hh = f.w_hh;
-  g.h0 = f.h0;
+  g.h_0 = f.h_0;
   g.dp = {dp.data(), B * H, H};
   g.dx = {dx.data(), B * H, H};
   g.dw_ih = dw_ih.data();
   g.db_ih = db.data();
   g.db_hh = db.data() + H;
   g.dw_hh = dw_hh.data();
-  g.dh0 = dh0.data();
+  g.dh_0 = dh_0.data();
   if (wanted.norm) {
     g.gamma = f.gamma;
     g.beta = f.beta;
@@ -135,7 +135,7 @@ bool run(int64_t T, int64_t B, int64_t H, const Wanted& wanted) {
   run_backward(g);
 
   for (const Values* result :
-       {&y, &h_n, &dp, &dx, &dh0, &dw_ih, &dw_hh, &db, &ahat, &rstd, &d_norm})
+       {&y, &h_n, &dp, &dx, &dh_0, &dw_ih, &dw_hh, &db, &ahat, &rstd, &d_norm})
     if (!all_finite(*result)) return false;
   return all_finite(measured);
 }
