@@ -50,8 +50,8 @@ SIMD_X86_64 = {
         "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
     ),
 }
-# The kernels for GPUs, compiled once for each mode (csrc/cuda/device/fragments.cuh) and each family: its
-# name in C++, its sources, and the oldest architecture that it is for.
+# The kernels for GPUs, compiled once for each mode (csrc/cuda/device/fragments.cuh) and each
+# family: its name in C++, its sources, and the oldest architecture that it is for.
 CUDA_MEASURE = "csrc/cuda/record/measure.cu"
 # The slower to compile first.
 CUDA_RESIDENT = ("csrc/cuda/resident/backward.cu", "csrc/cuda/resident/forward.cu")

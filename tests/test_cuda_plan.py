@@ -247,6 +247,16 @@ def test_explain_prints_the_plan(gpu, monkeypatch):
     assert "single block: 64 units by 8 rows, 4 blocks of 128 threads" in lines[1]
 
 
+NO_TENSORS = {
+    **dict.fromkeys(("p", "w_hh", "gamma", "beta", "h_0", "lengths", "reset")),
+    **dict.fromkeys(("y", "h_n", "ahat", "rstd", "workspace")),
+    **dict.fromkeys(("steps", "batch", "size", "heads", "groups"), 1),
+    **dict.fromkeys(("norm_eps", "device", "stream"), 0),
+    "cell": "rnn_tanh",
+    "paired": False,
+}
+
+
 def test_without_a_driver_a_call_says_which_kernel_and_why():
     """The extension imports and plans without one; here no machine has it."""
     if torch.cuda.is_available() or not hasattr(cuda.EXTENSION, "cuda_forward"):
@@ -254,19 +264,32 @@ def test_without_a_driver_a_call_says_which_kernel_and_why():
     said = cuda.EXTENSION.cuda_unusable()
     assert said.startswith("the CUDA kernels cannot run: CUDA driver")
     plan = cuda._plan("bfloat16", 8, 1, 1, False, H100)
-    names = "p w_hh gamma beta h_0 lengths reset y h_n ahat rstd workspace"
-    zeros = dict.fromkeys(names.split(), 0)
-    sizes = dict.fromkeys(("T", "B", "S", "heads", "groups"), 1)
-    strides = dict.fromkeys(("p_t", "p_b", "y_t", "y_b", "norm_eps", "device", "stream"), 0)
     with pytest.raises(RuntimeError, match=r"kernel forward of bfloat16, of .*: CUDA driver"):
-        cuda.EXTENSION.cuda_forward(
-            plan=plan,
-            nonlinearity="tanh",
-            paired=False,
-            **zeros,
-            **sizes,
-            **strides,
-        )
+        cuda.EXTENSION.cuda_forward(plan, **NO_TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"gama": None}, r"cuda_forward\(\) has no argument 'gama'"),
+        ({"p": 64}, r"wants None or \(address, stride_t, stride_b\) as 'p', and got 64"),
+        ({"w_hh": 1.5}, "wants None or an address as 'w_hh', and got 1.5"),
+        ({"steps": 1 << 40}, "wants a smaller integer as 'steps'"),
+        ({"paired": 1}, "wants True or False as 'paired'"),
+    ],
+)
+def test_a_launch_refuses_what_is_no_argument(given, words):
+    if not hasattr(cuda.EXTENSION, "cuda_forward"):
+        pytest.skip("nvcc has not compiled the kernels")
+    plan = cuda._plan("bfloat16", 8, 1, 1, False, H100)
+    with pytest.raises(TypeError, match=words):
+        cuda.EXTENSION.cuda_forward(plan, **NO_TENSORS | given)
+    with pytest.raises(ValueError, match="unknown cell 'tanh'; known: rnn_tanh"):
+        cuda.EXTENSION.cuda_forward(plan, **NO_TENSORS | {"cell": "tanh"})
+    few = dict(NO_TENSORS)
+    del few["h_0"]
+    with pytest.raises(TypeError, match=r"cuda_forward\(\) lacks the argument 'h_0'"):
+        cuda.EXTENSION.cuda_forward(plan, **few)
 
 
 def test_auto_passes_on_where_the_driver_is_too_old(monkeypatch):

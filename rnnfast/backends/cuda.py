@@ -233,18 +233,20 @@ def forward(
     check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
     results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
     p = products.projected(x, w_ih, b_ih, b_hh)
-    w_hh, h_0 = dense(w_hh), dense(h_0)
+    w_hh, gamma, beta, h_0, lengths = map(dense, (w_hh, gamma, beta, h_0, lengths))
+    resets = as_bytes(reset)
     if x.shape[1] == 0:
         return results
-    kept = w_hh, dense(gamma), dense(beta), h_0, dense(lengths), as_bytes(reset)
     planned = planned or _plan_of(x, w_hh, gamma, options)
     workspace = _workspace(planned, x)
     with _on(x.device):
         KERNELS.cuda_forward(
-            planned, options.nonlinearity, p.data_ptr(),
-            *map(_address, (*kept, y, h_n, ahat, rstd, workspace)), *_shape(y, w_hh, options),
-            _paired(w_hh, (p, y), h_0, h_n),
-            *p.stride()[:2], *y.stride()[:2], options.norm_eps, *_stream(x.device),
+            planned, **_shape(y, w_hh, options, _paired(w_hh, (p, y), h_0, h_n)),
+            norm_eps=options.norm_eps, p=_strided(p), w_hh=w_hh.data_ptr(),
+            gamma=_address(gamma), beta=_address(beta), h_0=_address(h_0),
+            lengths=_address(lengths), reset=_address(resets),
+            y=_strided(y), h_n=h_n.data_ptr(), ahat=_strided(ahat), rstd=_address(rstd),
+            workspace=_address(workspace), **_stream(x.device),
         )  # fmt: skip
     return results
 
@@ -274,6 +276,7 @@ def backward(
     y, ahat = with_dense_rows(y), None if ahat is None else with_dense_rows(ahat)
     grad_y = None if grad_y is None else with_dense_rows(grad_y)
     w_hh, grad_h_n, h_0, lengths, reset = map(dense, (w_hh, grad_h_n, h_0, lengths, reset))
+    gamma, beta, rstd = map(dense, (gamma, beta, rstd))
     T, B, width = y.shape
     dp = empty_rows(y, width)
     dh_0 = None if h_0 is None else torch.empty_like(h_0)
@@ -283,28 +286,28 @@ def backward(
     if gamma is not None and dw_wanted:
         d_norm = gamma.new_empty(2, planned.slices, width).unbind()
     resets = as_bytes(reset)
+    shape = _shape(y, w_hh, options, _paired(w_hh, (y, dp, grad_y, ahat), grad_h_n, dh_0))
+    common = {
+        **shape, **_stream(y.device), **_limits(T, options), "carry": _address(carry),
+        "grad_y": _strided(grad_y), "grad_h_n": _address(grad_h_n), "y": _strided(y),
+        "dp": _strided(dp), "lengths": _address(lengths), "reset": _address(resets),
+    }  # fmt: skip
     if B > 0:
-        kept = w_hh, dense(gamma), dense(beta), ahat, dense(rstd), lengths
         workspace = _workspace(planned, y)
         with _on(y.device):
             KERNELS.cuda_backward(
-                planned, options.nonlinearity, _address(grad_y),
-                _address(grad_h_n), y.data_ptr(), *map(_address, kept), _address(resets),
-                dp.data_ptr(), *map(_address, (dh_0, *d_norm, carry, workspace)),
-                *_shape(y, w_hh, options), _paired(w_hh, (y, dp, grad_y, ahat), grad_h_n, dh_0),
-                *_strides(grad_y), *y.stride()[:2], *_strides(ahat), *dp.stride()[:2],
-                *_limits(T, options),
-                y.dtype != torch.float32 and options.nonlinearity not in SIGN_ALONE,
-                *_stream(y.device),
+                planned, **common, w_hh=w_hh.data_ptr(), gamma=_address(gamma),
+                beta=_address(beta), ahat=_strided(ahat), rstd=_address(rstd),
+                recompute_state=y.dtype != torch.float32
+                and options.nonlinearity not in SIGN_ALONE,
+                dh_0=_address(dh_0), dgamma=_address(d_norm[0]), dbeta=_address(d_norm[1]),
+                workspace=_address(workspace),
             )  # fmt: skip
     if record is not None and record.shape[2]:
         with _on(y.device):
             KERNELS.cuda_measure(
-                planned, options.nonlinearity,
-                *map(_address, (carry, grad_y, grad_h_n, y, dp, lengths, resets, record)),
-                options.per_sample, *_shape(y, w_hh, options), *_strides(grad_y),
-                *y.stride()[:2], *dp.stride()[:2], *_limits(T, options), *_stream(y.device),
-            )  # fmt: skip
+                planned, **common, per_sample=options.per_sample, record=_address(record)
+            )
     return (
         *products.projected_back(dp, x, w_ih, lengths, dx_wanted, dw_wanted),
         products.dw_hh(dp, y, h_0, lengths, reset, w_hh, options.heads) if dw_wanted else None,
@@ -442,14 +445,25 @@ def _workspace(planned: Plan, like: Tensor) -> Tensor | None:
     return torch.empty(planned.workspace, dtype=torch.uint8, device=like.device)
 
 
-def _limits(T: int, options: Options) -> tuple[int, float]:
+def _limits(T: int, options: Options) -> dict[str, float]:
     """The window and the limit of clipping; 0 for none."""
-    return min(options.bptt_window or 0, T), options.clip_state_grad or 0.0
+    return {
+        "window": min(options.bptt_window or 0, T),
+        "clip": options.clip_state_grad or 0.0,
+    }
 
 
-def _shape(y: Tensor, w_hh: Tensor, options: Options) -> tuple[int, ...]:
+def _shape(y: Tensor, w_hh: Tensor, options: Options, paired: bool) -> dict[str, Any]:
     T, B, _ = y.shape
-    return T, B, w_hh.shape[-1], options.heads, directions(w_hh) * options.heads
+    return {
+        "cell": f"rnn_{options.nonlinearity}",
+        "steps": T,
+        "batch": B,
+        "size": w_hh.shape[-1],
+        "heads": options.heads,
+        "groups": directions(w_hh) * options.heads,
+        "paired": paired,
+    }
 
 
 def _paired(w_hh: Tensor, rows: tuple[Tensor | None, ...], *states: Tensor | None) -> bool:
@@ -461,12 +475,13 @@ def _paired(w_hh: Tensor, rows: tuple[Tensor | None, ...], *states: Tensor | Non
     )
 
 
-def _strides(x: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if x is None else x.stride()[:2]
+def _strided(x: Tensor | None) -> tuple[int, int, int] | None:
+    """[T, B, N] with a dense last axis."""
+    return None if x is None else (x.data_ptr(), *x.stride()[:2])
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
 
 
 def _on(device: torch.device) -> AbstractContextManager:
@@ -474,7 +489,7 @@ def _on(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _stream(device: torch.device) -> tuple[int, int]:
+def _stream(device: torch.device) -> dict[str, int]:
     if device.type != "cuda":
-        return 0, 0
-    return device.index, torch.cuda.current_stream(device).cuda_stream
+        return {"device": 0, "stream": 0}
+    return {"device": device.index, "stream": torch.cuda.current_stream(device).cuda_stream}

@@ -1,8 +1,8 @@
 // f and its derivative on a device, over the values of a lane.
 #pragma once
 
-#include "cuda/problem.h"
 #include "cuda/device/rt.cuh"
+#include "cuda/problem.h"
 
 namespace rnnfast::cuda {
 
@@ -36,13 +36,13 @@ RT_DEVICE float tanh_near_zero(float x) {
 
 // tanh.approx errs by 2^-11, which is a quarter of bfloat16's rounding.
 template <int kTiles>
-RT_DEVICE void tanh(BFloat16, float (&n)[kTiles][4]) {
+RT_DEVICE void apply(cells::Tanh, BFloat16, float (&n)[kTiles][4]) {
   for_values<kTiles>([&](int m, int v) { n[m][v] = rt::rough_tanh(n[m][v]); });
 }
 
 // The values go through each stage together: value by value each would wait for its own exp.
 template <class Stored, int kTiles>
-RT_DEVICE void tanh(Stored, float (&n)[kTiles][4]) {
+RT_DEVICE void apply(cells::Tanh, Stored, float (&n)[kTiles][4]) {
   float far[kTiles][4];
   for_values<kTiles>(
       [&](int m, int v) { far[m][v] = 1.0f + rt::exp(2.0f * rt::magnitude(n[m][v])); });
@@ -55,7 +55,7 @@ RT_DEVICE void tanh(Stored, float (&n)[kTiles][4]) {
 
 // Values that are stored in 16 bits have no digits for the errors of exp and reciprocal.
 template <class Stored, int kTiles>
-RT_DEVICE void sigmoid(Stored, float (&n)[kTiles][4]) {
+RT_DEVICE void apply(cells::Sigmoid, Stored, float (&n)[kTiles][4]) {
   for_values<kTiles>([&](int m, int v) { n[m][v] = 1.0f + rt::exp(-n[m][v]); });
   for_values<kTiles>([&](int m, int v) { n[m][v] = rt::reciprocal(n[m][v]); });
 }
@@ -64,7 +64,7 @@ RT_DEVICE void sigmoid(Stored, float (&n)[kTiles][4]) {
 // e = exp(-|x|), the reciprocal corrected by a step of Newton's method. bench/ladder/cuda_kernel.md
 // has the errors of both and of the plain fraction.
 template <int kTiles>
-RT_DEVICE void sigmoid(float, float (&n)[kTiles][4]) {
+RT_DEVICE void apply(cells::Sigmoid, float, float (&n)[kTiles][4]) {
   float e[kTiles][4], far[kTiles][4];
   for_values<kTiles>([&](int m, int v) { e[m][v] = rt::exp(-rt::magnitude(n[m][v])); });
   for_values<kTiles>([&](int m, int v) { far[m][v] = rt::reciprocal(1.0f + e[m][v]); });
@@ -76,34 +76,25 @@ RT_DEVICE void sigmoid(float, float (&n)[kTiles][4]) {
   });
 }
 
+template <class Stored, int kTiles>
+RT_DEVICE void apply(cells::Relu, Stored, float (&n)[kTiles][4]) {
+  for_values<kTiles>([&](int m, int v) { n[m][v] = cells::Relu::value<Math>(n[m][v]); });
+}
+
 // h = f(n), in place, to be stored as such a type.
 template <class Stored, int kTiles>
 RT_DEVICE void activate(Nonlinearity f, float (&n)[kTiles][4]) {
-  // The same for all threads; no switch, which would become a jump through a table.
-  if (f == Nonlinearity::kTanh) {
-    tanh(Stored{}, n);
-  } else if (f == Nonlinearity::kRelu) {
-    for_values<kTiles>([&](int m, int v) { n[m][v] = cells::Relu::value<Math>(n[m][v]); });
-  } else {
-    sigmoid(Stored{}, n);
-  }
+  cells::with_nonlinearity(f, [&](auto function) { apply(function, Stored{}, n); });
 }
 
 // dh f'(n) from h, in place of dh.
 template <int kTiles>
 RT_DEVICE void differentiate(Nonlinearity f, float (&dh)[kTiles][4], const float (&h)[kTiles][4]) {
-  const auto apply = [&](auto cell) {
+  cells::with_nonlinearity(f, [&](auto function) {
     for_values<kTiles>([&](int m, int v) {
-      dh[m][v] = decltype(cell)::template backward<Math>(dh[m][v], h[m][v]);
+      dh[m][v] = decltype(function)::template backward<Math>(dh[m][v], h[m][v]);
     });
-  };
-  if (f == Nonlinearity::kTanh) {
-    apply(cells::Tanh{});
-  } else if (f == Nonlinearity::kRelu) {
-    apply(cells::Relu{});
-  } else {
-    apply(cells::Sigmoid{});
-  }
+  });
 }
 
 }  // namespace rnnfast::cuda

@@ -5,11 +5,11 @@
 
 #include <type_traits>
 
-#include "cuda/resident/exchange.cuh"
 #include "cuda/device/fragments.cuh"
 #include "cuda/device/math.cuh"
 #include "cuda/device/place.cuh"
 #include "cuda/device/rt.cuh"
+#include "cuda/resident/exchange.cuh"
 
 namespace rnnfast::cuda {
 
@@ -112,7 +112,7 @@ RT_DEVICE void moments(const float (&a)[K::kOwned][4], int i, const Place<K>& pl
       RT_UNROLL for (int e = 0; e < 2; ++e) first[0][e] += units_of(entry) * of_entry[0][e];
     });
     if constexpr (kLanesShare<K>) over_lanes(first);
-    RT_UNROLL for (int e = 0; e < 2; ++e) first[0][e] *= shape.each;
+    RT_UNROLL for (int e = 0; e < 2; ++e) first[0][e] *= shape.inv_size;
   } else {
     read_sums<K>(kOfNorm, 0, place.lane, of_entry);
     RT_UNROLL for (int e = 0; e < 2; ++e) first[0][e] = of_entry[0][e];
@@ -128,9 +128,9 @@ RT_DEVICE void moments(const float (&a)[K::kOwned][4], int i, const Place<K>& pl
   });
   if constexpr (kLanesShare<K>) over_lanes(sums);
   RT_UNROLL for (int e = 0; e < 2; ++e) {
-    mean[e] = first[0][e] + sums[0][e] * shape.each;
-    const float squares = around_mean(sums[1][e], sums[0][e], shape.each);
-    const float variance = squares * shape.each + eps;
+    mean[e] = first[0][e] + sums[0][e] * shape.inv_size;
+    const float squares = around_mean(sums[1][e], sums[0][e], shape.inv_size);
+    const float variance = squares * shape.inv_size + eps;
     rstd[e] = kOfMean ? precise_inverse_root(variance) : rt::inverse_root(variance);
   }
 }

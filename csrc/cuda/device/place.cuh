@@ -3,8 +3,8 @@
 #pragma once
 
 #include "cuda/device/fragments.cuh"
-#include "cuda/problem.h"
 #include "cuda/device/rt.cuh"
+#include "cuda/problem.h"
 
 namespace rnnfast::cuda {
 
@@ -94,9 +94,12 @@ struct Track {
   std::int64_t offset;  // of the lane's first column, its first unit, at a step
   std::int64_t stride_t, stride_b;
 
-  RT_DEVICE Track(Pointer* base, const Strides& strides, const Place<K>& place, int t)
-      : base(base), stride_t(strides.t), stride_b(strides.b) {
-    offset = t * strides.t + (place.row + W::column(place.lane, 0)) * strides.b +
+  template <class Sequence>
+  RT_DEVICE Track(const Sequence& sequence, const Place<K>& place, int t)
+      : base(static_cast<Pointer*>(sequence.data)),
+        stride_t(sequence.stride_t),
+        stride_b(sequence.stride_b) {
+    offset = t * stride_t + (place.row + W::column(place.lane, 0)) * stride_b +
              std::int64_t{place.group} * place.size + place.word_unit;
   }
 
@@ -153,7 +156,7 @@ RT_DEVICE Track<K, Pointer> state_track(Pointer* base, const Shape& shape, Place
   if (K::kScarce) place.direction = place.group < shape.heads ? 0 : 1;  // no division, no register
   const std::int64_t width = std::int64_t{shape.heads} * shape.size;
   // Its columns are those of a head: a group's, less those of the directions before.
-  return {base, {(shape.batch - 1) * width, width}, place, place.direction};
+  return {Sequence<Pointer*>{base, (shape.batch - 1) * width, width}, place, place.direction};
 }
 
 // A parameter [G * S] of the block's units into shared memory, with zeros behind it: to be read

@@ -1,6 +1,6 @@
-// What Python sees of the kernels for GPUs: their plan in rnnfast._C always, themselves where nvcc
-// has compiled them, and both in _emulated, where they run on the host. Addresses and sizes,
-// checked by the caller (rnnfast/backends/cuda.py).
+// The CUDA kernels for Python. rnnfast._C always has their plan, and the kernels where nvcc has
+// compiled them; _emulated has both, on the host. The caller (rnnfast/backends/cuda.py) has checked
+// shapes, dtypes and devices.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,15 +11,9 @@
 #include <tuple>
 
 #include "cuda/host/launch.h"
+#include "keywords.h"
 
 namespace rnnfast::cuda {
-
-using Address = std::uintptr_t;
-
-template <class T = void>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 inline Mode mode_named(const std::string& name) {
   if (name == "bfloat16") return Mode::kBFloat16;
@@ -29,11 +23,34 @@ inline Mode mode_named(const std::string& name) {
   throw std::invalid_argument("unknown mode '" + name + "'");
 }
 
-inline Nonlinearity function_named(const std::string& name) {
-  if (name == "tanh") return Nonlinearity::kTanh;
-  if (name == "relu") return Nonlinearity::kRelu;
-  if (name == "sigmoid") return Nonlinearity::kSigmoid;
-  throw std::invalid_argument("unknown nonlinearity '" + name + "'");
+// A problem with the stream that its kernels go to.
+template <class Problem>
+struct OnStream {
+  Problem problem;
+  Stream stream;
+};
+
+template <class Problem, class Visit>
+void visit_fields(OnStream<Problem>& call, Visit&& visit) {
+  visit_fields(call.problem, visit);
+  visit("device", call.stream.device);
+  visit("stream", call.stream.handle);
+}
+
+// name(plan, *, every field of OnStream<Problem>): enqueues the kernels of a problem.
+template <class Problem, void (*kLaunch)(const Plan&, const Problem&, const Stream&)>
+PyObject* call(PyObject* name, PyObject* const* values, Py_ssize_t positional, PyObject* given) {
+  return none_or_error([&] {
+    namespace py = pybind11;
+    if (positional == 0) throw py::type_error("a launch wants its plan first");
+    const auto& plan = py::cast<const Plan&>(py::handle(values[0]));
+    auto [problem, stream] = Keywords::read<OnStream<Problem>>(PyUnicode_AsUTF8(name), values + 1,
+                                                               positional - 1, given);
+    problem.shape.columns = plan.columns;
+    problem.shape.inv_size = 1.0f / static_cast<float>(problem.shape.size);
+    const py::gil_scoped_release no_gil;
+    kLaunch(plan, problem, stream);
+  });
 }
 
 inline void bind_plan(pybind11::module_& module) {
@@ -83,7 +100,6 @@ inline void bind_plan(pybind11::module_& module) {
 
 inline void bind_kernels(pybind11::module_& module) {
   namespace py = pybind11;
-  using std::int64_t;
   const py::call_guard<py::gil_scoped_release> no_gil;
   module.def("cuda_unusable", &unusable, no_gil);
   module.def("cuda_kernels", &kernels);
@@ -96,122 +112,9 @@ inline void bind_kernels(pybind11::module_& module) {
       },
       no_gil, py::arg("mode"), py::arg("device"));
 
-  module.def(
-      "cuda_forward",
-      [](const Plan& plan, const std::string& nonlinearity, Address p, Address w_hh, Address gamma,
-         Address beta, Address h_0, Address lengths, Address reset, Address y, Address h_n,
-         Address ahat, Address rstd, Address workspace, int steps, int batch, int size, int heads,
-         int groups, bool paired, int64_t p_t, int64_t p_b, int64_t y_t, int64_t y_b,
-         float norm_eps, int device, Address stream) {
-        Forward problem;
-        problem.shape = {
-            steps, batch, size, heads, groups, plan.columns, 1.0f / static_cast<float>(size),
-            paired};
-        problem.nonlinearity = function_named(nonlinearity);
-        problem.norm_eps = norm_eps;
-        problem.p = at(p);
-        problem.w_hh = at(w_hh);
-        problem.gamma = at<float>(gamma);
-        problem.beta = at<float>(beta);
-        problem.h_0 = at(h_0);
-        problem.lengths = at<const int64_t>(lengths);
-        problem.reset = at<const std::uint8_t>(reset);
-        problem.y = at(y);
-        problem.h_n = at(h_n);
-        problem.ahat = at(ahat);
-        problem.rstd = at<float>(rstd);
-        problem.workspace = at(workspace);
-        problem.p_strides = {p_t, p_b};
-        problem.y_strides = {y_t, y_b};
-        forward(plan, problem, {device, stream});
-      },
-      no_gil, py::arg("plan"), py::arg("nonlinearity"), py::arg("p"), py::arg("w_hh"),
-      py::arg("gamma"), py::arg("beta"), py::arg("h_0"), py::arg("lengths"), py::arg("reset"),
-      py::arg("y"), py::arg("h_n"), py::arg("ahat"), py::arg("rstd"), py::arg("workspace"),
-      py::arg("T"), py::arg("B"), py::arg("S"), py::arg("heads"), py::arg("groups"),
-      py::arg("paired"), py::arg("p_t"), py::arg("p_b"), py::arg("y_t"), py::arg("y_b"),
-      py::arg("norm_eps"), py::arg("device"), py::arg("stream"));
-
-  module.def(
-      "cuda_backward",
-      [](const Plan& plan, const std::string& nonlinearity, Address grad_y, Address grad_h_n,
-         Address y, Address w_hh, Address gamma, Address beta, Address ahat, Address rstd,
-         Address lengths, Address reset, Address dp, Address dh_0, Address dgamma, Address dbeta,
-         Address carry, Address workspace, int steps, int batch, int size, int heads, int groups,
-         bool paired, int64_t g_t, int64_t g_b, int64_t y_t, int64_t y_b, int64_t a_t, int64_t a_b,
-         int64_t dp_t, int64_t dp_b, int window, float limit, bool anew, int device,
-         Address stream) {
-        Backward problem;
-        problem.shape = {
-            steps, batch, size, heads, groups, plan.columns, 1.0f / static_cast<float>(size),
-            paired};
-        problem.nonlinearity = function_named(nonlinearity);
-        problem.window = window;
-        problem.limit = limit;
-        problem.anew = anew;
-        problem.grad_y = at(grad_y);
-        problem.grad_h_n = at(grad_h_n);
-        problem.y = at(y);
-        problem.w_hh = at(w_hh);
-        problem.gamma = at<float>(gamma);
-        problem.beta = at<float>(beta);
-        problem.ahat = at(ahat);
-        problem.rstd = at<float>(rstd);
-        problem.lengths = at<const int64_t>(lengths);
-        problem.reset = at<const std::uint8_t>(reset);
-        problem.dp = at(dp);
-        problem.dh_0 = at(dh_0);
-        problem.dgamma = at<float>(dgamma);
-        problem.dbeta = at<float>(dbeta);
-        problem.carry = at<float>(carry);
-        problem.workspace = at(workspace);
-        problem.grad_y_strides = {g_t, g_b};
-        problem.y_strides = {y_t, y_b};
-        problem.ahat_strides = {a_t, a_b};
-        problem.dp_strides = {dp_t, dp_b};
-        backward(plan, problem, {device, stream});
-      },
-      no_gil, py::arg("plan"), py::arg("nonlinearity"), py::arg("grad_y"), py::arg("grad_h_n"),
-      py::arg("y"), py::arg("w_hh"), py::arg("gamma"), py::arg("beta"), py::arg("ahat"),
-      py::arg("rstd"), py::arg("lengths"), py::arg("reset"), py::arg("dp"), py::arg("dh_0"),
-      py::arg("dgamma"), py::arg("dbeta"), py::arg("carry"), py::arg("workspace"), py::arg("T"),
-      py::arg("B"), py::arg("S"), py::arg("heads"), py::arg("groups"), py::arg("paired"),
-      py::arg("g_t"), py::arg("g_b"), py::arg("y_t"), py::arg("y_b"), py::arg("a_t"),
-      py::arg("a_b"), py::arg("dp_t"), py::arg("dp_b"), py::arg("window"), py::arg("limit"),
-      py::arg("anew"), py::arg("device"), py::arg("stream"));
-
-  module.def(
-      "cuda_measure",
-      [](const Plan& plan, const std::string& nonlinearity, Address carry, Address grad_y,
-         Address grad_h_n, Address y, Address dp, Address lengths, Address reset, Address record,
-         bool per_sample, int steps, int batch, int size, int heads, int groups, int64_t g_t,
-         int64_t g_b, int64_t y_t, int64_t y_b, int64_t dp_t, int64_t dp_b, int window, float limit,
-         int device, Address stream) {
-        Measured problem;
-        problem.shape = {steps, batch, size, heads, groups, 0, 0, false};
-        problem.nonlinearity = function_named(nonlinearity);
-        problem.window = window;
-        problem.limit = limit;
-        problem.per_sample = per_sample;
-        problem.carry = at<float>(carry);
-        problem.grad_y = at(grad_y);
-        problem.grad_h_n = at(grad_h_n);
-        problem.y = at(y);
-        problem.dp = at(dp);
-        problem.lengths = at<const int64_t>(lengths);
-        problem.reset = at<const std::uint8_t>(reset);
-        problem.record = at<double>(record);
-        problem.grad_y_strides = {g_t, g_b};
-        problem.y_strides = {y_t, y_b};
-        problem.dp_strides = {dp_t, dp_b};
-        measure(plan.mode, problem, {device, stream});
-      },
-      no_gil, py::arg("plan"), py::arg("nonlinearity"), py::arg("carry"), py::arg("grad_y"),
-      py::arg("grad_h_n"), py::arg("y"), py::arg("dp"), py::arg("lengths"), py::arg("reset"),
-      py::arg("record"), py::arg("per_sample"), py::arg("T"), py::arg("B"), py::arg("S"),
-      py::arg("heads"), py::arg("groups"), py::arg("g_t"), py::arg("g_b"), py::arg("y_t"),
-      py::arg("y_b"), py::arg("dp_t"), py::arg("dp_b"), py::arg("window"), py::arg("limit"),
-      py::arg("device"), py::arg("stream"));
+  define<&call<Forward, forward>>(module, "cuda_forward");
+  define<&call<Backward, backward>>(module, "cuda_backward");
+  define<&call<Measured, measure>>(module, "cuda_measure");
 }
 
 }  // namespace rnnfast::cuda

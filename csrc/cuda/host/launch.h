@@ -46,7 +46,7 @@ void forward(const Plan& plan, const Forward& problem, const Stream& stream);
 void backward(const Plan& plan, const Backward& problem, const Stream& stream);
 
 // The record of a backward pass that has left c.
-void measure(Mode mode, const Measured& problem, const Stream& stream);
+void measure(const Plan& plan, const Measured& problem, const Stream& stream);
 
 // How many clusters of so many blocks a device has room for at once; 0 where it has none, or the
 // build none for it.

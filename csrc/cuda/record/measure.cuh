@@ -10,8 +10,8 @@
 
 #include "cuda/device/math.cuh"
 #include "cuda/device/norms.cuh"
-#include "cuda/problem.h"
 #include "cuda/device/rt.cuh"
+#include "cuda/problem.h"
 
 namespace rnnfast::cuda {
 
@@ -80,12 +80,11 @@ RT_DEVICE Row row_of(const Measured& a, int t, int d, int b, int lane) {
   if (t >= length) return row;
   const bool last = t == (d ? 0 : length - 1);
   const int edge = t + 1 - d, width = s.heads * s.size;
-  const auto at = [&](const void* base, const Strides& strides) {
-    return base == nullptr ? nullptr
-                           : static_cast<const Stored*>(base) + t * strides.t + b * strides.b;
+  const auto at = [&](const Sequence<const void*>& from) {
+    const Stored* base = static_cast<const Stored*>(from.data);
+    return base == nullptr ? nullptr : base + t * from.stride_t + b * from.stride_b;
   };
-  const Stored *grad_y = at(a.grad_y, a.grad_y_strides), *y = at(a.y, a.y_strides),
-               *dp = at(a.dp, a.dp_strides);
+  const Stored *grad_y = at(a.grad_y), *y = at(a.y), *dp = at(a.dp);
   const Stored* grad_h_n = nullptr;
   if (last && a.grad_h_n != nullptr) {
     grad_h_n = static_cast<const Stored*>(a.grad_h_n) + (std::int64_t{d} * s.batch + b) * width;
@@ -116,7 +115,7 @@ RT_DEVICE Row row_of(const Measured& a, int t, int d, int b, int lane) {
     const double squares = over_warp(of_head.sum());
     state += squares;
     // As the time loop has clipped it, but for the rounding of its float32.
-    const double limit = a.limit;
+    const double limit = a.clip;
     const bool clips = limit > 0 && squares > limit * limit && squares < __builtin_inf();
     clipped += clips ? limit * limit : squares;
   }

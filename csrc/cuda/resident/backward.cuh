@@ -50,11 +50,10 @@ backward_kernel(Backward a) {
   // Of step i in the order of the loop.
   const auto time_of = [&](int i) { return d ? i : steps - 1 - i; };
   const int first = time_of(0);
-  Track<K, const Stored> grad_y(static_cast<const Stored*>(a.grad_y), a.grad_y_strides, place,
-                                first);
-  Track<K, const Stored> y(static_cast<const Stored*>(a.y), a.y_strides, place, first);
-  Track<K, const Stored> ahat(static_cast<const Stored*>(a.ahat), a.ahat_strides, place, first);
-  Track<K, Stored> dp(static_cast<Stored*>(a.dp), a.dp_strides, place, first);
+  Track<K, const Stored> grad_y(a.grad_y, place, first);
+  Track<K, const Stored> y(a.y, place, first);
+  Track<K, const Stored> ahat(a.ahat, place, first);
+  Track<K, Stored> dp(a.dp, place, first);
 
   // grad_h_n of the rows that `here` names, added to what is given.
   const auto add_last = [&](const bool (&here)[W::kColumnsOfLane], float (&to)[K::kOwned][4]) {
@@ -158,7 +157,7 @@ backward_kernel(Backward a) {
       float factor[2];
       bool at_once[2];  // whether the row is clipped before those sums are taken
       RT_UNROLL for (int e = 0; e < 2; ++e) {
-        factor[e] = clip_scale(sums, e, a.limit);
+        factor[e] = clip_scale(sums, e, a.clip);
         at_once[e] = !kTogether || (too_large(sums, e) && factor[e] < 1.0f);
         if constexpr (kTogether) {
           RT_UNROLL for (int n = 0; n < 2; ++n) mean[n][e] = sums[2 + n][e];
@@ -190,8 +189,8 @@ backward_kernel(Backward a) {
         gain[v / 2] += da[m][v] * normal[m][v];
         bias[v / 2] += da[m][v];
         const float dahat = da[m][v] * gamma[place.unit_of_block(m, v)];
-        const float along = normal[m][v] * (mean[1][v % 2] * a.shape.each);
-        const float rest = dahat - mean[0][v % 2] * a.shape.each - along;
+        const float along = normal[m][v] * (mean[1][v % 2] * a.shape.inv_size);
+        const float rest = dahat - mean[0][v % 2] * a.shape.inv_size - along;
         const bool inside = step.valid(v % 2) && place.inside(m, v);
         da[m][v] = inside ? step.rstd[v % 2] * rest : 0.0f;
       }
@@ -243,7 +242,7 @@ backward_kernel(Backward a) {
     [[maybe_unused]] float sums[kSums][2];  // of squares of dh; what layer norm needs
     if constexpr (kClip) squares_of(da, sums);
     if constexpr (kNorm) {
-      if (sizeof(Stored) == 2 && a.anew) {
+      if (sizeof(Stored) == 2 && a.recompute_state) {
         RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
           RT_UNROLL for (int v = 0; v < 4; ++v) {
             const int unit = place.unit_of_block(m, v);
@@ -332,7 +331,7 @@ backward_kernel(Backward a) {
           await_sums<K, 2>(kOfClip + i % 2, i / 2);
           sums_of_all<K>(kOfClip + i % 2, place, squares);
           RT_UNROLL for (int e = 0; e < 2; ++e) {
-            scale[e] = clip_scale(squares, e, a.limit);
+            scale[e] = clip_scale(squares, e, a.clip);
             large[e] = too_large(squares, e) && scale[e] < 1.0f && step.valid(e);
           }
           again = rt::any(large[0] || large[1]);

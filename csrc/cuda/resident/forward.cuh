@@ -22,9 +22,9 @@ forward_kernel(Forward a) {
     stage<K>(a.beta, place, beta);
   }
   int t = d ? steps - 1 : 0;
-  Track<K, const Stored> p(static_cast<const Stored*>(a.p), a.p_strides, place, t);
-  Track<K, Stored> y(static_cast<Stored*>(a.y), a.y_strides, place, t);
-  Track<K, Stored> ahat(static_cast<Stored*>(a.ahat), a.y_strides, place, t);
+  Track<K, const Stored> p(a.p, place, t);
+  Track<K, Stored> y(a.y, place, t);
+  Track<K, Stored> ahat(a.ahat, place, t);
 
   // h: the state, which steps without a row leave as it is. next: p of the next step to begin.
   TileWords<K> h, next;

@@ -41,7 +41,7 @@ RT_DEVICE void put_da(const Backward& a, const Workspace& w, const Place<K>& pla
   Words<Stored>::from_values(da[0], out[0]);
   const int t = backward_time(a.shape, place.direction, i);
   put_state<K>(w, i + 1, a.shape.groups, place, out);
-  put<K>(Track<K, Stored>(static_cast<Stored*>(a.dp), a.dp_strides, place, t), place, out);
+  put<K>(Track<K, Stored>(a.dp, place, t), place, out);
 }
 
 // What of the tensors a tile of step i needs: on its way from here.
@@ -53,13 +53,12 @@ struct BackwardInputs {
     using Stored = typename K::Stored;
     const bool has = i < a.shape.steps;
     const int t = backward_time(a.shape, place.direction, i);
-    const auto one = [&](const void* base, const Strides& strides, TileWords<K>& to) {
-      fetch<K>(Track<K, const Stored>(static_cast<const Stored*>(base), strides, place, t), has,
-               place, to);
+    const auto one = [&](const Sequence<const void*>& from, TileWords<K>& to) {
+      fetch<K>(Track<K, const Stored>(from, place, t), has, place, to);
     };
-    one(a.grad_y, a.grad_y_strides, grad_y);
-    one(a.y, a.y_strides, y);
-    if (a.gamma != nullptr) one(a.ahat, a.ahat_strides, ahat);
+    one(a.grad_y, grad_y);
+    one(a.y, y);
+    if (a.gamma != nullptr) one(a.ahat, ahat);
   }
 };
 
@@ -115,7 +114,7 @@ RT_DEVICE void step_back(const Backward& a, const Workspace& w, const Place<K>& 
     a.carry[(row * a.shape.groups + place.group) * place.size + place.padded_unit(0, v)] = c[0][v];
   }
 
-  if (a.limit > 0) {
+  if (a.clip > 0) {
     float squares[2][2];
     squares_of(dh, squares);
     over_lanes(squares);
@@ -125,7 +124,7 @@ RT_DEVICE void step_back(const Backward& a, const Workspace& w, const Place<K>& 
   if (a.gamma != nullptr) {
     W::to_values(inputs.ahat[0], ahat);
     parameter<K>(a.gamma, place, gamma);
-    if (a.anew) {
+    if (a.recompute_state) {
       float beta[2];
       parameter<K>(a.beta, place, beta);
       RT_UNROLL for (int v = 0; v < 4; ++v) h[0][v] = ahat[v] * gamma[v / 2] + beta[v / 2];
@@ -136,7 +135,7 @@ RT_DEVICE void step_back(const Backward& a, const Workspace& w, const Place<K>& 
   RT_UNROLL for (int v = 0; v < 4; ++v) {
     dh[0][v] = rows[v % 2].valid && place.inside(0, v) ? dh[0][v] : 0.0f;
   }
-  if (a.gamma == nullptr && a.limit <= 0) return put_da<K>(a, w, place, i, dh);
+  if (a.gamma == nullptr && a.clip <= 0) return put_da<K>(a, w, place, i, dh);
   put_values<K>(w, place, dh);
   if (a.gamma == nullptr) return;
   float sums[4][2] = {};  // of dahat, and of dahat ahat; scaled down
@@ -189,7 +188,7 @@ finish_backward_kernel(Step<Backward> step) {
   const Backward& a = step.problem;
   const Workspace& w = step.workspace;
   const Strip strip(w, step.tiles);
-  const int first = a.limit > 0 ? 0 : 2, end = a.gamma != nullptr ? kMostSums : 2;
+  const int first = a.clip > 0 ? 0 : 2, end = a.gamma != nullptr ? kMostSums : 2;
   float own[kMostSums] = {}, sums[kMostSums][2];
   for_tiles(w, strip.slice, [&](int, const float* of_tile) {
     RT_UNROLL for (int n = 0; n < kMostSums; ++n) {
@@ -199,9 +198,9 @@ finish_backward_kernel(Step<Backward> step) {
   over_block(own, 0, sums);
   float scale[2] = {1.0f, 1.0f}, mean[2], along[2];
   RT_UNROLL for (int e = 0; e < 2; ++e) {
-    if (a.limit > 0) scale[e] = clip_scale(sums, e, a.limit);
-    const bool large = a.limit > 0 && too_large(sums, e);
-    const float each = (large ? scale[e] / kScaledDown : scale[e]) * a.shape.each;
+    if (a.clip > 0) scale[e] = clip_scale(sums, e, a.clip);
+    const bool large = a.clip > 0 && too_large(sums, e);
+    const float each = (large ? scale[e] / kScaledDown : scale[e]) * a.shape.inv_size;
     mean[e] = (large ? sums[4][e] : sums[2][e]) * each;
     along[e] = (large ? sums[5][e] : sums[3][e]) * each;
   }
@@ -215,8 +214,7 @@ finish_backward_kernel(Step<Backward> step) {
       float ahat[4], gamma[2], gain[2] = {}, bias[2] = {}, rstd[2];
       bool valid[2];
       TileWords<K> words;
-      fetch<K>(Track<K, const Stored>(static_cast<const Stored*>(a.ahat), a.ahat_strides, place, t),
-               true, place, words);
+      fetch<K>(Track<K, const Stored>(a.ahat, place, t), true, place, words);
       parameter<K>(a.gamma, place, gamma);
       RT_UNROLL for (int e = 0; e < 2; ++e) {
         const int length = length_of<K>(a.lengths, a.shape, place, place.column(e));

@@ -70,7 +70,7 @@ RT_DEVICE void activate_tile(const Forward& a, const Workspace& w, const Place<K
   RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
     out[0][j] = valid >> j % W::kColumnsOfLane & 1 ? h[0][j] : 0;
   }
-  put<K>(Track<K, Stored>(static_cast<Stored*>(a.y), a.y_strides, place, t), place, out);
+  put<K>(Track<K, Stored>(a.y, place, t), place, out);
   pass_on<K>(a, w, place, i, t, valid, h);
 }
 
@@ -97,8 +97,7 @@ struct ForwardInputs {
 
   RT_DEVICE void fetch_all(const Forward& a, const Place<K>& place, int t) {
     using Stored = typename K::Stored;
-    fetch<K>(Track<K, const Stored>(static_cast<const Stored*>(a.p), a.p_strides, place, t), true,
-             place, p);
+    fetch<K>(Track<K, const Stored>(a.p, place, t), true, place, p);
     valid = have_step<K>(a.lengths, a.shape, place, t);
   }
 };
@@ -172,7 +171,7 @@ finish_forward_kernel(Step<Forward> step) {
     RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
       stored[0][j] = valid >> j % W::kColumnsOfLane & 1 ? stored[0][j] : 0;
     }
-    put<K>(Track<K, Stored>(static_cast<Stored*>(a.ahat), a.y_strides, place, t), place, stored);
+    put<K>(Track<K, Stored>(a.ahat, place, t), place, stored);
     RT_UNROLL for (int v = 0; v < 4; ++v) n[0][v] = n[0][v] * gamma[v / 2] + beta[v / 2];
     if (tile == 0 && place.lane < 4) {
       RT_UNROLL for (int e = 0; e < 2; ++e) {

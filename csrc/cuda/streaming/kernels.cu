@@ -104,7 +104,7 @@ void backward(const Plan& plan, const Backward& problem, const Stream& stream) {
   const Workspace w = workspace_of(plan, problem.shape, problem.workspace);
   Step<Backward> step = {problem, w, 0, strip_of(w, problem.shape.groups)};
   pack<true>(launches, problem.w_hh, w);
-  const bool finish = problem.gamma != nullptr || problem.limit > 0;
+  const bool finish = problem.gamma != nullptr || problem.clip > 0;
   choose(plan, [&](auto block) {
     using K = decltype(block);
     for (; step.i <= problem.shape.steps; ++step.i) {

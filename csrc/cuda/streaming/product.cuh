@@ -12,8 +12,8 @@
 #include "cuda/device/math.cuh"
 #include "cuda/device/norms.cuh"
 #include "cuda/device/place.cuh"
-#include "cuda/problem.h"
 #include "cuda/device/rt.cuh"
+#include "cuda/problem.h"
 #include "cuda/streaming/workspace.h"
 
 namespace rnnfast::cuda::streaming {
@@ -351,20 +351,20 @@ RT_DEVICE void moments(const Workspace& w, int slice, const Shape& shape, float 
     sum[0] += static_cast<float>(units_of(tile, shape)) * *of_tile;
   });
   over_block(sum, 0, all);
-  RT_UNROLL for (int e = 0; e < 2; ++e) mean[e] = all[0][e] * shape.each;
+  RT_UNROLL for (int e = 0; e < 2; ++e) mean[e] = all[0][e] * shape.inv_size;
   // The same of the thread's own column, which is one of another lane's two.
   float own = 0.0f;
   RT_UNROLL for (int from = 0; from < kWarps; ++from) {
     own += reinterpret_cast<float*>(rt::shared())[from * kColumns + rt::thread() % kColumns];
   }
-  own *= shape.each;
+  own *= shape.inv_size;
   for_tiles(w, slice, [&](int tile, const float* of_tile) {
     const float apart = *of_tile - own;
     squares[0] += of_tile[kColumns] + static_cast<float>(units_of(tile, shape)) * apart * apart;
   });
   over_block(squares, kWarps * kColumns, all);
   RT_UNROLL for (int e = 0; e < 2; ++e) {
-    rstd[e] = precise_inverse_root(all[0][e] * shape.each + eps);
+    rstd[e] = precise_inverse_root(all[0][e] * shape.inv_size + eps);
   }
 }
 

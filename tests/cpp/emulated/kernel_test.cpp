@@ -9,10 +9,10 @@
 #include <type_traits>
 #include <vector>
 
+#include "../../../csrc/cuda/host/plan.cpp"
+#include "../../../csrc/cuda/record/measure.cuh"
 #include "../../../csrc/cuda/resident/backward.cuh"
 #include "../../../csrc/cuda/resident/forward.cuh"
-#include "../../../csrc/cuda/record/measure.cuh"
-#include "../../../csrc/cuda/host/plan.cpp"
 #include "../../../csrc/cuda/streaming/product.cuh"
 #if defined(FAULT_OF_STREAMING) || !defined(FAULT)
 #define STREAMING
@@ -130,21 +130,20 @@ struct Test {
       }
     }
     cuda::Forward f;
-    f.shape = {n.T, n.B, n.S, n.heads, G, n.columns, 1.0f / n.S, n.S % 2 == 0};
+    f.shape = {n.T, n.B, n.S, n.heads, G, n.S % 2 == 0, n.columns, 1.0f / n.S};
     f.nonlinearity = n.f;
     f.norm_eps = 1e-3f;
-    f.p = p.get();
+    f.p = {p.get(), step, width};
     f.w_hh = w_hh.get();
     f.gamma = n.norm ? gamma.get() : nullptr;
     f.beta = n.norm ? beta.get() : nullptr;
     f.h_0 = n.h_0 ? h_0.get() : nullptr;
     f.lengths = n.lengths ? lengths.data() : nullptr;
     f.reset = n.reset ? reset.data() : nullptr;
-    f.y = y.get();
+    f.y = {y.get(), step, width};
     f.h_n = h_n.get();
-    f.ahat = ahat.get();
+    f.ahat = {ahat.get(), step, width};
     f.rstd = rstd.get();
-    f.p_strides = f.y_strides = {step, width};
     Buffer<float> workspace(is_streamed<K> ? 1 << 16 : 0);
     f.workspace = workspace.get();
     if constexpr (is_streamed<K>) {
@@ -158,24 +157,23 @@ struct Test {
     g.shape = f.shape;
     g.nonlinearity = n.f;
     g.window = n.window;
-    g.limit = n.limit;
-    g.anew = sizeof(S) == 2;
-    g.grad_y = grad_y.get();
+    g.clip = n.limit;
+    g.recompute_state = sizeof(S) == 2;
+    g.grad_y = {grad_y.get(), step, width};
     g.grad_h_n = n.grad_h_n ? grad_h_n.get() : nullptr;
-    g.y = y.get();
+    g.y = {y.get(), step, width};
     g.w_hh = w_hh.get();
     g.gamma = f.gamma;
     g.beta = f.beta;
-    g.ahat = ahat.get();
+    g.ahat = {ahat.get(), step, width};
     g.rstd = rstd.get();
     g.lengths = f.lengths;
     g.reset = f.reset;
-    g.dp = dp.get();
+    g.dp = {dp.get(), step, width};
     g.dh_0 = dh_0.get();
     g.dgamma = dgamma.get();
     g.dbeta = dbeta.get();
     g.carry = n.measured ? carry.get() : nullptr;
-    g.grad_y_strides = g.y_strides = g.ahat_strides = g.dp_strides = {step, width};
     g.workspace = workspace.get();
     if constexpr (is_streamed<K>) {
       stream(g);
@@ -197,17 +195,16 @@ struct Test {
     m.shape = g.shape;
     m.nonlinearity = g.nonlinearity;
     m.window = g.window;
-    m.limit = g.limit;
+    m.clip = g.clip;
     m.per_sample = true;
     m.carry = carry.get();
     m.grad_y = g.grad_y;
     m.grad_h_n = g.grad_h_n;
     m.y = g.y;
-    m.dp = g.dp;
+    m.dp = {g.dp.data, step, width};
     m.lengths = g.lengths;
     m.reset = g.reset;
     m.record = measured.get();
-    m.grad_y_strides = m.y_strides = m.dp_strides = g.y_strides;
     emulation::launch(
         {n.T, n.D, 32 * cuda::kMeasureWarps, 1, cuda::kMeasureWarps * sizeof(cuda::Row)},
         [m] { cuda::measure_kernel<S>(m); });
