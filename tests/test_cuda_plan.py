@@ -67,7 +67,7 @@ def test_every_size_has_a_plan_that_fits(size, device):
     parts = 3 if mode == "exact" else 1
     width = 32 if mode == "tf32" else 16
     held = plan.weight_registers * 32 * plan.threads * plan.cluster
-    assert held == plan.units**2 * parts * width or (plan.staged and held < plan.units**2 * 48)
+    assert held == plan.units**2 * parts * width or (plan.shared_weights and held < plan.units**2 * 48)
     if plan.cluster == 1:
         assert "single block" in str(plan)
         return
@@ -139,7 +139,7 @@ def test_fallback_from_large_clusters_to_smaller_ones():
     device = cuda.Device("cut", 90, 64, 227 << 10, (9, 9, 9, 0))
     large = cuda._plan("bfloat16", 1024, 1, 8, False, device)
     assert large.cluster == 8
-    assert large.staged
+    assert large.shared_weights
 
 
 @pytest.mark.parametrize(

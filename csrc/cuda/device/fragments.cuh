@@ -10,8 +10,8 @@
 
 #include <type_traits>
 
-#include "cuda/problem.h"
 #include "cuda/device/rt.cuh"
+#include "cuda/problem.h"
 
 namespace rnnfast::cuda {
 

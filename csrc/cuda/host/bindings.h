@@ -74,8 +74,8 @@ inline void bind_plan(pybind11::module_& module) {
                                return std::tuple(names.blocks, names.columns, names.units);
                              })
       .def_property_readonly("cluster", [](const Plan& plan) { return plan.configuration.blocks; })
-      .def_property_readonly("staged",
-                             [](const Plan& plan) { return plan.configuration.staged > 0; })
+      .def_property_readonly(
+          "shared_weights", [](const Plan& plan) { return plan.configuration.shared_products > 0; })
       .def_property_readonly("units", [](const Plan& plan) { return plan.configuration.units; })
       .def("__str__", &text);
 

@@ -35,7 +35,7 @@ double cycles_of(const Size& size, const Configuration& c, int columns) {
   const double tiles = c.units / 16.0, of_block = tiles / c.blocks;
   const double state = tiles * tile_words(size.mode) * 4;  // bytes
   const double tensor = of_block * c.units / depth(size.mode) * products(size.mode) * 6.26 / 4;
-  const double read = (c.bands() * state + staged_bytes(size.mode, c)) / 128;
+  const double read = (c.bands() * state + shared_weight_bytes(size.mode, c)) / 128;
   const bool exact = size.mode == Mode::kExact, tf32 = size.mode == Mode::kTf32;
   const double rest = exact ? 1080 : !tf32 ? 460 : c.blocks == 1 ? 760 : 590;
   double cycles = rest + std::max((exact ? 1.4 : 1.3) * tensor, read) + partial_bytes(c) / 128.0;
@@ -205,7 +205,7 @@ std::string text(const Plan& plan) {
       "%s, %.1f KiB of shared memory, %.2f us a step of forward (estimated)",
       c.blocks == 1 ? "single block" : ("clusters of " + std::to_string(c.blocks)).c_str(), c.units,
       plan.columns, plan.blocks, plan.threads, plan.weight_registers,
-      c.staged ? " and in shared memory" : "", plan.shared / 1024.0, plan.step);
+      c.shared_products > 0 ? " and in shared memory" : "", plan.shared / 1024.0, plan.step);
   return words;
 }
 

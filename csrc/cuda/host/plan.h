@@ -10,7 +10,7 @@
 
 namespace rnnfast::cuda {
 
-enum class Mode { kBFloat16, kFloat16, kTf32, kExact };  // fragments.cuh
+enum class Mode { kBFloat16, kFloat16, kTf32, kExact };  // device/fragments.cuh
 
 // Blocks of a cluster; more than 8 only where a device lets them.
 constexpr int kClusterSizes[] = {2, 4, 8, 16};
@@ -39,13 +39,13 @@ struct Wanted {
   int units = 0;  // of the configuration, or of a streaming block
 };
 
-// What a kernel is compiled for, as Kernel has it (kernel.cuh).
+// What a kernel is compiled for, as Kernel has it (resident/kernel.cuh).
 struct Configuration {
   int units;  // of a group, padded
   int tiles;  // of 16 units, that a warp multiplies
   int blocks = 1;
-  int parts = 1;   // of the state, a warp for each
-  int staged = 0;  // of a warp's products, how many have their weights in shared memory
+  int parts = 1;            // of the state, a warp for each
+  int shared_products = 0;  // of a warp, with weights in shared memory instead of registers
 
   constexpr int bands() const { return units / (16 * tiles * blocks); }
   constexpr int warps() const { return bands() * parts; }
@@ -126,10 +126,10 @@ constexpr int steps_of_product(Mode mode, const Configuration& c) {
 }
 constexpr int weight_words(Mode mode) { return mode == Mode::kExact ? 12 : 4; }
 constexpr int weight_registers(Mode mode, const Configuration& c) {
-  return (c.tiles * steps_of_product(mode, c) - c.staged) * weight_words(mode);
+  return (c.tiles * steps_of_product(mode, c) - c.shared_products) * weight_words(mode);
 }
-constexpr int staged_bytes(Mode mode, const Configuration& c) {
-  return c.warps() * c.staged * 32 * weight_words(mode) * 4;
+constexpr int shared_weight_bytes(Mode mode, const Configuration& c) {
+  return c.warps() * c.shared_products * 32 * weight_words(mode) * 4;
 }
 constexpr int partial_bytes(const Configuration& c) {
   return c.parts > 1 ? c.warps() * c.tiles * 32 * 4 * 4 : 0;
@@ -138,7 +138,7 @@ constexpr int partial_bytes(const Configuration& c) {
 // Bytes of shared memory of a block, as Kernel has them.
 constexpr int forward_bytes(Mode mode, const Configuration& c) {
   const int barriers = c.blocks > 1 ? 48 : 0, sums = c.blocks * c.owners() * 8 * 2 * 4;
-  return 2 * c.units / 16 * tile_words(mode) * 4 + staged_bytes(mode, c) + partial_bytes(c) +
+  return 2 * c.units / 16 * tile_words(mode) * 4 + shared_weight_bytes(mode, c) + partial_bytes(c) +
          2 * c.units / c.blocks * 4 + sums + barriers;
 }
 constexpr int backward_bytes(Mode mode, const Configuration& c) {

@@ -6,8 +6,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/host/launch.h"
 #include "cuda/device/rt.cuh"
+#include "cuda/host/launch.h"
 
 #ifndef RNNFAST_EMULATION
 #include <atomic>

@@ -9,7 +9,7 @@
 #pragma once
 
 #include "cuda/device/math.cuh"
-#include "cuda/device/norms.cuh"
+#include "cuda/device/place.cuh"
 #include "cuda/device/rt.cuh"
 #include "cuda/problem.h"
 

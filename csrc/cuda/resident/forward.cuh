@@ -1,7 +1,10 @@
 // Forward through time (kernel.cuh).
 #pragma once
 
-#include "cuda/resident/kernel.cuh"
+#include "cuda/device/math.cuh"
+#include "cuda/problem.h"
+#include "cuda/resident/product.cuh"
+#include "cuda/resident/sums.cuh"
 
 namespace rnnfast::cuda {
 
@@ -52,28 +55,28 @@ forward_kernel(Forward a) {
         seen[m][j] = bits >> (2 + j % W::kColumnsOfLane) & 1 ? 0 : h[m][j];
       }
     }
-    put_state<K>(i, place, seen);
+    Exchange<K>::put_state(i, place, seen);
   };
-  begin_exchange<K>(place);
+  Exchange<K>::template begin<>(place);
   if (place.owner()) put_seen(0, look_up(t - toward));
 
   for (int i = 0; i < steps; ++i, t += toward) {
-    await_state<K>(i);  // all of h_{t-1} is in its half
+    Exchange<K>::await_state(i);  // all of h_{t-1} is in its half
     // p, then a, ahat, n and h.
     Values<K> n;
     if (place.owner()) {
       RT_UNROLL for (int m = 0; m < K::kOwned; ++m) W::to_values(next[m], n[m]);
     }
     Products<K> sums;
-    start<K>(weights, state_of<K>(i), place, n, sums);
-    expect_state<K>(i, place);
+    begin_product<K>(weights, state_of<K>(i), place, n, sums);
+    Exchange<K>::expect_state(i, place);
     unsigned bits = 0;
     if (place.owner()) {
       p.go(d);
       fetch<K>(p, i + 1 < steps, place, next);  // comes in while this step computes
       bits = look_up(t);
     }
-    finish<K>(sums, place, n, [] {});
+    finish_product<K>(sums, place, n, [] {});
     if (!place.owner()) continue;
     [[maybe_unused]] TileWords<K> stored;
     [[maybe_unused]] float rstd[2];
