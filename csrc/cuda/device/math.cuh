@@ -1,4 +1,4 @@
-// f and its derivative on a device, over the values of a lane.
+// The nonlinearities of cells/nonlinearity.h on a device, over all values of a lane.
 #pragma once
 
 #include "cuda/device/rt.cuh"
@@ -6,13 +6,14 @@
 
 namespace rnnfast::cuda {
 
-// The arithmetic of the cells on a device; tanh and sigmoid of a tile are below.
+// The arithmetic of the cells on a device. It has no tanh and sigmoid of one value: those of all
+// values of a lane are below.
 struct Math {
   using Scalar = float;
   using Vector = float;
 };
 
-// 1 / sqrt(x) to a rounding or so: rsqrt and a step of Newton's method. 0 of infinity stays.
+// 1 / sqrt(x) within about one rounding: rsqrt and a step of Newton's method. 1 / sqrt(inf) is 0.
 RT_DEVICE float precise_inverse_root(float x) {
   const float rough = rt::inverse_root(x);
   const float finer = rt::fma(0.5f * rough, rt::fma(-x * rough, rough, 1.0f), rough);
@@ -40,7 +41,7 @@ RT_DEVICE void apply(cells::Tanh, BFloat16, float (&n)[kTiles][4]) {
   for_values<kTiles>([&](int m, int v) { n[m][v] = rt::rough_tanh(n[m][v]); });
 }
 
-// The values go through each stage together: value by value each would wait for its own exp.
+// All values go through each stage together: one after another, each would wait for its own exp.
 template <class Stored, int kTiles>
 RT_DEVICE void apply(cells::Tanh, Stored, float (&n)[kTiles][4]) {
   float far[kTiles][4];
@@ -53,16 +54,16 @@ RT_DEVICE void apply(cells::Tanh, Stored, float (&n)[kTiles][4]) {
   });
 }
 
-// Values that are stored in 16 bits have no digits for the errors of exp and reciprocal.
+// The errors of exp and reciprocal are below the rounding to 16 bits.
 template <class Stored, int kTiles>
 RT_DEVICE void apply(cells::Sigmoid, Stored, float (&n)[kTiles][4]) {
   for_values<kTiles>([&](int m, int v) { n[m][v] = 1.0f + rt::exp(-n[m][v]); });
   for_values<kTiles>([&](int m, int v) { n[m][v] = rt::reciprocal(n[m][v]); });
 }
 
-// float32 has. Near zero (1 + tanh(x / 2)) / 2; elsewhere 1 / (1 + e) or e / (1 + e) with
-// e = exp(-|x|), the reciprocal corrected by a step of Newton's method. bench/ladder/cuda_kernel.md
-// has the errors of both and of the plain fraction.
+// In float32 they are not. Near zero (1 + tanh(x / 2)) / 2; elsewhere 1 / (1 + e) or e / (1 + e)
+// with e = exp(-|x|), the reciprocal corrected by a step of Newton's method.
+// bench/ladder/cuda_kernel.md has the errors of both and of the plain fraction.
 template <int kTiles>
 RT_DEVICE void apply(cells::Sigmoid, float, float (&n)[kTiles][4]) {
   float e[kTiles][4], far[kTiles][4];
@@ -81,7 +82,7 @@ RT_DEVICE void apply(cells::Relu, Stored, float (&n)[kTiles][4]) {
   for_values<kTiles>([&](int m, int v) { n[m][v] = cells::Relu::value<Math>(n[m][v]); });
 }
 
-// h = f(n), in place, to be stored as such a type.
+// h = f(n), in place, to be stored as Stored.
 template <class Stored, int kTiles>
 RT_DEVICE void activate(Nonlinearity f, float (&n)[kTiles][4]) {
   cells::with_nonlinearity(f, [&](auto function) { apply(function, Stored{}, n); });

@@ -29,12 +29,12 @@ forward_kernel(Forward a) {
   Track<K, Stored> y(a.y, place, t);
   Track<K, Stored> ahat(a.ahat, place, t);
 
-  // h: the state, which steps without a row leave as it is. next: p of the next step to begin.
+  // h: the state; a row that lacks a step keeps it. next: p of the next step to begin.
   TileWords<K> h, next;
   fetch<K>(state_track<K>(static_cast<const Stored*>(a.h_0), a.shape, place), true, place, h);
   fetch<K>(p, true, place, next);
-  // Of the lane's columns: whether the row has step t, and whether a reset lies before the step
-  // after it, which sees nothing of the state then. In bits, since registers are scarce.
+  // For the lane's columns: whether the row has step t, and whether a reset lies between it and the
+  // step after it, which sees no state then. In bits, since registers are scarce.
   const auto look_up = [&](int t) {
     unsigned bits = 0;
     RT_UNROLL for (int c = 0; c < W::kColumnsOfLane; ++c) {
@@ -62,7 +62,7 @@ forward_kernel(Forward a) {
 
   for (int i = 0; i < steps; ++i, t += toward) {
     Exchange<K>::await_state(i);  // all of h_{t-1} is in its half
-    // p, then a, ahat, n and h.
+    // n: first p, then a, ahat, n and h.
     Values<K> n;
     if (place.owner()) {
       RT_UNROLL for (int m = 0; m < K::kOwned; ++m) W::to_values(next[m], n[m]);
@@ -95,7 +95,7 @@ forward_kernel(Forward a) {
     activate<Stored>(a.nonlinearity, n);
     TileWords<K> out;
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-      // Padding stays 0: of an inf it would have become a NaN, which the next product spreads.
+      // Padding stays 0: an inf would make it a NaN, which the next product spreads.
       RT_UNROLL for (int v = 0; v < 4; ++v) n[m][v] = place.inside(m, v) ? n[m][v] : 0.0f;
       W::from_values(n[m], out[m]);
       RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
@@ -106,7 +106,7 @@ forward_kernel(Forward a) {
     if (K::kBlocks == 1 || i + 1 < steps) put_seen(i + 1, bits);
     put<K>(y, place, out);
     y.go(d);
-    if constexpr (kNorm) {  // once what the others wait for has set out
+    if constexpr (kNorm) {  // behind the state, which the other owners wait for
       RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
         W::unpack(stored[m]);
         RT_UNROLL for (int j = 0; j < W::kCount; ++j) {

@@ -1,4 +1,4 @@
-// The streaming kernels (streaming.cuh) of one mode: RNNFAST_MODE is its name, RNNFAST_MODE_TYPE
+// The streaming kernels (product.cuh) of one mode: RNNFAST_MODE is its name, RNNFAST_MODE_TYPE
 // its type. Compiled once for each, and by the host's compiler for the emulation.
 #include <string>
 #include <utility>
@@ -69,8 +69,8 @@ int blocks_of(const Workspace& w) {
   return up(w.tiles, K::kTiles) * up(w.slices, K::kSlices);
 }
 
-// Tiles of a block where each is a warp's own: the fewer the blocks of a slice, the less often are
-// its sums read, but all multiprocessors should have one.
+// Tiles of a block that has one for each warp. With fewer blocks a slice's sums are read less
+// often, but every multiprocessor should have a block.
 int strip_of(const Workspace& w, int groups) {
   constexpr int kEnough = 256;  // blocks
   int tiles = kWarps;
@@ -98,7 +98,7 @@ void forward(const Plan& plan, const Forward& problem, const Stream& stream) {
   });
 }
 
-// A launch more than there are steps makes dh_0.
+// One launch more than there are steps: the last one makes dh_0.
 void backward(const Plan& plan, const Backward& problem, const Stream& stream) {
   const Launches launches = {plan, problem.shape, stream, "backward"};
   const Workspace w = workspace_of(plan, problem.shape, problem.workspace);
