@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rnnfast.backends import cuda
+from rnnfast.backends import cuda_plan
 
 from .cuda_plans import DTYPES, NAMES, ROWS, UNITS, Row
 from .readme import with_lines
@@ -19,9 +19,9 @@ from .readme import with_lines
 BEGIN = "<!-- made by python -m bench.predictions -->"
 PAGE = Path("docs/gpu_kernels.md")
 RESULTS = Path("bench/results")
-RECORDED = Path("tests/sass/recorded.json")
+RECORDED = Path("tests/proof/sass/recorded.json")
 # How many clusters of 2, 4, 8 and 16 blocks there are at once is not known before one is asked.
-H200 = cuda.Device("H200", 90, 132, 227 << 10, (66, 32, 15, 7))
+H200 = cuda_plan.Device("H200", 90, 132, 227 << 10, (66, 32, 15, 7))
 GIGAHERTZ = 1.98  # of an H200 under load
 # What is wanted of a step forward: blocks and units of the kernel, microseconds.
 WANTED = ((4, 256, 0.4), (16, 512, 0.5), (16, 1024, 0.8))
@@ -118,7 +118,7 @@ def of_the_plan(measured: dict[tuple, Row]) -> Iterator[str]:
             for units in UNITS:
                 cells = [f"{mode}, {units} units{', layer norm' if norm else ''}"]
                 for rows in ROWS:
-                    plan = cuda.EXTENSION.cuda_plan(mode, units, 1, rows, norm, *H200)
+                    plan = cuda_plan.EXTENSION.cuda_plan(mode, units, 1, rows, norm, *H200)
                     kernel = NAMES[plan.wanted[0]]
                     found = measured.get((mode, units, rows, norm, kernel))
                     cells.append(f"{kernel} {beside(plan.step, found and found.forward)}")

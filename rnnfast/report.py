@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import backends, calls, convert
-from .backends import cpu, cuda
+from .backends import cpu, cuda_plan
 from .modules import RNN
 
 BUILD_REPORT = Path(__file__).with_name("_build.json")  # written by setup.py
@@ -64,7 +64,7 @@ def info(full: bool = False) -> Report:
     ]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
-        problem = backends.Problem(device, torch.float32, "tanh", projected=False)
+        problem = backends.Problem(device, torch.float32, "rnn_tanh", projected=False)
         lines.append(f"on {device}, float32, tanh:")
         lines += [f"  {name}: {why or 'serves'}" for name, why in _refusals(problem)]
     if full:
@@ -154,9 +154,7 @@ def _of_rnn(rnn: RNN, *args: Any, **named: Any) -> list[str]:
     else:
         asked, otherwise = "asked for by name", f"{chosen} is asked for"
         reasons = backends.refusals(problem)
-    lines = [
-        f"{chosen} ({asked}), for {problem.nonlinearity} in {problem.dtype} on {problem.device}"
-    ]
+    lines = [f"{chosen} ({asked}), for {problem.cell} in {problem.dtype} on {problem.device}"]
     if chosen in ("cuda", "triton"):
         lines.append(f"  {backends.BACKENDS[chosen].plan(problem)}")
     steps = rnn._stretch(chosen, _steps(rnn, input), problem)
@@ -235,7 +233,7 @@ def _extension() -> str:
 
 
 def _cuda() -> str:
-    kernels = cuda.KERNELS
+    kernels = cuda_plan.KERNELS
     if kernels is None:
         return f": none ({_build().get('cuda', {}).get('reason') or 'the extension is missing'})"
     archs = getattr(kernels, "cuda_archs", "the emulation").replace(",", ", ")
