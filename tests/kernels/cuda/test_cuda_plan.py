@@ -222,6 +222,7 @@ def test_refusals_name_the_reason(gpu, monkeypatch):
     assert "the extension was built without it; see rnnfast.info()" in refusal()
 
 
+@pytest.mark.proof  # it needs triton
 def test_auto_on_a_gpu_prefers_what_was_compiled(gpu):
     assert select("auto", problem()) == "cuda"
     large = problem(units=1000, dtype=torch.float16, beyond=("norm",))  # torch has none
