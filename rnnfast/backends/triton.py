@@ -14,9 +14,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cells.rnn import SIGN_ALONE, Options, directions
+from ..cells import CELLS
 from ..compiler import constant
 from ..recurrence import products
+from ..recurrence.groups import (
+    Gradients,
+    Kept,
+    Options,
+    OutputGradients,
+    Results,
+    Rows,
+    States,
+    Wanted,
+    Weights,
+)
 from ..recurrence.precision import rounds_to_tf32
 from ..recurrence.record import FIELDS
 from ..recurrence.tensors import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
@@ -114,23 +125,19 @@ def _estimated(kind: str, index: int | None, dtype: torch.dtype, *size) -> tuple
 
 def forward(
     x: Tensor,
-    w_ih: Tensor | None,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    weights: Weights,
+    states: States,
+    rows: Rows,
     options: Options,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> Results:
     """As :func:`rnnfast.backends.cpu.forward`."""
     from ..triton_kernels import forward as kernels
 
-    check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
-    results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
-    p = products.projected(x, w_ih, b_ih, b_hh)
+    check(x, weights, states, options, DTYPES)
+    results = empty_results(x, weights, options)
+    y, (h_n, _), (_, ahat, rstd) = results
+    p = products.projected(x, weights)
+    w_hh, gamma, beta = weights.w_hh, weights.gamma, weights.beta
     T, B, _ = x.shape
     if B == 0:
         return results
@@ -138,7 +145,8 @@ def forward(
     unit = _unit(w_hh.shape[-1], p, y)
     arguments = {
         "p_p": p, "p_w": _weights(w_hh), "p_gamma": dense(gamma), "p_beta": dense(beta),
-        "p_h_0": dense(h_0), "p_lengths": dense(lengths), "p_reset": as_bytes(reset), "p_y": y,
+        "p_h_0": dense(states.h), "p_lengths": dense(rows.lengths), "p_reset": as_bytes(rows.reset),
+        "p_y": y,
         "p_h_n": h_n, "p_ahat": ahat, "p_rstd": rstd, "T": T, "B": B,
         **_strides("p", p, unit), **_strides("y", y, unit), "eps": options.norm_eps,
         **_constants(w_hh, options, unit),
@@ -148,30 +156,18 @@ def forward(
 
 
 def backward(
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    y: Tensor,
-    x: Tensor | None,
-    w_ih: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    ahat: Tensor | None,
-    rstd: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    given: OutputGradients,
+    kept: Kept,
     record: Tensor | None,
-    dx_wanted: bool,
-    dw_wanted: bool,
+    wanted: Wanted,
     options: Options,
-) -> tuple[Tensor | None, ...]:
+) -> Gradients:
     """As :func:`rnnfast.backends.cpu.backward`."""
     from ..triton_kernels import backward as kernels
 
-    y, ahat = with_dense_rows(y), None if ahat is None else with_dense_rows(ahat)
-    grad_y = None if grad_y is None else with_dense_rows(grad_y)
-    grad_h_n, h_0, lengths, reset = map(dense, (grad_h_n, h_0, lengths, reset))
+    w_hh, gamma, beta = kept.weights.w_hh, kept.weights.gamma, kept.weights.beta
+    y, ahat, grad_y = map(with_dense_rows, (kept.y, kept.saved.ahat, given.y))
+    grad_h_n, h_0, lengths, reset = map(dense, (given.states.h, kept.states.h, *kept.rows))
     T, B, width = y.shape
     dp = empty_rows(y, width)
     dh_0 = None if h_0 is None else torch.empty_like(h_0)
@@ -187,28 +183,26 @@ def backward(
     constants = _constants(w_hh, options, unit)
     carry = None if record is None else dp.new_empty(T, B, width, dtype=torch.float32)
     d_norm = None, None
-    if gamma is not None and dw_wanted:
+    if gamma is not None and wanted.weights:
         d_norm = gamma.new_zeros(2, 0, width).unbind()
     if B > 0:
         plan = _plan(y, w_hh, gamma, options)
-        if gamma is not None and dw_wanted:
+        if gamma is not None and wanted.weights:
             d_norm = gamma.new_empty(2, plan.slices, width).unbind()
         arguments = {
             "p_w": _weights(w_hh), "p_gamma": dense(gamma), "p_beta": dense(beta),
-            "p_ahat": ahat, "p_rstd": dense(rstd), "p_dh_0": dh_0, "p_dgamma": d_norm[0],
+            "p_ahat": ahat, "p_rstd": dense(kept.saved.rstd), "p_dh_0": dh_0, "p_dgamma": d_norm[0],
             "p_dbeta": d_norm[1], "p_carry": carry, **_strides("a", ahat, unit),
-            "ANEW": y.dtype != torch.float32 and options.nonlinearity not in SIGN_ALONE,
+            "ANEW": y.dtype != torch.float32 and CELLS[options.cell].recomputes,
             **sequences, **constants,
         }  # fmt: skip
         _launch(kernels, plan, arguments, 6)
     if record is not None:
-        _measure(record, carry, sequences, constants, options, directions(w_hh))
-    return (
-        *products.projected_back(dp, x, w_ih, lengths, dx_wanted, dw_wanted),
-        products.dw_hh(dp, y, h_0, lengths, reset, w_hh, options.heads) if dw_wanted else None,
-        *(v if v is None else v.sum(0) for v in d_norm),
-        dh_0,
-    )
+        _measure(record, carry, sequences, constants, options, w_hh.shape[0])
+    dx, *of_projection = products.projected_back(dp, kept, wanted)
+    dw_hh = products.dw_hh(dp, kept, options.heads) if wanted.weights else None
+    d_norm = (v if v is None else v.sum(0) for v in d_norm)
+    return Gradients(dx, Weights(*of_projection, dw_hh, *d_norm), States(dh_0))
 
 
 def _measure(
@@ -233,7 +227,7 @@ def _measure(
 
 
 def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Plan:
-    G = directions(w_hh) * options.heads
+    G = w_hh.shape[0] * options.heads
     size = Size(w_hh.shape[-1], G, x.shape[1], _precision(x.dtype), gamma is not None)
     found = choose(size, _device(x.device.type, x.device.index))
     if isinstance(found, str):
@@ -311,8 +305,8 @@ def _weights(w_hh: Tensor) -> Tensor:
 
 def _constants(w_hh: Tensor, options: Options, unit: int) -> dict:
     return {
-        "S": w_hh.shape[-1], "HEADS": options.heads, "G": directions(w_hh) * options.heads,
-        "F": options.nonlinearity, "PRECISION": _precision(w_hh.dtype), "UNIT": unit,
+        "S": w_hh.shape[-1], "HEADS": options.heads, "G": w_hh.shape[0] * options.heads,
+        "F": options.cell.removeprefix("rnn_"), "PRECISION": _precision(w_hh.dtype), "UNIT": unit,
     }  # fmt: skip
 
 

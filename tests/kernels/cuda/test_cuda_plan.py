@@ -168,7 +168,7 @@ def test_plan_refuses_an_old_device():
 
 
 def problem(**changes) -> Problem:
-    found = Problem("cuda", torch.float32, "tanh", projected=False, units=128, rows=16)
+    found = Problem("cuda", torch.float32, "rnn_tanh", projected=False, units=128, rows=16)
     return found._replace(**changes)
 
 
@@ -298,7 +298,7 @@ def test_auto_passes_on_where_the_driver_is_too_old(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
     for cached in (cuda._code_refused, cuda._gpu, cuda._plan):
         cached.cache_clear()
-    asking = Problem("cuda", torch.bfloat16, "tanh", True, units=64)
+    asking = Problem("cuda", torch.bfloat16, "rnn_tanh", True, units=64)
     assert BACKENDS["cuda"].unavailable(asking) == why
     assert not asked
     assert select("auto", asking) in ("triton", "torch", "reference")

@@ -158,7 +158,7 @@ def test_first_row_of_the_weights_does_too():
 
 
 def problem(**changes) -> Problem:
-    found = Problem("cuda", torch.float32, "tanh", projected=False, units=128, rows=16)
+    found = Problem("cuda", torch.float32, "rnn_tanh", projected=False, units=128, rows=16)
     return found._replace(**changes)
 
 
