@@ -78,7 +78,7 @@ def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]
 
 def has_room(backend: str, units: int, dtype: torch.dtype, device: str = "cpu") -> bool:
     """Not all of a backend's kernels take a group of any size."""
-    problem = Problem(device, dtype, "tanh", projected=True, units=units)
+    problem = Problem(device, dtype, "rnn_tanh", projected=True, units=units)
     return not BACKENDS[backend].unavailable(problem)
 
 

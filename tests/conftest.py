@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         given = item.callspec.params if hasattr(item, "callspec") else {}
         backend, dtype = given.get("backend", given.get("own_backend")), given.get("dtype")
         if backend in BACKENDS and isinstance(dtype, torch.dtype):
-            problem = Problem(device, dtype, "tanh", projected=False)
+            problem = Problem(device, dtype, "rnn_tanh", projected=False)
             if BACKENDS[backend].unavailable(problem).endswith(str(dtype)):
                 items.remove(item)
 

@@ -25,7 +25,16 @@ from rnnfast.backends import cpu
 from rnnfast.bench import points
 from rnnfast.bench.timing import SETTLE_S, Gemm, HostClock
 from rnnfast.bench.workload import Workload
-from rnnfast.cells.rnn import Options
+from rnnfast.recurrence.groups import (
+    Kept,
+    Options,
+    OutputGradients,
+    Rows,
+    Saved,
+    States,
+    Wanted,
+    Weights,
+)
 
 Call = Callable[[], object]
 SIZES = [size for size in points.LISTED if size[2] >= 128]
@@ -56,17 +65,19 @@ def calls(T: int, B: int, H: int) -> dict[str, Call]:
     w_ih, w_hh, b_ih, b_hh = weights.values()
     rnn = rnnfast.RNN(H, H, backend="cpu")
     leaves = [x.clone().requires_grad_(), *rnn.parameters()]
-    rest = (None,) * 5  # gamma, beta, h_0, lengths, reset
+    w_hh = w_hh.unsqueeze(0)
+    layers = {True: Weights(w_ih, b_ih, b_hh, w_hh), False: Weights(None, None, None, w_hh)}
 
     def forward(x: torch.Tensor, projects: bool, nonlinearity: str = "tanh") -> Call:
-        weights = (w_ih, b_ih, b_hh) if projects else (None,) * 3
-        return lambda: cpu.forward(x, *weights, w_hh, *rest, Options(nonlinearity))
+        options = Options(f"rnn_{nonlinearity}")
+        return lambda: cpu.forward(x, layers[projects], States(), Rows(), options)
 
     y = forward(x, True)()[0]
 
     def backward(y: torch.Tensor, projects: bool, dx: bool, dw: bool) -> Call:
-        saved = (x, w_ih if projects else None, w_hh, *(None,) * 8)
-        return lambda: cpu.backward(g[: len(y)], None, y, *saved, dx, dw, Options())
+        kept = Kept(x, y, layers[projects], States(), Rows(), Saved())
+        given = OutputGradients(g[: len(y)], States())
+        return lambda: cpu.backward(given, kept, None, Wanted(dx, dw), Options())
 
     def whole() -> object:
         y, h_n = rnn(leaves[0])

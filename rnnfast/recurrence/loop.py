@@ -146,7 +146,7 @@ class _Direction:
         self.w = weights.w_hh[d].view(self.G, self.heads, self.S, self.S)
         self.gamma, self.beta = self._vector(weights.gamma), self._vector(weights.beta)
         self.bias = self._vector(weights.b_hh) if self.cell.apart else None
-        own = () if weights.cell is None else weights.cell[d].unbind()
+        own = () if weights.cell_parameters is None else weights.cell_parameters[d].unbind()
         self.parameters = tuple(v.view(self.heads, 1, self.S) for v in own)
 
     def _vector(self, v: Tensor | None) -> Tensor | None:
@@ -276,7 +276,7 @@ class _Backward:
 
     def at(self, t: int) -> tuple[Tensor, Tensors]:
         """What was put out at step t, and the cell's saved values."""
-        group, saved = self.group, self.kept.saved.cell
+        group, saved = self.group, self.kept.saved.cell_values
         emitted = group.of_units(self.kept.y[t])
         if saved is None:
             return emitted, ()

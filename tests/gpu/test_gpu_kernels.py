@@ -39,7 +39,7 @@ def test_every_kernel_is_within_its_budget(kernel, mode, units, rows, options, d
     monkeypatch.setattr(cuda_plan, "WANTED", (cuda_plan.NAMES[kernel], 0))
     dtype = getattr(torch, mode, torch.float32)
     with precision.tf32(mode == "tf32"):
-        problem = Problem(device, dtype, "tanh", projected=True, units=units, rows=rows)
+        problem = Problem(device, dtype, "rnn_tanh", projected=True, units=units, rows=rows)
         why = BACKENDS["cuda"].unavailable(problem)
         if why:
             pytest.skip(why)

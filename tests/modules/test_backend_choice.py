@@ -19,7 +19,7 @@ has_extension = pytest.mark.skipif(cpu._C is None, reason="the extension is not 
 
 
 def problem(**changes):
-    return Problem("cpu", torch.float32, "tanh", projected=False)._replace(**changes)
+    return Problem("cpu", torch.float32, "rnn_tanh", projected=False)._replace(**changes)
 
 
 @pytest.fixture
@@ -120,7 +120,11 @@ def test_without_the_extension_auto_computes_with_torch(no_extension, calls):
 
 
 REFUSED = {
-    "torch, sigmoid": ("torch", {"nonlinearity": "sigmoid"}, "torch has no sigmoid RNN"),
+    "torch, sigmoid": (
+        "torch",
+        {"nonlinearity": "sigmoid"},
+        "torch has no kernel for the cell rnn_sigmoid",
+    ),
     "torch, residual": ("torch", {"residual": True, "num_layers": 3}, "kernels have no residual"),
     "cpu, complex": ("cpu", {"dtype": torch.complex64}, "no kernel for torch.complex64"),
     "cpu, elsewhere": ("cpu", {"device": "meta"}, "tensors are on meta"),
@@ -200,7 +204,7 @@ def test_explain_says_why_each_other_refused():
     lines = rnnfast.explain(rnn, torch.zeros(5, 2, I, dtype=torch.complex64)).splitlines()
     assert lines[0] == "reference (asked for by name), for sigmoid in torch.complex64 on cpu"
     assert "  not cpu: it has no kernel for torch.complex64" in lines
-    assert "  not torch: torch has no sigmoid RNN" in lines
+    assert "  not torch: torch has no kernel for the cell rnn_sigmoid" in lines
 
 
 @has_extension

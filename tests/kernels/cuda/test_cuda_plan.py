@@ -182,7 +182,7 @@ def test_plan_refuses_an_old_device():
 
 
 def problem(**changes) -> Problem:
-    found = Problem("cuda", torch.float32, "tanh", projected=False, units=128, rows=16)
+    found = Problem("cuda", torch.float32, "rnn_tanh", projected=False, units=128, rows=16)
     return found._replace(**changes)
 
 
@@ -236,6 +236,7 @@ def test_refusals_name_the_reason(gpu, monkeypatch):
     assert "the extension was built without it; see rnnfast.info()" in refusal()
 
 
+@pytest.mark.proof  # it needs triton
 def test_auto_on_a_gpu_prefers_what_was_compiled(gpu):
     assert select("auto", problem()) == "cuda"
     large = problem(units=1000, dtype=torch.float16, beyond=("norm",))  # torch has none
@@ -339,7 +340,7 @@ def test_auto_passes_on_where_the_driver_is_too_old(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
     for cached in (cuda_plan.code_refused, cuda_plan.gpu, cuda_plan.plan_for):
         cached.cache_clear()
-    asking = Problem("cuda", torch.bfloat16, "tanh", True, units=64)
+    asking = Problem("cuda", torch.bfloat16, "rnn_tanh", True, units=64)
     assert BACKENDS["cuda"].unavailable(asking) == why
     assert not asked
     assert select("auto", asking) in ("triton", "torch", "reference")

@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rnnfast.backends import triton as backend
-from rnnfast.cells.rnn import Options
+from rnnfast.recurrence.groups import Kept, Options, OutputGradients, Rows, States, Wanted, Weights
 from rnnfast.recurrence.record import FIELDS
 
 DEVICES = {  # by compute capability; what a block may ask for
@@ -118,15 +118,16 @@ def launches(
     }
     given = {name: given[name] if name in options else None for name in ALL}
     how = Options(
-        nonlinearity, heads, bptt_window=given["window"], clip_state_grad=given["clipping"]
+        f"rnn_{nonlinearity}", heads, bptt_window=given["window"], clip_state_grad=given["clipping"]
     )
-    norm, sequences = (given["norm"], given["beta"]), (given["lengths"], given["reset"])
-    w_hh, h_0 = meta(D, H, H // heads), given["h_0"]
+    w_hh, states = meta(D, H, H // heads), States(given["h_0"])
+    weights = Weights(None, None, None, w_hh, given["norm"], given["beta"])
+    rows = Rows(given["lengths"], given["reset"])
     with recorded(device, tf32) as found:
         p = meta(T, B, D * H)
-        y, h_n, *saved = backend.forward(p, None, None, None, w_hh, *norm, h_0, *sequences, how)
-        saved = (y, None, None, w_hh, *norm, *saved, h_0, *sequences, given["record"])
-        backend.backward(y, h_n, *saved, True, True, how)
+        y, last, saved = backend.forward(p, weights, states, rows, how)
+        kept = Kept(None, y, weights, states, rows, saved)
+        backend.backward(OutputGradients(y, last), kept, given["record"], Wanted(), how)
     return found
 
 

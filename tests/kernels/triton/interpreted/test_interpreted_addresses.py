@@ -12,7 +12,7 @@ from rnnfast.triton_kernels import plan
 from triton.runtime import interpreter
 
 from rnnfast.backends import triton as backend
-from rnnfast.cells.rnn import Options
+from rnnfast.recurrence.groups import Kept, Options, OutputGradients, Rows, States, Wanted, Weights
 from rnnfast.recurrence.record import FIELDS
 
 T, S, D, BLOCK = 5, 64, 2, 16
@@ -32,17 +32,16 @@ def launches(B: int) -> list[tuple]:
 
     found = []
     # With ReLU backward looks at y, whatever the dtype.
-    options = Options("relu", bptt_window=3, clip_state_grad=1.0, per_sample=True)
+    options = Options("rnn_relu", bptt_window=3, clip_state_grad=1.0, per_sample=True)
     gamma = meta(D * S, dtype=torch.float32)
-    sequences = (meta(B, dtype=torch.int64), meta(T, B, dtype=torch.bool))
-    h_0, w_hh = meta(D, B, S), meta(D, S, S)
+    rows = Rows(meta(B, dtype=torch.int64), meta(T, B, dtype=torch.bool))
+    states, weights = States(meta(D, B, S)), Weights(None, None, None, meta(D, S, S), gamma, gamma)
     buffer = meta(D, T, B, len(FIELDS), dtype=torch.float64)
     with mock.patch.object(backend, "_run", lambda *launch, **_: found.append(launch)):
         p = meta(T, B, D * S)
-        given = (gamma, gamma, h_0, *sequences, options)
-        y, h_n, *saved = backend.forward(p, None, None, None, w_hh, *given)
-        saved = (y, None, None, w_hh, gamma, gamma, *saved, h_0, *sequences, buffer)
-        backend.backward(y, h_n, *saved, True, True, options)
+        y, last, saved = backend.forward(p, weights, states, rows, options)
+        kept = Kept(None, y, weights, states, rows, saved)
+        backend.backward(OutputGradients(y, last), kept, buffer, Wanted(), options)
     return found
 
 

@@ -14,6 +14,7 @@ from rnnfast.triton_kernels import plan
 import rnnfast
 from rnnfast.backends import triton as backend
 from rnnfast.recurrence import precision
+from rnnfast.recurrence.groups import Saved, Wanted
 from rnnfast.recurrence.record import FIELDS
 from rnnfast.validate.sequences import compare_layers, compare_loops, judged
 
@@ -201,15 +202,10 @@ def test_elements_beyond_32_bits(units, monkeypatch):
     case = case._replace(p=apart(case.p), grad_y=apart(case.grad_y))
     found = run(case, "triton")
     y, ahat = (apart(found[name]) for name in ("y", "ahat"))
-    given = (case.h_0, case.lengths, case.reset)
-    saved = (y, None, None, case.w_hh, case.gamma, case.beta, ahat, found["rstd"])
+    kept = case.kept(y, Saved(None, ahat, found["rstd"]))
     record = torch.empty(2, 3, 2, len(FIELDS), dtype=torch.float64)
     options = case.options._replace(per_sample=True)
-    gradients = backend.backward(
-        case.grad_y, case.grad_h_n, *saved, *given, record, True, True, options
-    )
-    found |= dict(zip(("dp", "dw_hh", "dgamma", "dbeta", "dh_0"), (gradients[i] for i in WANTED)))
+    dp, weights, states = backend.backward(case.given, kept, record, Wanted(), options)
+    found |= {"dp": dp, "dw_hh": weights.w_hh, "dgamma": weights.gamma, "dbeta": weights.beta}
+    found["dh_0"] = states.h
     assert_good(case.with_options(per_sample=True), found | {"record": record})
-
-
-WANTED = (0, 4, 5, 6, 7)
