@@ -17,7 +17,7 @@ constexpr int kOldestWithClusters = 90;
 constexpr int kMostGroups = 65535;  // blocks of a grid in y
 constexpr std::int64_t kMostBlocks = std::numeric_limits<int>::max();
 constexpr double kMegahertz = 1700;
-constexpr double kFlight = 230;  // cycles of a store into another block, and of waking up for it
+constexpr double kFlight = 230;  // cycles of a store into another block and of the wait's end
 constexpr double kIngress = 20;  // bytes a cycle that come into a block, until it is measured
 constexpr double kFromL2 = 32;   // likewise, from L2 into a multiprocessor
 constexpr double kFromMemory = 15;
@@ -26,7 +26,7 @@ constexpr double kLaunched = 1500;  // cycles from the end of a launch to the fi
 constexpr double kBegun = 1500;     // of a block, but for the product
 constexpr double kDispatched = 2.2;  // microseconds that the host takes for a launch
 
-// Of numbers from 0 on.
+// number / of, rounded up; both are 0 or more.
 std::int64_t up(std::int64_t number, std::int64_t of) { return (number + of - 1) / of; }
 
 // A product takes 6.26 cycles of one of four tensor cores, shared memory gives 128 bytes a cycle;
@@ -48,10 +48,9 @@ bool fits(const Size& size, const Configuration& c, const Device& device) {
   return size.units <= c.units && backward_bytes(size.mode, c) <= device.shared_memory;
 }
 
-// How many of a configuration's blocks, or clusters, are there at once.
+// How many of a configuration's blocks, or clusters, are resident at once.
 int at_once(Mode mode, const Configuration& c, const Device& device) {
-  if (c.blocks ==
-      1) {  // registers, about 120 a thread beside the weights, let so many be side by side
+  if (c.blocks == 1) {  // registers limit it: about 120 a thread beside the weights
     const int registers = (120 + weight_registers(mode, c)) * 32 * c.warps();
     return device.multiprocessors * std::clamp((64 << 10) / registers, 1, 8);
   }
@@ -60,8 +59,8 @@ int at_once(Mode mode, const Configuration& c, const Device& device) {
   return has ? device.clusters[size - std::begin(kClusterSizes)] : 0;
 }
 
-// A launch of the streaming kernel: every byte that a block multiplies comes from L2, or those of W
-// from memory where they are too many.
+// A launch of the streaming kernel: a block loads every byte from L2, or W from memory if W does
+// not fit into L2.
 double cycles_of(const Size& size, const StreamedBlock& block, double tiles, double turns) {
   const int steps = 16 / depth(size.mode);
   const double of_tile = 4.0 * steps * 32 * weight_words(size.mode);
