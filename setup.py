@@ -53,12 +53,15 @@ SIMD_X86_64 = {
 }
 # The GPU kernels, compiled once for each mode and family. {family: (name in C++, sources, oldest
 # architecture)}.
-CUDA_MEASURE = "csrc/cuda/measure.cu"
-CUDA_RESIDENT = ("csrc/cuda/backward.cu", "csrc/cuda/forward.cu")  # slower to compile, so first
+CUDA_MEASURE = "csrc/cuda/record/measure.cu"
+CUDA_RESIDENT = (
+    "csrc/cuda/resident/backward.cu",
+    "csrc/cuda/resident/forward.cu",
+)  # slower to compile, so first
 CUDA_FAMILIES = {
     "cluster": ("kCluster", CUDA_RESIDENT, 90),
     "single_block": ("kSingleBlock", CUDA_RESIDENT, 0),
-    "streaming": ("kStreaming", ("csrc/cuda/streaming.cu",), 0),
+    "streaming": ("kStreaming", ("csrc/cuda/streaming/kernels.cu",), 0),
 }
 CUDA_MODES = {
     "bfloat16": ("Half<BFloat16>", "kBFloat16"),
@@ -266,7 +269,7 @@ def cuda_steps(nvcc: Nvcc, compiler: Compiler, folder: str) -> list[Step]:
         _, _, oldest = CUDA_FAMILIES[family]
         add(source, name, oldest, kernel_flags(mode, family))
     add(CUDA_MEASURE, "cuda_measure", 0, [])
-    steps.append(compile_step(compiler, "csrc/cuda/launch.cpp", f"{folder}/cuda_launch.o", []))
+    steps.append(compile_step(compiler, "csrc/cuda/host/launch.cpp", f"{folder}/cuda_launch.o", []))
     return steps
 
 
@@ -274,7 +277,7 @@ def extension_steps(
     compiler: Compiler, folder: str, module: str, nvcc: Nvcc | None = None
 ) -> list[Step]:
     steps = [] if nvcc is None else cuda_steps(nvcc, compiler, folder)
-    steps.append(compile_step(compiler, "csrc/cuda/plan.cpp", f"{folder}/cuda_plan.o", []))
+    steps.append(compile_step(compiler, "csrc/cuda/host/plan.cpp", f"{folder}/cuda_plan.o", []))
     for source in ["csrc/bindings.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]:
         output = f"{folder}/{Path(source).stem}"
         if source == SIMD_SOURCE:

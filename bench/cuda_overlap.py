@@ -18,7 +18,7 @@ import torch
 
 import rnnfast
 from rnnfast.arguments import positive
-from rnnfast.backends import cuda
+from rnnfast.backends import cuda_clock, cuda_plan
 from rnnfast.modules import wavefront
 
 LAYERS = (2, 4, 8)
@@ -70,7 +70,7 @@ def _in_turns(run: Callable[[], None], device: torch.device) -> list[float]:
     times: dict[bool, list[float]] = {False: [], True: []}
     for _, together in itertools.product(range(RUNS + 1), times):
         wavefront.ENABLED = together
-        times[together].append(1e3 * cuda.timed(run, device))
+        times[together].append(1e3 * cuda_clock.timed(run, device))
     return [min(found[1:]) for found in times.values()]
 
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=positive, default=16, metavar="B")
     parser.add_argument("--steps", type=positive, default=512, metavar="T")
     args = parser.parse_args(argv)
-    if cuda.KERNELS is None or not torch.cuda.is_available():
+    if cuda_plan.KERNELS is None or not torch.cuda.is_available():
         print("python -m bench.cuda_overlap: wanted a GPU, and the extension with CUDA kernels")
         return 2
     sizes = itertools.product(args.layers, args.units, [args.rows], [args.steps])

@@ -1,5 +1,5 @@
 """Times the CUDA kernels beside their estimates, and a layer beside cuDNN. The figures correct the
-launch plan (csrc/cuda). On a GPU, a minute at most.
+launch plan (csrc/cuda/host/plan.cpp). On a GPU, a minute at most.
 
     python -m bench.cuda_plans --out bench/results            # every kernel of every size
     python -m bench.cuda_plans --first --out bench/results    # two dozen sizes, with cuDNN
@@ -23,7 +23,7 @@ import torch
 
 import rnnfast
 from rnnfast.arguments import positive
-from rnnfast.backends import cuda
+from rnnfast.backends import cuda, cuda_clock, cuda_plan
 from rnnfast.recurrence import precision
 
 DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "exact": torch.float32}
@@ -36,7 +36,7 @@ FIRST = [
     *itertools.product(("bfloat16",), (256, 512, 1024), (16,), (True,)),
     *itertools.product(("bfloat16", "exact"), (128, 768, 2048), (16,), (False,)),
 ]
-NAMES = {number: name for name, number in cuda.NAMES.items() if name}
+NAMES = {number: name for name, number in cuda_plan.NAMES.items() if name}
 MISS = 1.25  # a time this much above or below its estimate is a miss
 
 
@@ -80,7 +80,7 @@ def measure(
     for mode, units, rows, norm in sizes:
         like = torch.empty(0, dtype=DTYPES[mode], device=device)
         size, seen = (mode, units, 1, rows, norm), set()
-        for plan in cuda.KERNELS.cuda_plans(*size, *cuda._device(device, None, mode)):
+        for plan in cuda_plan.KERNELS.cuda_plans(*size, *cuda_plan.device_of(device, None, mode)):
             kernel, columns, of_units = plan.wanted
             if kernel in seen or (first and seen):
                 continue
@@ -100,8 +100,8 @@ def of_layers(mode: str, units: int, rows: int, like: torch.Tensor) -> Iterator[
             rnnfast.RNN(units, units, backend="cuda", **place),
             torch.nn.RNN(units, units, **place),
         ):
-            calls = [layer_calls(rnn, T, rows, like) for T in cuda.LENGTHS]
-            yield from (1e6 * time.step for time in cuda.slopes(calls, like.device))
+            calls = [layer_calls(rnn, T, rows, like) for T in cuda_clock.LENGTHS]
+            yield from (1e6 * time.step for time in cuda_clock.slopes(calls, like.device))
 
 
 def layer_calls(rnn: torch.nn.RNNBase, T: int, rows: int, like: torch.Tensor) -> tuple:
@@ -176,8 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, default in (("--units", UNITS), ("--rows", ROWS)):
         parser.add_argument(name, type=positive, nargs="+", default=default, metavar="N")
     args = parser.parse_args(argv)
-    device = "cpu" if cuda.EMULATION else "cuda"
-    if cuda.KERNELS is None or (device == "cuda" and not torch.cuda.is_available()):
+    device = "cpu" if cuda_plan.EMULATION else "cuda"
+    if cuda_plan.KERNELS is None or (device == "cuda" and not torch.cuda.is_available()):
         print("python -m bench.cuda_plans: wanted a GPU, and the extension with CUDA kernels")
         return 2
     sizes = FIRST if args.first else itertools.product(DTYPES, args.units, args.rows, (False, True))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rnnfast.backends import cuda
+from rnnfast.backends import cuda_plan
 
 from .cuda_plans import DTYPES, NAMES, ROWS, UNITS, Row
 from .readme import with_lines
@@ -20,7 +20,7 @@ PAGE = Path("docs/gpu_kernels.md")
 RESULTS = Path("bench/results")
 RECORDED = Path("tests/proof/sass/recorded.json")
 # Estimated: only the device can say how many clusters of 2, 4, 8, 16 blocks are resident.
-H200 = cuda.Device("H200", 90, 132, 227 << 10, (66, 32, 15, 7))
+H200 = cuda_plan.Device("H200", 90, 132, 227 << 10, (66, 32, 15, 7))
 GIGAHERTZ = 1.98  # of an H200 under load
 # Targets of a forward step: blocks and units of the kernel, microseconds.
 WANTED = ((4, 256, 0.4), (16, 512, 0.5), (16, 1024, 0.8))
@@ -117,7 +117,7 @@ def of_the_plan(measured: dict[tuple, Row]) -> Iterator[str]:
             for units in UNITS:
                 cells = [f"{mode}, {units} units{', layer norm' if norm else ''}"]
                 for rows in ROWS:
-                    plan = cuda.EXTENSION.cuda_plan(mode, units, 1, rows, norm, *H200)
+                    plan = cuda_plan.EXTENSION.cuda_plan(mode, units, 1, rows, norm, *H200)
                     kernel = NAMES[plan.wanted[0]]
                     found = measured.get((mode, units, rows, norm, kernel))
                     cells.append(f"{kernel} {beside(plan.step, found and found.forward)}")

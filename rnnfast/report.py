@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import backends, calls, convert
 from ._version import __version__
-from .backends import cpu, cuda
+from .backends import cpu, cuda_plan
 from .modules import RNN
 
 BUILD_REPORT = Path(__file__).with_name("_build.json")  # written by setup.py
@@ -228,7 +228,7 @@ def _extension() -> str:
 
 
 def _cuda() -> str:
-    kernels = cuda.KERNELS
+    kernels = cuda_plan.KERNELS
     if kernels is None:
         return f": none ({_build().get('cuda', {}).get('reason') or 'the extension is missing'})"
     archs = getattr(kernels, "cuda_archs", "the emulation").replace(",", ", ")

@@ -49,7 +49,8 @@ def _tanh_near_zero(b_n):
 
 @triton.jit
 def _sigmoid(b_n):
-    # As csrc/cuda/math.cuh: the errors of exp and of the division are more than float32's rounding.
+    # As csrc/cuda/device/math.cuh: the errors of exp and of the division are more than float32's
+    # rounding.
     b_magnitude = tl.abs(b_n)
     b_near = 0.5 + 0.5 * _tanh_near_zero(0.5 * b_n)
     b_e = tl.exp(-b_magnitude)

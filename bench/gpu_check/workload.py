@@ -34,10 +34,10 @@ def run(name: str, device: str = "cuda") -> None:
     import torch
 
     import rnnfast
-    from rnnfast.backends import cuda
+    from rnnfast.backends import cuda_plan
 
     if name in FORCED:
-        cuda.WANTED = cuda.NAMES[FORCED[name]], 0
+        cuda_plan.WANTED = cuda_plan.NAMES[FORCED[name]], 0
     backend, options = workloads()[name]
     torch.manual_seed(0)
     rnn = rnnfast.RNN(IN, H, backend=backend, device=device, **options)

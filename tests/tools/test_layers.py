@@ -111,12 +111,17 @@ def test_leaves_import_nothing_of_ours():
 
 
 def test_backends_do_not_know_each_other():
+    """A backend imports its own parts (cuda: cuda_plan), and the estimates, which import none."""
     for name, path in modules().items():
         if name.startswith("rnnfast.backends."):
+            backend, _, _ = name.partition("_")
             inside = {other for other in imports(name, path) if unit(other) == unit(name)}
-            assert inside <= {"rnnfast.backends"}, name
-            if inside:  # for a type annotation
-                assert type_checking_only(path) == {"Problem"}, name
+            others = {m for m in inside if m.partition("_")[0] != backend}
+            assert others <= {"rnnfast.backends", "rnnfast.backends.estimates"}, name
+            if "rnnfast.backends" in others:  # the package's own table, for a type annotation
+                assert type_checking_only(path) <= {"Problem"}, name
+    estimates = "rnnfast.backends.estimates"
+    assert imports(estimates, modules()[estimates]) == {"rnnfast.recurrence.precision"}
 
 
 def test_only_backends_know_the_kernels():

@@ -6,12 +6,12 @@
 #include <string>
 #include <vector>
 
-#include "plan.h"
-#include "problem.h"
+#include "cuda/host/plan.h"
+#include "cuda/problem.h"
 
 namespace rnnfast::cuda {
 
-// Where a launch goes: the ordinal of the current device and a cudaStream_t of it.
+// The ordinal of the current device and one of its cudaStream_t.
 struct Stream {
   int device = 0;
   std::uintptr_t handle = 0;
@@ -46,13 +46,13 @@ void forward(const Plan& plan, const Forward& problem, const Stream& stream);
 void backward(const Plan& plan, const Backward& problem, const Stream& stream);
 
 // The record of a backward pass that has left c.
-void measure(Mode mode, const Measured& problem, const Stream& stream);
+void measure(const Plan& plan, const Measured& problem, const Stream& stream);
 
-// How many clusters of so many blocks a device has room for at once; 0 where it has none, or the
-// build none for it.
+// How many clusters of `blocks` blocks can be resident at once; 0 if the device has no clusters, or
+// the build no code for them.
 int clusters(Mode mode, int device, int blocks);
 
-// Why no kernel of this build runs on the current device (its code, the driver); "" where they do.
+// Why no kernel of this build runs on the current device (its code, the driver); "" if they run.
 std::string unusable();
 
 // Kernels of this build, by name.

@@ -1,12 +1,12 @@
-// The streaming kernels (streaming.cuh) of one mode: RNNFAST_MODE is its name, RNNFAST_MODE_TYPE
+// The streaming kernels (product.cuh) of one mode: RNNFAST_MODE is its name, RNNFAST_MODE_TYPE
 // its type. Compiled once for each, and by the host's compiler for the emulation.
 #include <string>
 #include <utility>
 
-#include "launch.h"
-#include "start.cuh"
-#include "streaming_backward.cuh"
-#include "streaming_forward.cuh"
+#include "cuda/host/launch.h"
+#include "cuda/host/start.cuh"
+#include "cuda/streaming/backward.cuh"
+#include "cuda/streaming/forward.cuh"
 
 namespace rnnfast::cuda::RNNFAST_MODE::streaming {
 namespace {
@@ -69,8 +69,8 @@ int blocks_of(const Workspace& w) {
   return up(w.tiles, K::kTiles) * up(w.slices, K::kSlices);
 }
 
-// Tiles of a block where each is a warp's own: the fewer the blocks of a slice, the less often are
-// its sums read, but all multiprocessors should have one.
+// Tiles of a block that has one for each warp. With fewer blocks a slice's sums are read less
+// often, but every multiprocessor should have a block.
 int strip_of(const Workspace& w, int groups) {
   constexpr int kEnough = 256;  // blocks
   int tiles = kWarps;
@@ -98,13 +98,13 @@ void forward(const Plan& plan, const Forward& problem, const Stream& stream) {
   });
 }
 
-// A launch more than there are steps makes dh_0.
+// One launch more than there are steps: the last one makes dh_0.
 void backward(const Plan& plan, const Backward& problem, const Stream& stream) {
   const Launches launches = {plan, problem.shape, stream, "backward"};
   const Workspace w = workspace_of(plan, problem.shape, problem.workspace);
   Step<Backward> step = {problem, w, 0, strip_of(w, problem.shape.groups)};
   pack<true>(launches, problem.w_hh, w);
-  const bool finish = problem.gamma != nullptr || problem.limit > 0;
+  const bool finish = problem.gamma != nullptr || problem.clip > 0;
   choose(plan, [&](auto block) {
     using K = decltype(block);
     for (; step.i <= problem.shape.steps; ++step.i) {

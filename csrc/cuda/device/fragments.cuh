@@ -1,8 +1,8 @@
-// Tiles of a state, 16 units by 8 rows of the batch, as the lanes of a warp have them.
+// Tiles of a state, 16 units by 8 rows of the batch, in the lanes of a warp.
 //
 // With g = lane / 4 and q = lane % 4 a lane computes on four values of a tile: value v is of unit
-// g + 8 (v / 2) and column (row of the batch) 2 q + v % 2, as a tensor core returns its sums. In
-// memory it holds words, which are what is loaded and stored: Words has them.
+// g + 8 (v / 2) and column (row of the batch) 2 q + v % 2, as a tensor core returns its sums. It
+// loads and stores words: Words says which.
 //
 // Mode says how stored values become factors of a product: Half as they are, Tf32 rounded, Exact in
 // three parts of bfloat16 each, which are the 24 bits of a float32.
@@ -10,8 +10,8 @@
 
 #include <type_traits>
 
-#include "problem.h"
-#include "rt.cuh"
+#include "cuda/device/rt.cuh"
+#include "cuda/problem.h"
 
 namespace rnnfast::cuda {
 
@@ -33,7 +33,8 @@ struct Words {
     pack(values, words);
     unpack(words);
   }
-  // The same in two: rounded at once, and put in their places, which takes longer, later.
+  // from_values in two parts: pack rounds, unpack moves the values between lanes, which takes
+  // longer.
   RT_DEVICE static void pack(const float (&values)[4], std::uint32_t* words) {
     RT_UNROLL for (int j = 0; j < 2; ++j) {
       words[j] = rt::pack(Stored{}, values[2 * j], values[2 * j + 1]);
@@ -51,7 +52,7 @@ struct Words {
     }
   }
 
-  // Calls with(kPaired): once around many words, so that each is no branch but a predicate.
+  // Calls with(kPaired), once around many words: each word then needs a predicate, no branch.
   template <class With>
   RT_DEVICE static void paired_or_not(bool paired, With with) {
     if (paired) {
@@ -61,7 +62,7 @@ struct Words {
     }
   }
 
-  // units: how many of the word are inside.
+  // units: how many units of the word are inside.
   template <bool kPaired>
   RT_DEVICE static std::uint32_t load(const Stored* address, int units) {
     if constexpr (kPaired) {
@@ -73,7 +74,7 @@ struct Words {
     }
   }
 
-  // Likewise, each behind branches of its own, which keep the compiler from having many under way.
+  // load with branches, which keep the compiler from issuing many loads at once.
   RT_DEVICE static std::uint32_t load_here(const Stored* address, int units, bool paired) {
     if (units <= 0) return 0;
     if (paired) return *reinterpret_cast<const std::uint32_t*>(address);
@@ -135,11 +136,10 @@ struct Words<float> {
 // ------------------------------------------------------------------------------ modes
 //
 // A mode has: Stored; kDepth, units that one product goes over; kWeights and kFactors, the
-// registers of its two sides; kSums, the sums that it goes into; kTileWords, 32-bit
-// words of a tile of the state in shared memory. write() calls put(place, words), words side by
-// side from a place in the tile on, once or for each part; what all lanes have put there read()
-// returns. column() is that of a lane's words, of the first where there are two; lanes(), how many
-// have one that is among the first rows.
+// registers of its two sides; kSums, the sums that it is added to; kTileWords, 32-bit words of a
+// tile of the state in shared memory. write() calls put(offset in the tile, words), once or for
+// each part; read() returns factors from the words of all lanes. column() is the (first) column of
+// a lane's words; lanes(rows) is how many lanes have a column among the first `rows`.
 
 template <class Type>
 struct Half {
@@ -150,7 +150,7 @@ struct Half {
   static constexpr int kSums = 1;
   static constexpr int kTileWords = 64;  // [lane][2]
 
-  // Of 16 rows of W (of its transpose) from w on, of which so many rows and columns are there.
+  // 16 rows of W (or of its transpose) from w on; `rows` and `columns` of them are inside.
   template <bool kTransposed>
   RT_DEVICE static void weights(std::uint32_t* a, const Type* w, std::int64_t stride, int rows,
                                 int columns, int lane, bool paired, int) {
@@ -207,14 +207,14 @@ struct Tf32 {
   static constexpr int kSums = 1;
   static constexpr int kTileWords = 128;  // [lane][value]
 
-  // In which order a product goes over its units is free. This one lets a lane write its four words
-  // at once, and read two without meeting another in a bank of shared memory: of tile s / 2 factor
-  // j is unit 4 (s % 2) + 2 j + q % 2 + 8 (q / 2).
+  // A product may take its units in any order. In this one a lane writes its four words at once,
+  // and reads two without a bank conflict in shared memory: factor j is unit
+  // 4 (s % 2) + 2 j + q % 2 + 8 (q / 2) of tile s / 2.
   RT_DEVICE static int unit(int step, int j, int lane) {
     return step % 2 * 4 + 2 * j + lane % 2 + lane % 4 / 2 * 8;
   }
 
-  // Of step `step`, whose tile begins at w.
+  // w: where the tile of step `step` begins.
   template <bool kTransposed>
   RT_DEVICE static void weights(std::uint32_t* a, const float* w, std::int64_t stride, int rows,
                                 int columns, int lane, bool, int step) {
@@ -250,15 +250,15 @@ struct Tf32 {
   RT_DEVICE static float total(const float (&sums)[kSums][4], int v) { return sums[0][v]; }
 };
 
-// x = x0 + x1 + x2 of bfloat16, each what the ones before have left; of the nine products the three
-// smallest, 2^-24 of the largest and less, are left out.
+// x = x0 + x1 + x2 of bfloat16, each the rest that the ones before leave. Of the nine products we
+// leave out the three smallest, at most 2^-24 of the largest.
 struct Exact {
   using Stored = float;
   static constexpr int kDepth = 16;
   static constexpr int kParts = 3;
   static constexpr int kWeights = 4 * kParts;
   static constexpr int kFactors = 2 * kParts;
-  static constexpr int kSums = 2;                 // of the largest products, of the rest
+  static constexpr int kSums = 2;                 // the largest products, the rest
   static constexpr int kTileWords = 64 * kParts;  // [part][lane][2]
 
   RT_DEVICE static void split(float first, float second, std::uint32_t (&pairs)[kParts]) {
@@ -269,7 +269,7 @@ struct Exact {
     }
   }
 
-  // Nothing of inf, which stays what it is; so do values that round to it.
+  // inf leaves no rest, and a value that rounds to inf leaves none either.
   RT_DEVICE static float left(float value, float part) {
     return rt::is_finite(part) ? value - part : 0.0f;
   }
@@ -313,8 +313,8 @@ struct Exact {
 
   RT_DEVICE static void multiply(float (&sums)[kSums][4], const std::uint32_t* a,
                                  const std::uint32_t* b) {
-    // Added to the sum here, rounded to nearest: a tensor core cuts off what its sum has no room
-    // for, always toward zero, and a recurrence gathers that up.
+    // The sum is added here, which rounds to nearest: a tensor core truncates, always toward zero,
+    // and those errors would accumulate over the recurrence.
     float largest[4] = {};
     rt::multiply(BFloat16{}, largest, a, b);
     RT_UNROLL for (int v = 0; v < 4; ++v) sums[0][v] += largest[v];
@@ -325,7 +325,7 @@ struct Exact {
     }
   }
 
-  // Of an inf the largest product is right, and the others, with what is left of it, are not.
+  // With an inf only the largest product is right: the rests of inf are 0.
   RT_DEVICE static float total(const float (&sums)[kSums][4], int v) {
     return sums[0][v] + (rt::is_finite(sums[1][v]) ? sums[1][v] : 0.0f);
   }

@@ -1,7 +1,10 @@
 // Forward through time (kernel.cuh).
 #pragma once
 
-#include "kernel.cuh"
+#include "cuda/device/math.cuh"
+#include "cuda/problem.h"
+#include "cuda/resident/product.cuh"
+#include "cuda/resident/sums.cuh"
 
 namespace rnnfast::cuda {
 
@@ -22,16 +25,16 @@ forward_kernel(Forward a) {
     stage<K>(a.beta, place, beta);
   }
   int t = d ? steps - 1 : 0;
-  Track<K, const Stored> p(static_cast<const Stored*>(a.p), a.p_strides, place, t);
-  Track<K, Stored> y(static_cast<Stored*>(a.y), a.y_strides, place, t);
-  Track<K, Stored> ahat(static_cast<Stored*>(a.ahat), a.y_strides, place, t);
+  Track<K, const Stored> p(a.p, place, t);
+  Track<K, Stored> y(a.y, place, t);
+  Track<K, Stored> ahat(a.ahat, place, t);
 
-  // h: the state, which steps without a row leave as it is. next: p of the next step to begin.
+  // h: the state; a row that lacks a step keeps it. next: p of the next step to begin.
   TileWords<K> h, next;
   fetch<K>(state_track<K>(static_cast<const Stored*>(a.h_0), a.shape, place), true, place, h);
   fetch<K>(p, true, place, next);
-  // Of the lane's columns: whether the row has step t, and whether a reset lies before the step
-  // after it, which sees nothing of the state then. In bits, since registers are scarce.
+  // For the lane's columns: whether the row has step t, and whether a reset lies between it and the
+  // step after it, which sees no state then. In bits, since registers are scarce.
   const auto look_up = [&](int t) {
     unsigned bits = 0;
     RT_UNROLL for (int c = 0; c < W::kColumnsOfLane; ++c) {
@@ -52,28 +55,28 @@ forward_kernel(Forward a) {
         seen[m][j] = bits >> (2 + j % W::kColumnsOfLane) & 1 ? 0 : h[m][j];
       }
     }
-    put_state<K>(i, place, seen);
+    Exchange<K>::put_state(i, place, seen);
   };
-  begin_exchange<K>(place);
+  Exchange<K>::template begin<>(place);
   if (place.owner()) put_seen(0, look_up(t - toward));
 
   for (int i = 0; i < steps; ++i, t += toward) {
-    await_state<K>(i);  // all of h_{t-1} is in its half
-    // p, then a, ahat, n and h.
+    Exchange<K>::await_state(i);  // all of h_{t-1} is in its half
+    // n: first p, then a, ahat, n and h.
     Values<K> n;
     if (place.owner()) {
       RT_UNROLL for (int m = 0; m < K::kOwned; ++m) W::to_values(next[m], n[m]);
     }
     Products<K> sums;
-    start<K>(weights, state_of<K>(i), place, n, sums);
-    expect_state<K>(i, place);
+    begin_product<K>(weights, state_of<K>(i), place, n, sums);
+    Exchange<K>::expect_state(i, place);
     unsigned bits = 0;
     if (place.owner()) {
       p.go(d);
       fetch<K>(p, i + 1 < steps, place, next);  // comes in while this step computes
       bits = look_up(t);
     }
-    finish<K>(sums, place, n, [] {});
+    finish_product<K>(sums, place, n, [] {});
     if (!place.owner()) continue;
     [[maybe_unused]] TileWords<K> stored;
     [[maybe_unused]] float rstd[2];
@@ -92,7 +95,7 @@ forward_kernel(Forward a) {
     activate<Stored>(a.nonlinearity, n);
     TileWords<K> out;
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-      // Padding stays 0: of an inf it would have become a NaN, which the next product spreads.
+      // Padding stays 0: an inf would make it a NaN, which the next product spreads.
       RT_UNROLL for (int v = 0; v < 4; ++v) n[m][v] = place.inside(m, v) ? n[m][v] : 0.0f;
       W::from_values(n[m], out[m]);
       RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
@@ -103,7 +106,7 @@ forward_kernel(Forward a) {
     if (K::kBlocks == 1 || i + 1 < steps) put_seen(i + 1, bits);
     put<K>(y, place, out);
     y.go(d);
-    if constexpr (kNorm) {  // once what the others wait for has set out
+    if constexpr (kNorm) {  // behind the state, which the other owners wait for
       RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
         W::unpack(stored[m]);
         RT_UNROLL for (int j = 0; j < W::kCount; ++j) {

@@ -1,17 +1,17 @@
-// Memory that a streamed pass has beside its tensors (streaming.cuh): how much, and what is where.
+// The memory of a streamed pass beside its tensors (product.cuh): its size and its parts.
 #pragma once
 
 #include <cstdint>
 
-#include "plan.h"
+#include "cuda/host/plan.h"
 
 namespace rnnfast::cuda::streaming {
 
-// Of a tile and a column: for clipping two, for layer norm two, and for both these two again, of
-// values that are scaled down.
+// Sums of a tile and a column: two for clipping, two for layer norm, and for both together these
+// last two again, of scaled-down values.
 constexpr int kMostSums = 6;
 
-// Of its parts, in 32-bit words.
+// The sizes of its parts, in 32-bit words.
 struct WorkspaceWords {
   std::int64_t weights, state, values, sums;
 

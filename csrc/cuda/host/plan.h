@@ -1,5 +1,5 @@
-// Which kernel serves a problem on a device, and how it is cut up: pure functions of numbers, which
-// need no GPU. Times are estimates from published latencies until a GPU has said otherwise.
+// Which kernel runs a problem on a device, and how it is cut up: pure functions of numbers, which
+// need no GPU. Times are estimates from published latencies; no GPU has confirmed them yet.
 #pragma once
 
 #include <array>
@@ -10,9 +10,9 @@
 
 namespace rnnfast::cuda {
 
-enum class Mode { kBFloat16, kFloat16, kTf32, kExact };  // fragments.cuh
+enum class Mode { kBFloat16, kFloat16, kTf32, kExact };  // device/fragments.cuh
 
-// Blocks of a cluster; more than 8 only where a device lets them.
+// Blocks of a cluster; more than 8 only on devices that allow it.
 constexpr int kClusterSizes[] = {2, 4, 8, 16};
 
 struct Device {
@@ -20,7 +20,7 @@ struct Device {
   int capability = 0;  // 10 major + minor
   int multiprocessors = 0;
   int shared_memory = 0;          // bytes a block may have
-  std::array<int, 4> clusters{};  // how many of each size can be there at once
+  std::array<int, 4> clusters{};  // how many of each size can be resident at once
 };
 
 struct Size {
@@ -31,7 +31,7 @@ struct Size {
   bool norm = false;
 };
 
-// What is not left to the plan; 0 is.
+// What a caller fixes instead of the plan; 0: the plan chooses.
 constexpr int kStreaming = -1;
 struct Wanted {
   int blocks = 0;  // of a cluster, 1 for a single block, or kStreaming
@@ -39,13 +39,13 @@ struct Wanted {
   int units = 0;  // of the configuration, or of a streaming block
 };
 
-// What a kernel is compiled for, as Kernel has it (kernel.cuh).
+// The sizes that a resident kernel is compiled for: the arguments of Kernel (resident/kernel.cuh).
 struct Configuration {
   int units;  // of a group, padded
   int tiles;  // of 16 units, that a warp multiplies
   int blocks = 1;
-  int parts = 1;   // of the state, a warp for each
-  int staged = 0;  // of a warp's products, how many have their weights in shared memory
+  int parts = 1;            // of the state, a warp for each
+  int shared_products = 0;  // of a warp, with weights in shared memory instead of registers
 
   constexpr int bands() const { return units / (16 * tiles * blocks); }
   constexpr int warps() const { return bands() * parts; }
@@ -78,13 +78,13 @@ constexpr Configuration kExactClusters[] = {
 #endif
 };
 
-// Of the streaming kernel a block multiplies tiles of 16 units with slices of 8 rows of the batch.
+// A block of the streaming kernel multiplies tiles of 16 units with slices of 8 rows of the batch.
 struct StreamedBlock {
   int tiles, slices;
 };
 constexpr int kStreamedThreads = 256;
 constexpr StreamedBlock kStreamedBlocks[] = {{1, 1}, {2, 1}, {1, 2}, {1, 4}, {2, 4}, {4, 8}};
-// The largest has no registers for the sums of so many products.
+// In exact mode the largest block has too few registers for its sums.
 constexpr int streamed_blocks(Mode mode) { return mode == Mode::kExact ? 5 : 6; }
 
 constexpr int streamed_bytes(const StreamedBlock& b) {  // of shared memory
@@ -92,7 +92,7 @@ constexpr int streamed_bytes(const StreamedBlock& b) {  // of shared memory
   return kStreamedThreads / 32 * together * 32 * 16;
 }
 
-// kStreaming is no configuration: it serves every size.
+// kStreaming has no configurations: it runs every size.
 enum class Family { kSingleBlock, kCluster, kStreaming };
 
 template <Mode kMode, Family kFamily>
@@ -115,7 +115,7 @@ constexpr const auto& configurations_of() {
 
 std::span<const Configuration> configurations(Mode mode, Family family);
 
-// Of a tile of the state in shared memory, in words; of a product, instructions and units deep.
+// Words of a tile of the state in shared memory; instructions of a product, and its depth in units.
 constexpr int tile_words(Mode mode) {
   return mode == Mode::kTf32 ? 128 : mode == Mode::kExact ? 192 : 64;
 }
@@ -126,19 +126,19 @@ constexpr int steps_of_product(Mode mode, const Configuration& c) {
 }
 constexpr int weight_words(Mode mode) { return mode == Mode::kExact ? 12 : 4; }
 constexpr int weight_registers(Mode mode, const Configuration& c) {
-  return (c.tiles * steps_of_product(mode, c) - c.staged) * weight_words(mode);
+  return (c.tiles * steps_of_product(mode, c) - c.shared_products) * weight_words(mode);
 }
-constexpr int staged_bytes(Mode mode, const Configuration& c) {
-  return c.warps() * c.staged * 32 * weight_words(mode) * 4;
+constexpr int shared_weight_bytes(Mode mode, const Configuration& c) {
+  return c.warps() * c.shared_products * 32 * weight_words(mode) * 4;
 }
 constexpr int partial_bytes(const Configuration& c) {
   return c.parts > 1 ? c.warps() * c.tiles * 32 * 4 * 4 : 0;
 }
 
-// Bytes of shared memory of a block, as Kernel has them.
+// Bytes of shared memory of a block; Kernel has the same numbers, asserted in instances.cuh.
 constexpr int forward_bytes(Mode mode, const Configuration& c) {
   const int barriers = c.blocks > 1 ? 48 : 0, sums = c.blocks * c.owners() * 8 * 2 * 4;
-  return 2 * c.units / 16 * tile_words(mode) * 4 + staged_bytes(mode, c) + partial_bytes(c) +
+  return 2 * c.units / 16 * tile_words(mode) * 4 + shared_weight_bytes(mode, c) + partial_bytes(c) +
          2 * c.units / c.blocks * 4 + sums + barriers;
 }
 constexpr int backward_bytes(Mode mode, const Configuration& c) {
@@ -148,12 +148,12 @@ constexpr int backward_bytes(Mode mode, const Configuration& c) {
 }
 
 struct Plan {
-  std::string refused;  // why there is none; the rest says nothing then
+  std::string refused;  // why there is no plan; then the rest means nothing
   Mode mode = Mode::kBFloat16;
   Family family = Family::kSingleBlock;
   Configuration configuration = {};
-  StreamedBlock streamed = {};  // where it is that family
-  int columns = 8;              // rows of the batch of a block, or of a cluster
+  StreamedBlock streamed = {};  // of the streaming family
+  int columns = 8;              // rows of the batch that a block, or a cluster, takes
   int slices = 0;               // of the batch, each with sums of its own
   int blocks = 0;
   int threads = 0;
@@ -161,14 +161,13 @@ struct Plan {
   int shared = 0;              // bytes of a block, of the larger of the two passes
   std::int64_t workspace = 0;  // bytes of memory beside the tensors
   double cycles = 0;           // of a step of forward
-  double step = 0;             // microseconds of it, all blocks having had theirs
+  double step = 0;             // microseconds until all blocks have done a step of forward
 };
 
-// All that serve a size, the fastest first, as far as an estimate goes; the first, or why none
-// does.
+// All plans for a size, the fastest first by estimate; and the first of them, or why there is none.
 std::vector<Plan> plans(const Size& size, const Device& device, const Wanted& wanted = {});
 Plan plan(const Size& size, const Device& device, const Wanted& wanted = {});
-Wanted wanted(const Plan& plan);  // what names it
+Wanted wanted(const Plan& plan);  // names the plan
 std::string text(const Plan& plan);
 
 }  // namespace rnnfast::cuda

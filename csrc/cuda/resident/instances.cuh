@@ -8,9 +8,9 @@
 #include <string>
 #include <utility>
 
-#include "kernel.cuh"
-#include "launch.h"
-#include "start.cuh"
+#include "cuda/host/launch.h"
+#include "cuda/host/start.cuh"
+#include "cuda/resident/kernel.cuh"
 
 namespace rnnfast::cuda::RNNFAST_MODE::RNNFAST_FAMILY {
 namespace {
@@ -24,7 +24,7 @@ constexpr int kShared = 227 << 10;  // most that a block can ask for, of the dev
 template <int kIndex>
 struct At {
   static constexpr Configuration c = kConfigurations[kIndex];
-  using K = Kernel<Type, c.units, c.tiles, c.blocks, c.parts, c.staged>;
+  using K = Kernel<Type, c.units, c.tiles, c.blocks, c.parts, c.shared_products>;
   static_assert(K::kForwardBytes == forward_bytes(kMode, c));
   static_assert(K::kBackwardBytes == backward_bytes(kMode, c));
   static_assert(K::kBackwardBytes <= (c.blocks == 1 ? 48 << 10 : kShared));

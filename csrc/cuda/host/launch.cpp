@@ -1,4 +1,4 @@
-#include "launch.h"
+#include "cuda/host/launch.h"
 
 #include <utility>
 

@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "cuda/host/plan.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "streaming.h"
+#include "cuda/streaming/workspace.h"
 
 namespace rnnfast::cuda {
 namespace {
@@ -17,7 +17,7 @@ constexpr int kOldestWithClusters = 90;
 constexpr int kMostGroups = 65535;  // blocks of a grid in y
 constexpr std::int64_t kMostBlocks = std::numeric_limits<int>::max();
 constexpr double kMegahertz = 1700;
-constexpr double kFlight = 230;  // cycles of a store into another block, and of waking up for it
+constexpr double kFlight = 230;  // cycles of a store into another block and of the wait's end
 constexpr double kIngress = 20;  // bytes a cycle that come into a block, until it is measured
 constexpr double kFromL2 = 32;   // likewise, from L2 into a multiprocessor
 constexpr double kFromMemory = 15;
@@ -26,7 +26,7 @@ constexpr double kLaunched = 1500;  // cycles from the end of a launch to the fi
 constexpr double kBegun = 1500;     // of a block, but for the product
 constexpr double kDispatched = 2.2;  // microseconds that the host takes for a launch
 
-// Of numbers from 0 on.
+// number / of, rounded up; both are 0 or more.
 std::int64_t up(std::int64_t number, std::int64_t of) { return (number + of - 1) / of; }
 
 // A product takes 6.26 cycles of one of four tensor cores, shared memory gives 128 bytes a cycle;
@@ -35,7 +35,7 @@ double cycles_of(const Size& size, const Configuration& c, int columns) {
   const double tiles = c.units / 16.0, of_block = tiles / c.blocks;
   const double state = tiles * tile_words(size.mode) * 4;  // bytes
   const double tensor = of_block * c.units / depth(size.mode) * products(size.mode) * 6.26 / 4;
-  const double read = (c.bands() * state + staged_bytes(size.mode, c)) / 128;
+  const double read = (c.bands() * state + shared_weight_bytes(size.mode, c)) / 128;
   const bool exact = size.mode == Mode::kExact, tf32 = size.mode == Mode::kTf32;
   const double rest = exact ? 1080 : !tf32 ? 460 : c.blocks == 1 ? 760 : 590;
   double cycles = rest + std::max((exact ? 1.4 : 1.3) * tensor, read) + partial_bytes(c) / 128.0;
@@ -48,10 +48,9 @@ bool fits(const Size& size, const Configuration& c, const Device& device) {
   return size.units <= c.units && backward_bytes(size.mode, c) <= device.shared_memory;
 }
 
-// How many of a configuration's blocks, or clusters, are there at once.
+// How many of a configuration's blocks, or clusters, are resident at once.
 int at_once(Mode mode, const Configuration& c, const Device& device) {
-  if (c.blocks ==
-      1) {  // registers, about 120 a thread beside the weights, let so many be side by side
+  if (c.blocks == 1) {  // registers limit it: about 120 a thread beside the weights
     const int registers = (120 + weight_registers(mode, c)) * 32 * c.warps();
     return device.multiprocessors * std::clamp((64 << 10) / registers, 1, 8);
   }
@@ -60,8 +59,8 @@ int at_once(Mode mode, const Configuration& c, const Device& device) {
   return has ? device.clusters[size - std::begin(kClusterSizes)] : 0;
 }
 
-// A launch of the streaming kernel: every byte that a block multiplies comes from L2, or those of W
-// from memory where they are too many.
+// A launch of the streaming kernel: a block loads every byte from L2, or W from memory if W does
+// not fit into L2.
 double cycles_of(const Size& size, const StreamedBlock& block, double tiles, double turns) {
   const int steps = 16 / depth(size.mode);
   const double of_tile = 4.0 * steps * 32 * weight_words(size.mode);
@@ -205,7 +204,7 @@ std::string text(const Plan& plan) {
       "%s, %.1f KiB of shared memory, %.2f us a step of forward (estimated)",
       c.blocks == 1 ? "single block" : ("clusters of " + std::to_string(c.blocks)).c_str(), c.units,
       plan.columns, plan.blocks, plan.threads, plan.weight_registers,
-      c.staged ? " and in shared memory" : "", plan.shared / 1024.0, plan.step);
+      c.shared_products > 0 ? " and in shared memory" : "", plan.shared / 1024.0, plan.step);
   return words;
 }
 

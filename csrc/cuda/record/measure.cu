@@ -1,18 +1,18 @@
 // The kernel that measures a backward pass (measure.cuh), of all modes.
 #include <string>
 
-#include "launch.h"
-#include "measure.cuh"
-#include "start.cuh"
+#include "cuda/host/launch.h"
+#include "cuda/host/start.cuh"
+#include "cuda/record/measure.cuh"
 
 namespace rnnfast::cuda {
 
-void measure(Mode mode, const Measured& problem, const Stream& stream) {
+void measure(const Plan& plan, const Measured& problem, const Stream& stream) {
   constexpr std::size_t kShared = kMeasureWarps * sizeof(Row);
   const int directions = problem.shape.groups / problem.shape.heads;
   const Grid grid = {problem.shape.steps, directions, 32 * kMeasureWarps, kShared, 1};
   const auto what = [] { return std::string("kernel measure"); };
-  switch (mode) {
+  switch (plan.mode) {
     case Mode::kBFloat16:
       return start<measure_kernel<BFloat16>>(problem, grid, stream, what);
     case Mode::kFloat16:

@@ -1,7 +1,7 @@
 // Forward, a launch a step (streaming.cuh).
 #pragma once
 
-#include "streaming.cuh"
+#include "cuda/streaming/product.cuh"
 
 namespace rnnfast::cuda::streaming {
 
@@ -9,8 +9,8 @@ RT_DEVICE int forward_time(const Shape& shape, int direction, int i) {
   return direction ? shape.steps - 1 - i : i;
 }
 
-// What step i + 1 sees of h, and h_n; of the words h where the row has step i (`valid`, a bit for
-// each of the lane's columns), of h_0 where not.
+// Stores the state that step i + 1 multiplies, and h_n. If the row has step i (`valid`, a bit for
+// each of the lane's columns) they come from the words h, otherwise from h_0.
 template <class K>
 RT_DEVICE void pass_on(const Forward& a, const Workspace& w, const Place<K>& place, int i, int t,
                        unsigned valid, TileWords<K>& h) {
@@ -56,7 +56,7 @@ RT_DEVICE unsigned have_step(const std::int64_t* lengths, const Shape& shape, co
   return valid;
 }
 
-// h = f(n), of a tile of step i.
+// h = f(n), for a tile of step i.
 template <class K>
 RT_DEVICE void activate_tile(const Forward& a, const Workspace& w, const Place<K>& place, int i,
                              int t, unsigned valid, float (&n)[1][4]) {
@@ -64,17 +64,17 @@ RT_DEVICE void activate_tile(const Forward& a, const Workspace& w, const Place<K
   using W = Words<Stored>;
   activate<Stored>(a.nonlinearity, n);
   TileWords<K> h, out;
-  // Padding stays 0: of an inf it would have become a NaN, which the next product spreads.
+  // Padding stays 0: an inf would make it a NaN, which the next product spreads.
   RT_UNROLL for (int v = 0; v < 4; ++v) n[0][v] = place.inside(0, v) ? n[0][v] : 0.0f;
   W::from_values(n[0], h[0]);
   RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
     out[0][j] = valid >> j % W::kColumnsOfLane & 1 ? h[0][j] : 0;
   }
-  put<K>(Track<K, Stored>(static_cast<Stored*>(a.y), a.y_strides, place, t), place, out);
+  put<K>(Track<K, Stored>(a.y, place, t), place, out);
   pass_on<K>(a, w, place, i, t, valid, h);
 }
 
-// The state that the first step sees.
+// Stores the state that the first step multiplies.
 template <class Mode>
 RT_KERNEL(kThreads)
 begin_kernel(Step<Forward> step) {
@@ -89,7 +89,7 @@ begin_kernel(Step<Forward> step) {
   });
 }
 
-// p of a tile of step i: on its way from here.
+// p of a tile of step i, loaded before it is used.
 template <class K>
 struct ForwardInputs {
   TileWords<K> p;
@@ -97,8 +97,7 @@ struct ForwardInputs {
 
   RT_DEVICE void fetch_all(const Forward& a, const Place<K>& place, int t) {
     using Stored = typename K::Stored;
-    fetch<K>(Track<K, const Stored>(static_cast<const Stored*>(a.p), a.p_strides, place, t), true,
-             place, p);
+    fetch<K>(Track<K, const Stored>(a.p, place, t), true, place, p);
     valid = have_step<K>(a.lengths, a.shape, place, t);
   }
 };
@@ -112,8 +111,8 @@ forward_kernel(Step<Forward> step) {
   const Workspace& w = step.workspace;
   const Corner<K> corner(w);
   ForwardInputs<T> inputs[K::kRounds] = {};
-  const auto each = [&](auto with) {
-    if (rt::thread() / 32 >= K::kTogether) return;
+  const auto for_own_tiles_of_block = [&](auto with) {
+    if (rt::thread() / 32 >= K::kOfRound) return;
     RT_UNROLL for (int round = 0; round < K::kRounds; ++round) {
       const int tile = corner.tile_of(round), slice = corner.slice_of(round);
       if (!there(w, tile, slice)) continue;
@@ -121,15 +120,16 @@ forward_kernel(Step<Forward> step) {
       with(round, place, forward_time(a.shape, place.direction, step.i));
     }
   };
-  // Before the product, which takes its time, where there are registers for them.
+  // Before the product, so that the loads run beside it, if there are registers for them.
   const auto fetch_inputs = [&] {
-    each([&](int round, const Place<T>& place, int t) { inputs[round].fetch_all(a, place, t); });
+    for_own_tiles_of_block(
+        [&](int round, const Place<T>& place, int t) { inputs[round].fetch_all(a, place, t); });
   };
   if (K::kRounds == 1) fetch_inputs();
   float sums[K::kRounds][4];
   multiply<K>(w, corner, step.i, a.shape.groups, sums);
   if (K::kRounds > 1) fetch_inputs();
-  each([&](int round, const Place<T>& place, int t) {
+  for_own_tiles_of_block([&](int round, const Place<T>& place, int t) {
     float n[1][4];
     Words<Stored>::to_values(inputs[round].p[0], n[0]);
     RT_UNROLL for (int v = 0; v < 4; ++v) n[0][v] += sums[round][v];
@@ -144,7 +144,7 @@ forward_kernel(Step<Forward> step) {
   });
 }
 
-// Layer norm, and what follows it.
+// Layer norm, and the rest of the step.
 template <class Mode>
 RT_KERNEL(kThreads)
 finish_forward_kernel(Step<Forward> step) {
@@ -172,7 +172,7 @@ finish_forward_kernel(Step<Forward> step) {
     RT_UNROLL for (int j = 0; j < W::kCount; ++j) {
       stored[0][j] = valid >> j % W::kColumnsOfLane & 1 ? stored[0][j] : 0;
     }
-    put<K>(Track<K, Stored>(static_cast<Stored*>(a.ahat), a.y_strides, place, t), place, stored);
+    put<K>(Track<K, Stored>(a.ahat, place, t), place, stored);
     RT_UNROLL for (int v = 0; v < 4; ++v) n[0][v] = n[0][v] * gamma[v / 2] + beta[v / 2];
     if (tile == 0 && place.lane < 4) {
       RT_UNROLL for (int e = 0; e < 2; ++e) {

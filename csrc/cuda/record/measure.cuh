@@ -1,25 +1,23 @@
-// What backward measures, from what it has left behind: dh_t = c_t + g_t, da_t, h_t. It is no part
-// of the loop over time, where its sums would take longer than the step
-// (bench/ladder/cuda_kernel.md): the loop leaves c_t, and here all multiprocessors take the sums at
-// once.
+// The record of a backward pass, from its results: dh_t = c_t + g_t, da_t, h_t. In the time loop
+// these sums would take longer than the step (bench/ladder/cuda_kernel.md): so the loop stores c_t,
+// and here all multiprocessors take the sums at once.
 //
 // A warp takes one row of the batch of one step at a time, all heads of a direction, its lanes side
 // by side; sums are Blue's in a lane and float64 over the lanes, heads and rows, always
 // in the same order.
 #pragma once
 
-#include "math.cuh"
-#include "norms.cuh"
-#include "problem.h"
-#include "rt.cuh"
+#include "cuda/device/math.cuh"
+#include "cuda/device/place.cuh"
+#include "cuda/device/rt.cuh"
+#include "cuda/problem.h"
 
 namespace rnnfast::cuda {
 
 constexpr int kMeasureWarps = 8;
 
-// Squares of the values that one lane has seen: Blue's three scaled sums (ACM TOMS 4, 1978), each
-// right where the one before is not: of values below 2^-40, of the usual ones, of values from 2^50
-// on. Subnormal values included.
+// The sum of squares of a lane's values: Blue's three scaled sums (ACM TOMS 4, 1978), for values
+// below 2^-40, for usual ones, and for values from 2^50 on. Subnormal values count.
 struct LaneSquares {
   static constexpr float kSmallScale = 0x1p100f;
   static constexpr float kLargeScale = 0x1p-80f;
@@ -36,7 +34,7 @@ struct LaneSquares {
   }
 
   RT_DEVICE double sum() const {
-    // inf takes the last one, a NaN stays what it is.
+    // inf takes the last branch, a NaN stays a NaN.
     double scale = 1, squares = usual;
     if (usual < kLeastSum) scale = kSmallScale, squares = small;
     if (usual > kMostSum) scale = kLargeScale, squares = large;
@@ -49,8 +47,8 @@ RT_DEVICE double over_warp(double value) {
   return value;
 }
 
-// One row of the record of one step; most: bits of the largest |dh|, which are ordered as the
-// magnitudes are, a NaN being the largest.
+// One row of the record of one step. most: bits of the largest |dh|; bits are ordered as magnitudes
+// are, with NaN as the largest.
 struct Row {
   double fields[kFields] = {};
   std::uint32_t most = 0;
@@ -80,12 +78,11 @@ RT_DEVICE Row row_of(const Measured& a, int t, int d, int b, int lane) {
   if (t >= length) return row;
   const bool last = t == (d ? 0 : length - 1);
   const int edge = t + 1 - d, width = s.heads * s.size;
-  const auto at = [&](const void* base, const Strides& strides) {
-    return base == nullptr ? nullptr
-                           : static_cast<const Stored*>(base) + t * strides.t + b * strides.b;
+  const auto at = [&](const Sequence<const void*>& from) {
+    const Stored* base = static_cast<const Stored*>(from.data);
+    return base == nullptr ? nullptr : base + t * from.stride_t + b * from.stride_b;
   };
-  const Stored *grad_y = at(a.grad_y, a.grad_y_strides), *y = at(a.y, a.y_strides),
-               *dp = at(a.dp, a.dp_strides);
+  const Stored *grad_y = at(a.grad_y), *y = at(a.y), *dp = at(a.dp);
   const Stored* grad_h_n = nullptr;
   if (last && a.grad_h_n != nullptr) {
     grad_h_n = static_cast<const Stored*>(a.grad_h_n) + (std::int64_t{d} * s.batch + b) * width;
@@ -100,23 +97,26 @@ RT_DEVICE Row row_of(const Measured& a, int t, int d, int b, int lane) {
     for (int unit = head * s.size + lane; unit < (head + 1) * s.size; unit += 32) {
       const int column = d * width + unit;
       const float c = rt::load(carry + column), da = widened(dp + column);
-      float dh = c, h[1][4] = {{widened(y + column)}}, slope[1][4] = {{1.0f}};
+      const float h = widened(y + column);
+      float dh = c, slope = 0.0f;
       if (grad_y != nullptr) dh += widened(grad_y + column);
       if (grad_h_n != nullptr) dh += widened(grad_h_n + unit);
-      differentiate(a.nonlinearity, slope, h);
+      cells::with_nonlinearity(a.nonlinearity, [&](auto function) {
+        slope = decltype(function)::template backward<Math>(1.0f, h);
+      });
       of_head.add(dh);
       came.add(c);
       preact.add(da);
-      slopes += rt::magnitude(slope[0][0]);
+      slopes += rt::magnitude(slope);
       bad_gradients += rt::is_finite(dh) && rt::is_finite(da) ? 0 : 1;
-      bad_states += rt::is_finite(h[0][0]) ? 0 : 1;
+      bad_states += rt::is_finite(h) ? 0 : 1;
       const std::uint32_t bits = rt::bits_of(dh) & 0x7fffffff;
       row.most = bits > row.most ? bits : row.most;
     }
     const double squares = over_warp(of_head.sum());
     state += squares;
-    // As the time loop has clipped it, but for the rounding of its float32.
-    const double limit = a.limit;
+    // The time loop has clipped likewise, up to the rounding of its float32.
+    const double limit = a.clip;
     const bool clips = limit > 0 && squares > limit * limit && squares < __builtin_inf();
     clipped += clips ? limit * limit : squares;
   }

@@ -1,14 +1,14 @@
-// Where a thread stands, and what of the tensors in memory is its own. K is a configuration of a
-// kernel: Kernel in kernel.cuh.
+// The units and the rows of the batch that belong to a thread, and its words of the tensors in
+// memory. K is a kernel: Kernel of resident/kernel.cuh, or Tile of streaming/product.cuh.
 #pragma once
 
-#include "fragments.cuh"
-#include "problem.h"
-#include "rt.cuh"
+#include "cuda/device/fragments.cuh"
+#include "cuda/device/rt.cuh"
+#include "cuda/problem.h"
 
 namespace rnnfast::cuda {
 
-// Where a thread stands: which units and which rows of the batch are its own.
+// The units and the rows of the batch that belong to a thread.
 template <class K>
 struct Place {
   using W = Words<typename K::Stored>;
@@ -18,14 +18,14 @@ struct Place {
   int band, part;  // which tiles of the block the warp multiplies, and with which part of the state
   int size;        // S
   bool paired;
-  int block_unit;  // first of the block
-  int band_unit;   // of the band
-  int first_unit;  // of those that the warp owns
-  int entry;       // of its sums
+  int block_unit;  // the first of the block
+  int band_unit;   // the first of the band
+  int first_unit;  // the first that the warp owns
+  int entry;       // where its sums are, among those of all owners
   int unit;        // of value 0 of tile 0; value v of tile m is units_on(v) further
   int word_unit;   // of word 0 of tile 0
-  int slice;       // of the batch
-  int row;         // of the batch, of column 0
+  int slice;       // of the batch: the rows of this block, or cluster
+  int row;         // the row of the batch in column 0
   int rows;        // how many columns are rows of the batch
 
   RT_DEVICE explicit Place(const Shape& shape) {
@@ -40,7 +40,7 @@ struct Place {
     entry = first_unit / K::kOwnUnits;
   }
 
-  // Of one tile: its 16 units, and as many rows of the batch as there are in slice `slice_`.
+  // The place of a warp that has one tile of slice `slice_`.
   RT_DEVICE Place(const Shape& shape, int tile, int slice_) {
     stand(shape);
     band = part = block_unit = 0;
@@ -50,19 +50,19 @@ struct Place {
     entry = tile;
   }
 
-  // Whether the warp has tiles of its own: only what all warps take part in is for the others.
+  // Whether the warp has tiles of its own. The other warps only multiply.
   RT_DEVICE bool owner() const { return K::kAllOwn || warp < K::kOwners; }
 
   RT_DEVICE bool inside(int tile, int v) const { return padded_unit(tile, v) < size; }
 
-  // Of the values: column e of the lane, 0 or 1.
+  // Column e, 0 or 1, of the lane's values.
   RT_DEVICE int column(int e) const { return lane % 4 * 2 + e; }
 
-  // In the padded group.
+  // The unit of a value, in the padded group or in the block.
   RT_DEVICE int padded_unit(int tile, int v) const { return unit + tile * kTileUnits + v / 2 * 8; }
   RT_DEVICE int unit_of_block(int tile, int v) const { return padded_unit(tile, v) - block_unit; }
 
-  // How many units of a word are inside, in a row of the batch that is.
+  // How many units of a word are inside the group.
   RT_DEVICE int units_of(int tile, int word) const {
     return size - word_unit - tile * kTileUnits - W::units_on(word);
   }
@@ -86,7 +86,7 @@ struct Place {
   }
 };
 
-// A time-by-batch sequence as one thread reads or writes it, one step after another.
+// A thread's words of a sequence [T, B, N], one step after another.
 template <class K, class Pointer>
 struct Track {
   using W = typename Place<K>::W;
@@ -94,9 +94,12 @@ struct Track {
   std::int64_t offset;  // of the lane's first column, its first unit, at a step
   std::int64_t stride_t, stride_b;
 
-  RT_DEVICE Track(Pointer* base, const Strides& strides, const Place<K>& place, int t)
-      : base(base), stride_t(strides.t), stride_b(strides.b) {
-    offset = t * strides.t + (place.row + W::column(place.lane, 0)) * strides.b +
+  template <class Sequence>
+  RT_DEVICE Track(const Sequence& sequence, const Place<K>& place, int t)
+      : base(static_cast<Pointer*>(sequence.data)),
+        stride_t(sequence.stride_t),
+        stride_b(sequence.stride_b) {
+    offset = t * stride_t + (place.row + W::column(place.lane, 0)) * stride_b +
              std::int64_t{place.group} * place.size + place.word_unit;
   }
 
@@ -112,7 +115,7 @@ struct Track {
 template <class K>
 using TileWords = std::uint32_t[K::kOwned][Words<typename K::Stored>::kCount];
 
-// The words of a step, or zeros where there is none; zeros outside of the group and of the batch.
+// The words of a step, or zeros if there is no such step; zeros outside the group and the batch.
 template <class K>
 RT_DEVICE void fetch(const Track<K, const typename K::Stored>& track, bool there,
                      const Place<K>& place, TileWords<K>& words) {
@@ -129,7 +132,7 @@ RT_DEVICE void fetch(const Track<K, const typename K::Stored>& track, bool there
   });
 }
 
-// columns: which of the lane's, a bit for each.
+// Stores the words of a step. columns: a bit for each of the lane's columns that is stored.
 template <class K>
 RT_DEVICE void put(const Track<K, typename K::Stored>& track, const Place<K>& place,
                    const TileWords<K>& words, unsigned columns = ~0u) {
@@ -146,18 +149,19 @@ RT_DEVICE void put(const Track<K, typename K::Stored>& track, const Place<K>& pl
   });
 }
 
-// A state [D, B, heads * S], of which a loop over time needs little: one step of its direction.
+// A state [D, B, heads * S] as a track of one step.
 template <class K, class Pointer>
 RT_DEVICE Track<K, Pointer> state_track(Pointer* base, const Shape& shape, Place<K> place) {
   place.row = rt::opaque(place.row);
   if (K::kScarce) place.direction = place.group < shape.heads ? 0 : 1;  // no division, no register
   const std::int64_t width = std::int64_t{shape.heads} * shape.size;
-  // Its columns are those of a head: a group's, less those of the directions before.
-  return {base, {(shape.batch - 1) * width, width}, place, place.direction};
+  // A direction takes the place of a time step. The stride takes back what the offset of a group
+  // adds for the directions before.
+  return {Sequence<Pointer*>{base, (shape.batch - 1) * width, width}, place, place.direction};
 }
 
-// A parameter [G * S] of the block's units into shared memory, with zeros behind it: to be read
-// behind a barrier, at the units of the values. In registers it would take what W needs.
+// Copies a parameter [G * S] of the block's units into shared memory, with zeros as padding. All
+// threads write it; they read it behind the barrier that begins the exchange. Registers are for W.
 template <class K>
 RT_DEVICE void stage(const float* base, const Place<K>& place, float* shared) {
   for (int i = rt::thread(); i < K::kBlockUnits; i += K::kThreads) {
@@ -167,7 +171,7 @@ RT_DEVICE void stage(const float* base, const Place<K>& place, float* shared) {
   }
 }
 
-// How many steps a row of the batch has: 0 for one outside.
+// How many steps a row of the batch has; 0 for a column that is no row.
 template <class K>
 RT_DEVICE int length_of(const std::int64_t* lengths, const Shape& shape, const Place<K>& place,
                         int column) {

@@ -1,18 +1,19 @@
-// f and its derivative on a device, over the values of a lane.
+// The nonlinearities of cells/nonlinearity.h on a device, over all values of a lane.
 #pragma once
 
-#include "problem.h"
-#include "rt.cuh"
+#include "cuda/device/rt.cuh"
+#include "cuda/problem.h"
 
 namespace rnnfast::cuda {
 
-// The arithmetic of the cells on a device; tanh and sigmoid of a tile are below.
+// The arithmetic of the cells on a device. It has no tanh and sigmoid of one value: those of all
+// values of a lane are below.
 struct Math {
   using Scalar = float;
   using Vector = float;
 };
 
-// 1 / sqrt(x) to a rounding or so: rsqrt and a step of Newton's method. 0 of infinity stays.
+// 1 / sqrt(x) within about one rounding: rsqrt and a step of Newton's method. 1 / sqrt(inf) is 0.
 RT_DEVICE float precise_inverse_root(float x) {
   const float rough = rt::inverse_root(x);
   const float finer = rt::fma(0.5f * rough, rt::fma(-x * rough, rough, 1.0f), rough);
@@ -36,13 +37,13 @@ RT_DEVICE float tanh_near_zero(float x) {
 
 // tanh.approx errs by 2^-11, which is a quarter of bfloat16's rounding.
 template <int kTiles>
-RT_DEVICE void tanh(BFloat16, float (&n)[kTiles][4]) {
+RT_DEVICE void apply(cells::Tanh, BFloat16, float (&n)[kTiles][4]) {
   for_values<kTiles>([&](int m, int v) { n[m][v] = rt::rough_tanh(n[m][v]); });
 }
 
-// The values go through each stage together: value by value each would wait for its own exp.
+// All values go through each stage together: one after another, each would wait for its own exp.
 template <class Stored, int kTiles>
-RT_DEVICE void tanh(Stored, float (&n)[kTiles][4]) {
+RT_DEVICE void apply(cells::Tanh, Stored, float (&n)[kTiles][4]) {
   float far[kTiles][4];
   for_values<kTiles>(
       [&](int m, int v) { far[m][v] = 1.0f + rt::exp(2.0f * rt::magnitude(n[m][v])); });
@@ -53,18 +54,18 @@ RT_DEVICE void tanh(Stored, float (&n)[kTiles][4]) {
   });
 }
 
-// Values that are stored in 16 bits have no digits for the errors of exp and reciprocal.
+// The errors of exp and reciprocal are below the rounding to 16 bits.
 template <class Stored, int kTiles>
-RT_DEVICE void sigmoid(Stored, float (&n)[kTiles][4]) {
+RT_DEVICE void apply(cells::Sigmoid, Stored, float (&n)[kTiles][4]) {
   for_values<kTiles>([&](int m, int v) { n[m][v] = 1.0f + rt::exp(-n[m][v]); });
   for_values<kTiles>([&](int m, int v) { n[m][v] = rt::reciprocal(n[m][v]); });
 }
 
-// float32 has. Near zero (1 + tanh(x / 2)) / 2; elsewhere 1 / (1 + e) or e / (1 + e) with
-// e = exp(-|x|), the reciprocal corrected by a step of Newton's method. bench/ladder/cuda_kernel.md
-// has the errors of both and of the plain fraction.
+// In float32 they are not. Near zero (1 + tanh(x / 2)) / 2; elsewhere 1 / (1 + e) or e / (1 + e)
+// with e = exp(-|x|), the reciprocal corrected by a step of Newton's method.
+// bench/ladder/cuda_kernel.md has the errors of both and of the plain fraction.
 template <int kTiles>
-RT_DEVICE void sigmoid(float, float (&n)[kTiles][4]) {
+RT_DEVICE void apply(cells::Sigmoid, float, float (&n)[kTiles][4]) {
   float e[kTiles][4], far[kTiles][4];
   for_values<kTiles>([&](int m, int v) { e[m][v] = rt::exp(-rt::magnitude(n[m][v])); });
   for_values<kTiles>([&](int m, int v) { far[m][v] = rt::reciprocal(1.0f + e[m][v]); });
@@ -76,34 +77,25 @@ RT_DEVICE void sigmoid(float, float (&n)[kTiles][4]) {
   });
 }
 
-// h = f(n), in place, to be stored as such a type.
+template <class Stored, int kTiles>
+RT_DEVICE void apply(cells::Relu, Stored, float (&n)[kTiles][4]) {
+  for_values<kTiles>([&](int m, int v) { n[m][v] = cells::Relu::value<Math>(n[m][v]); });
+}
+
+// h = f(n), in place, to be stored as Stored.
 template <class Stored, int kTiles>
 RT_DEVICE void activate(Nonlinearity f, float (&n)[kTiles][4]) {
-  // The same for all threads; no switch, which would become a jump through a table.
-  if (f == Nonlinearity::kTanh) {
-    tanh(Stored{}, n);
-  } else if (f == Nonlinearity::kRelu) {
-    for_values<kTiles>([&](int m, int v) { n[m][v] = cells::Relu::value<Math>(n[m][v]); });
-  } else {
-    sigmoid(Stored{}, n);
-  }
+  cells::with_nonlinearity(f, [&](auto function) { apply(function, Stored{}, n); });
 }
 
 // dh f'(n) from h, in place of dh.
 template <int kTiles>
 RT_DEVICE void differentiate(Nonlinearity f, float (&dh)[kTiles][4], const float (&h)[kTiles][4]) {
-  const auto apply = [&](auto cell) {
+  cells::with_nonlinearity(f, [&](auto function) {
     for_values<kTiles>([&](int m, int v) {
-      dh[m][v] = decltype(cell)::template backward<Math>(dh[m][v], h[m][v]);
+      dh[m][v] = decltype(function)::template backward<Math>(dh[m][v], h[m][v]);
     });
-  };
-  if (f == Nonlinearity::kTanh) {
-    apply(cells::Tanh{});
-  } else if (f == Nonlinearity::kRelu) {
-    apply(cells::Relu{});
-  } else {
-    apply(cells::Sigmoid{});
-  }
+  });
 }
 
 }  // namespace rnnfast::cuda

@@ -1,13 +1,13 @@
 // Starts a kernel: on the current device by the CUDA runtime, on the host by the emulation. what()
-// says what is being done, for an error.
+// names the launch, for an error message.
 #pragma once
 
 #include <cstddef>
 #include <stdexcept>
 #include <string>
 
-#include "launch.h"
-#include "rt.cuh"
+#include "cuda/device/rt.cuh"
+#include "cuda/host/launch.h"
 
 #ifndef RNNFAST_EMULATION
 #include <atomic>
@@ -48,11 +48,11 @@ void check(cudaError_t error, What what) {
   if (error != cudaSuccess) throw std::runtime_error(what() + ": " + cudaGetErrorString(error));
 }
 
-constexpr std::size_t kUsualShared = 48 << 10;  // bytes; for more a kernel has to be told
+constexpr std::size_t kUsualShared = 48 << 10;  // bytes; more needs an attribute of the kernel
 constexpr int kUsualCluster = 8;                // blocks; likewise
 
-// Loads a kernel's code, and tells it what it may have: at its first launch it could be in the
-// capture of a graph, which forbids that unless it is told otherwise.
+// Loads a kernel's code and sets its attributes. The first launch may be inside the capture of a
+// graph, which forbids both unless the thread's capture mode is relaxed.
 inline cudaError_t load(const void* kernel, const Grid& grid, cudaFuncAttributes& attributes) {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
@@ -69,7 +69,7 @@ inline cudaError_t load(const void* kernel, const Grid& grid, cudaFuncAttributes
   return error;
 }
 
-// A launch as the runtime has it. Not to be copied: it points into itself.
+// A launch in the runtime's form. Not to be copied: it points into itself.
 class Configured {
  public:
   Configured(const Grid& grid, std::uintptr_t stream) {
@@ -93,17 +93,17 @@ class Configured {
   cudaLaunchAttribute attribute_ = {};
 };
 
-// Why the device or its driver does not take the code of a kernel; "" where they do.
+// Why the device or its driver does not run the code of a kernel; "" if they do.
 inline std::string why_not(const void* kernel) {
   cudaFuncAttributes attributes;
   const cudaError_t error = load(kernel, {}, attributes);
   if (error == cudaSuccess) return "";
-  cudaGetLastError();  // it is told, and no error of the next launch
+  cudaGetLastError();  // clears it: it is reported here, not by the next launch
   return std::string("the CUDA kernels cannot run: ") + cudaGetErrorString(error);
 }
 
-// How many clusters like this one the device has room for at once; 0 where it takes none, or where
-// the device or its driver cannot be asked (unusable() says why), -1 where a block is too large.
+// How many clusters like this one can be resident at once; 0 if there is room for none, or if the
+// device or its driver gives no answer (unusable() says why); -1 if a block is too large.
 template <class Arguments>
 int most_clusters(void (*kernel)(Arguments), const Grid& grid, int device) {
   const void* address = reinterpret_cast<const void*>(kernel);
@@ -114,13 +114,13 @@ int most_clusters(void (*kernel)(Arguments), const Grid& grid, int device) {
   if (error == cudaSuccess && grid.shared > static_cast<std::size_t>(shared)) return -1;
   if (error == cudaSuccess) error = load(address, grid, attributes);
   if (error == cudaSuccess) {
-    // Code for older devices, which a newer one would run: without the exchange.
+    // A newer device would run code for older ones, which has no exchange.
     if (attributes.ptxVersion < 90) return 0;
     const Configured launch(grid, 0);
     error = cudaOccupancyMaxActiveClusters(&most, address, launch.get());
   }
   if (error == cudaSuccess) return most;
-  cudaGetLastError();  // it is understood, and no error of the next launch
+  cudaGetLastError();  // clears it: the answer is 0, and the next launch has no error
   return 0;
 }
 
@@ -136,7 +136,7 @@ void start(const Arguments& arguments, const Grid& grid, const Stream& stream, W
   }
   void* pointer = const_cast<Arguments*>(&arguments);
   const Configured launch(grid, stream.handle);
-  // What this tells may be an error of work before it.
+  // The error may come from work enqueued before.
   check(cudaLaunchKernelExC(launch.get(), kernel, &pointer), what);
 }
 

@@ -1,6 +1,6 @@
 // Forward of one mode and family (instances.cuh).
-#include "forward.cuh"
-#include "instances.cuh"
+#include "cuda/resident/forward.cuh"
+#include "cuda/resident/instances.cuh"
 
 namespace rnnfast::cuda::RNNFAST_MODE::RNNFAST_FAMILY {
 namespace {

@@ -1,8 +1,8 @@
 // Backward of one mode and family (instances.cuh), and how many clusters a device has room for.
 #include <algorithm>
 
-#include "backward.cuh"
-#include "instances.cuh"
+#include "cuda/resident/backward.cuh"
+#include "cuda/resident/instances.cuh"
 
 namespace rnnfast::cuda::RNNFAST_MODE::RNNFAST_FAMILY {
 namespace {
@@ -11,7 +11,7 @@ template <class K, bool kNorm>
 void backward_of(const Plan& plan, const Backward& problem, const Stream& stream) {
   const Grid grid = grid_of(plan, problem.shape, K::kBackwardBytes);
   const auto name = [&] { return what("backward", plan); };
-  if (problem.limit > 0) {
+  if (problem.clip > 0) {
     start<backward_kernel<K, kNorm, true>>(problem, grid, stream, name);
   } else {
     start<backward_kernel<K, kNorm, false>>(problem, grid, stream, name);

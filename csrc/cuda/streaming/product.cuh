@@ -1,27 +1,27 @@
-// A launch for each time step, of any shape on any GPU: what all units of a step wait for is the
-// end of the launch before. W_hh and the state, twice, are in memory, as factors of a product, each
-// in the order in which lanes read it: no load is wasted, and nothing is checked in the loop.
+// The streaming kernels: a launch for each time step, for any shape on any GPU. The end of a launch
+// orders it before the next. W_hh and the state (two halves) are in memory, as factors of a
+// product, each in the order in which lanes read it: no load is wasted, and the loop checks
+// nothing.
 //
-// A block multiplies some tiles (16 units) with some slices (8 rows of the batch); its warps share
+// A block multiplies some tiles (16 units) with some slices (8 rows of the batch). Its warps share
 // the units that the product goes over, and then the tiles of the result, eight at a time. The rest
-// of a step is the warps' own, a tile each. Where it needs sums over all units (layer norm,
-// clipping) a second launch finishes the step: what the first has left in memory are the values
-// and, of each tile, what its own sums are.
+// of a step is a warp's own, a tile each. If it needs sums over all units (layer norm, clipping) a
+// second launch finishes the step: the first leaves the values and each tile's sums in memory.
 #pragma once
 
-#include "math.cuh"
-#include "norms.cuh"
-#include "place.cuh"
-#include "problem.h"
-#include "rt.cuh"
-#include "streaming.h"
+#include "cuda/device/math.cuh"
+#include "cuda/device/norms.cuh"
+#include "cuda/device/place.cuh"
+#include "cuda/device/rt.cuh"
+#include "cuda/problem.h"
+#include "cuda/streaming/workspace.h"
 
 namespace rnnfast::cuda::streaming {
 
 constexpr int kThreads = kStreamedThreads;
 constexpr int kWarps = kThreads / 32;
 
-// Whatever has tiles of a mode, one at a time.
+// A warp that has one tile at a time.
 template <class Mode_>
 struct Tile {
   using Mode = Mode_;
@@ -34,14 +34,15 @@ template <class Mode_, int kTiles_, int kSlices_>
 struct Block : Tile<Mode_> {
   using Mode = Mode_;
   static constexpr int kTiles = kTiles_, kSlices = kSlices_;
-  static constexpr int kAll = kTiles * kSlices;  // tiles of the result
-  static constexpr int kTogether = kAll < kWarps ? kAll : kWarps;
-  static constexpr int kRounds = kAll / kTogether;
+  static constexpr int kAll = kTiles * kSlices;                   // tiles of the result
+  static constexpr int kOfRound = kAll < kWarps ? kAll : kWarps;  // tiles, a warp for each
+  static constexpr int kRounds = kAll / kOfRound;
   static constexpr int kStepWords = kTiles * Mode::kWeights + kSlices * Mode::kFactors;
-  // Steps of the product whose factors come in together, while those before are multiplied.
+  // Steps of the product whose factors are loaded together, while the warp multiplies the steps
+  // before.
   static constexpr int kAhead = kStepWords > 24 ? 1 : kStepWords > 8 ? 2 : 4;
-  static constexpr int kBytes = kWarps * kTogether * 32 * 16;  // of shared memory
-  static_assert(kRounds * kTogether == kAll);
+  static constexpr int kBytes = kWarps * kOfRound * 32 * 16;  // of shared memory
+  static_assert(kRounds * kOfRound == kAll);
   static_assert(kBytes == streamed_bytes({kTiles, kSlices}));
 };
 
@@ -59,7 +60,7 @@ struct Packed {
   Workspace workspace;
 };
 
-// ------------------------------------------------------------------------------ what is where
+// ------------------------------------------------------------------------------ places in memory
 
 template <class Mode>
 RT_DEVICE std::uint32_t* weights_of(const Workspace& w, int tile) {
@@ -111,7 +112,7 @@ RT_DEVICE void put_state(const Workspace& w, int i, int groups, const Place<K>& 
   using Mode = typename K::Mode;
   std::uint32_t* tile = state_of<Mode>(w, i, groups, place.slice) + place.entry * Mode::kTileWords;
   Mode::write(place.lane, words[0], [tile](int to, const auto& what) {
-    if constexpr (sizeof what == 8) {  // of two words the compiler makes two stores
+    if constexpr (sizeof what == 8) {  // one store; from two words the compiler makes two
       const std::uint64_t high = what[1];
       *reinterpret_cast<std::uint64_t*>(tile + to) = what[0] | high << 32;
     } else {
@@ -120,7 +121,7 @@ RT_DEVICE void put_state(const Workspace& w, int i, int groups, const Place<K>& 
   });
 }
 
-// Of a block that has several tiles of one slice: the first of them, and the slice.
+// The tiles of a block that has several of one slice: the first tile, and the slice.
 struct Strip {
   int tile, slice;
 
@@ -131,7 +132,7 @@ struct Strip {
   }
 };
 
-// Calls with(tile) for the warp's own of them.
+// Calls with(tile) for the tiles of a strip that belong to the warp.
 template <class With>
 RT_DEVICE void for_own_tiles(const Workspace& w, const Strip& strip, int tiles, With with) {
   for (int n = rt::thread() / 32; n < tiles && strip.tile + n < w.tiles; n += kWarps) {
@@ -139,14 +140,15 @@ RT_DEVICE void for_own_tiles(const Workspace& w, const Strip& strip, int tiles, 
   }
 }
 
-// Whether a tile and a slice are there; those of the last blocks are not all.
+// Whether a tile and a slice exist; the last blocks have room for more.
 RT_DEVICE bool there(const Workspace& w, int tile, int slice) {
   return tile < w.tiles && slice < w.slices;
 }
 
 // ------------------------------------------------------------------------------ the product
 
-// W_hh, or its transpose, as factors: of a tile and a step of the product a warp.
+// Writes W_hh, or its transpose, as factors: a warp for each tile and step of the product. The end
+// of this launch orders it before every product.
 template <class Mode, bool kTransposed>
 RT_KERNEL(kThreads)
 pack_kernel(Packed packed) {
@@ -180,7 +182,7 @@ struct Factors {
   std::uint32_t state[K::kSlices][K::Mode::kFactors];
 };
 
-// Which tiles of the result a block has.
+// The tiles of the result that a block has.
 template <class K>
 struct Corner {
   int tile, slice;
@@ -194,11 +196,12 @@ struct Corner {
   RT_DEVICE int slice_of(int round) const { return slice + index(round) / K::kTiles; }
 
  private:
-  // A warp's own of the tiles that are shared out in a round.
-  RT_DEVICE static int index(int round) { return round * K::kTogether + rt::thread() / 32; }
+  // The warp's tile in a round.
+  RT_DEVICE static int index(int round) { return round * K::kOfRound + rt::thread() / 32; }
 };
 
-// W times the state of step i: to each warp the sums of its tiles (Corner), in the first kTogether.
+// W times the state of step i: each of the first kOfRound warps gets the sums of its tiles
+// (Corner).
 template <class K>
 RT_DEVICE void multiply(const Workspace& w, const Corner<K>& corner, int i, int groups,
                         float (&mine)[K::kRounds][4]) {
@@ -208,7 +211,8 @@ RT_DEVICE void multiply(const Workspace& w, const Corner<K>& corner, int i, int 
   const int begin = steps * warp / kWarps, end = steps * (warp + 1) / kWarps;
   const std::uint32_t* weights[K::kTiles];
   const std::uint32_t* state[K::kSlices];
-  RT_UNROLL for (int m = 0; m < K::kTiles; ++m) {  // past the last the last again: nobody takes it
+  RT_UNROLL for (int m = 0; m < K::kTiles;
+                 ++m) {  // behind the last tile the last again: no warp uses it
     const int tile = corner.tile + m < w.tiles ? corner.tile + m : w.tiles - 1;
     weights[m] = weights_of<Mode>(w, tile) + lane * 4;
   }
@@ -257,34 +261,34 @@ RT_DEVICE void multiply(const Workspace& w, const Corner<K>& corner, int i, int 
 
   const auto part = [&](int of_warp, int tile) {
     return reinterpret_cast<float*>(rt::shared()) +
-           ((of_warp * K::kTogether + tile) * 32 + lane) * 4;
+           ((of_warp * K::kOfRound + tile) * 32 + lane) * 4;
   };
   RT_UNROLL for (int round = 0; round < K::kRounds; ++round) {
-    RT_UNROLL for (int tile = 0; tile < K::kTogether; ++tile) {
-      const int index = round * K::kTogether + tile;
+    RT_UNROLL for (int tile = 0; tile < K::kOfRound; ++tile) {
+      const int index = round * K::kOfRound + tile;
       std::uint32_t four[4];
       RT_UNROLL for (int v = 0; v < 4; ++v) {
         four[v] = rt::bits_of(Mode::total(sums[index % K::kTiles][index / K::kTiles], v));
       }
       rt::store(part(warp, tile), four);
     }
-    rt::sync_block();
+    rt::sync_block();  // all warps write their parts, the tile's warp reads them
     RT_UNROLL for (int v = 0; v < 4; ++v) mine[round][v] = 0.0f;
-    if (warp < K::kTogether) {
+    if (warp < K::kOfRound) {
       RT_UNROLL for (int p = 0; p < kWarps; ++p) {
         std::uint32_t four[4];
         rt::read(part(p, warp), four);
         RT_UNROLL for (int v = 0; v < 4; ++v) mine[round][v] += rt::float_of(four[v]);
       }
     }
-    if (round + 1 < K::kRounds) rt::sync_block();
+    if (round + 1 < K::kRounds) rt::sync_block();  // the next round writes the same words
   }
 }
 
 // ------------------------------------------------------------------------------ sums of a launch
 
-// Over all threads of the block that have a column (thread % 8): to every lane those of its two.
-// In shared memory from float `place` on, where nothing else of the launch is.
+// Adds up over the threads of the block that have the same column (thread % 8); every lane gets the
+// sums of its two columns. Uses shared memory from float `place` on, which the launch uses once.
 template <int kNumber>
 RT_DEVICE void over_block(float (&values)[kNumber], int place, float (&sums)[kNumber][2]) {
   const int lane = rt::thread() % 32, warp = rt::thread() / 32;
@@ -297,7 +301,7 @@ RT_DEVICE void over_block(float (&values)[kNumber], int place, float (&sums)[kNu
       shared[(n * kWarps + warp) * kColumns + lane] = values[n];
     }
   }
-  rt::sync_block();
+  rt::sync_block();  // all warps write their sums, all lanes read them
   RT_UNROLL for (int n = 0; n < kNumber; ++n) {
     RT_UNROLL for (int e = 0; e < 2; ++e) {
       sums[n][e] = 0.0f;
@@ -332,18 +336,18 @@ RT_DEVICE void moments_of_tile(const float (&a)[1][4], const Place<K>& place, co
   float sum[1][2], squares[1][2] = {};
   RT_UNROLL for (int e = 0; e < 2; ++e) sum[0][e] = a[0][e] + a[0][2 + e];  // padding is 0
   over_lanes(sum);
-  const float each = rt::reciprocal(static_cast<float>(units_of(place.entry, shape)));
+  const float inv_units = rt::reciprocal(static_cast<float>(units_of(place.entry, shape)));
   RT_UNROLL for (int v = 0; v < 4; ++v) {
-    const float mean = sum[0][v % 2] * each;
-    const float apart = place.inside(0, v) ? a[0][v] - mean : 0.0f;
-    squares[0][v % 2] += apart * apart;
+    const float mean = sum[0][v % 2] * inv_units;
+    const float deviation = place.inside(0, v) ? a[0][v] - mean : 0.0f;
+    squares[0][v % 2] += deviation * deviation;
     moments[0][v % 2] = mean;
   }
   over_lanes(squares);
   RT_UNROLL for (int e = 0; e < 2; ++e) moments[1][e] = squares[0][e];
 }
 
-// Of all of them together (Chan et al. 1979), as in norms.cuh.
+// The moments of all tiles (Chan et al. 1979), as in resident/sums.cuh.
 RT_DEVICE void moments(const Workspace& w, int slice, const Shape& shape, float eps,
                        float (&mean)[2], float (&rstd)[2]) {
   float sum[1] = {}, squares[1] = {}, all[1][2];
@@ -351,20 +355,21 @@ RT_DEVICE void moments(const Workspace& w, int slice, const Shape& shape, float 
     sum[0] += static_cast<float>(units_of(tile, shape)) * *of_tile;
   });
   over_block(sum, 0, all);
-  RT_UNROLL for (int e = 0; e < 2; ++e) mean[e] = all[0][e] * shape.each;
-  // The same of the thread's own column, which is one of another lane's two.
+  RT_UNROLL for (int e = 0; e < 2; ++e) mean[e] = all[0][e] * shape.inv_size;
+  // The mean of the thread's own column, thread % 8.
   float own = 0.0f;
   RT_UNROLL for (int from = 0; from < kWarps; ++from) {
     own += reinterpret_cast<float*>(rt::shared())[from * kColumns + rt::thread() % kColumns];
   }
-  own *= shape.each;
+  own *= shape.inv_size;
   for_tiles(w, slice, [&](int tile, const float* of_tile) {
-    const float apart = *of_tile - own;
-    squares[0] += of_tile[kColumns] + static_cast<float>(units_of(tile, shape)) * apart * apart;
+    const float deviation = *of_tile - own;
+    squares[0] +=
+        of_tile[kColumns] + static_cast<float>(units_of(tile, shape)) * deviation * deviation;
   });
   over_block(squares, kWarps * kColumns, all);
   RT_UNROLL for (int e = 0; e < 2; ++e) {
-    rstd[e] = precise_inverse_root(all[0][e] * shape.each + eps);
+    rstd[e] = precise_inverse_root(all[0][e] * shape.inv_size + eps);
   }
 }
 

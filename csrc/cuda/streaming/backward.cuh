@@ -1,7 +1,7 @@
 // Backpropagation through time, a launch a step (streaming.cuh).
 #pragma once
 
-#include "streaming.cuh"
+#include "cuda/streaming/product.cuh"
 
 namespace rnnfast::cuda::streaming {
 
@@ -9,10 +9,10 @@ RT_DEVICE int backward_time(const Shape& shape, int direction, int i) {
   return direction ? i : shape.steps - 1 - i;
 }
 
-// What backward is told of a row and a step i.
+// Facts about a row in step i.
 struct Row {
   bool valid;  // it has the step
-  bool last;   // it is its last one, in the order of forward: there grad_h_n comes in
+  bool last;   // it is the row's last one, in the order of forward: grad_h_n is added here
   bool cut;    // no gradient crosses the edge to the step before in this order
   bool begun;  // the step before in this order was the row's first: c is dh_0
 };
@@ -32,7 +32,7 @@ RT_DEVICE Row row_of(const Backward& a, const Place<K>& place, int i, int column
   return row;
 }
 
-// da_t of a tile: what the next step multiplies, and dp.
+// Stores da_t of a tile: as the state that the next step multiplies, and as dp.
 template <class K>
 RT_DEVICE void put_da(const Backward& a, const Workspace& w, const Place<K>& place, int i,
                       const float (&da)[1][4]) {
@@ -41,10 +41,10 @@ RT_DEVICE void put_da(const Backward& a, const Workspace& w, const Place<K>& pla
   Words<Stored>::from_values(da[0], out[0]);
   const int t = backward_time(a.shape, place.direction, i);
   put_state<K>(w, i + 1, a.shape.groups, place, out);
-  put<K>(Track<K, Stored>(static_cast<Stored*>(a.dp), a.dp_strides, place, t), place, out);
+  put<K>(Track<K, Stored>(a.dp, place, t), place, out);
 }
 
-// What of the tensors a tile of step i needs: on its way from here.
+// The inputs of a tile of step i, loaded before they are used.
 template <class K>
 struct BackwardInputs {
   TileWords<K> grad_y, y, ahat;
@@ -53,17 +53,17 @@ struct BackwardInputs {
     using Stored = typename K::Stored;
     const bool has = i < a.shape.steps;
     const int t = backward_time(a.shape, place.direction, i);
-    const auto one = [&](const void* base, const Strides& strides, TileWords<K>& to) {
-      fetch<K>(Track<K, const Stored>(static_cast<const Stored*>(base), strides, place, t), has,
-               place, to);
+    const auto one = [&](const Sequence<const void*>& from, TileWords<K>& to) {
+      fetch<K>(Track<K, const Stored>(from, place, t), has, place, to);
     };
-    one(a.grad_y, a.grad_y_strides, grad_y);
-    one(a.y, a.y_strides, y);
-    if (a.gamma != nullptr) one(a.ahat, a.ahat_strides, ahat);
+    one(a.grad_y, grad_y);
+    one(a.y, y);
+    if (a.gamma != nullptr) one(a.ahat, ahat);
   }
 };
 
-// Of a tile: c_t is there. dh_0 of rows that have begun; else on to da_t, or to the second launch.
+// From c_t of a tile to dh_0, for rows that have begun; for the others to da_t, or to the values
+// and sums of the second launch.
 template <class K>
 RT_DEVICE void step_back(const Backward& a, const Workspace& w, const Place<K>& place, int i,
                          const BackwardInputs<K>& inputs, float (&c)[1][4]) {
@@ -73,7 +73,7 @@ RT_DEVICE void step_back(const Backward& a, const Workspace& w, const Place<K>& 
   const Row rows[2] = {row_of<K>(a, place, i, place.column(0)),
                        row_of<K>(a, place, i, place.column(1))};
   RT_UNROLL for (int v = 0; v < 4; ++v) {
-    // Padding stays 0, whatever an inf makes of it.
+    // Padding stays 0, even where the product has an inf.
     c[0][v] = rows[v % 2].cut || !place.inside(0, v) ? 0.0f : c[0][v];
   }
   unsigned begun = 0, ends = 0, empty = 0;
@@ -115,7 +115,7 @@ RT_DEVICE void step_back(const Backward& a, const Workspace& w, const Place<K>& 
     a.carry[(row * a.shape.groups + place.group) * place.size + place.padded_unit(0, v)] = c[0][v];
   }
 
-  if (a.limit > 0) {
+  if (a.clip > 0) {
     float squares[2][2];
     squares_of(dh, squares);
     over_lanes(squares);
@@ -125,18 +125,18 @@ RT_DEVICE void step_back(const Backward& a, const Workspace& w, const Place<K>& 
   if (a.gamma != nullptr) {
     W::to_values(inputs.ahat[0], ahat);
     parameter<K>(a.gamma, place, gamma);
-    if (a.anew) {
+    if (a.recompute_state) {
       float beta[2];
       parameter<K>(a.beta, place, beta);
       RT_UNROLL for (int v = 0; v < 4; ++v) h[0][v] = ahat[v] * gamma[v / 2] + beta[v / 2];
-      activate<float>(a.nonlinearity, h);  // of h, 1 - h^2 has fewer digits
+      activate<float>(a.nonlinearity, h);  // 1 - h^2 of a stored h has fewer digits
     }
   }
   differentiate(a.nonlinearity, dh, h);
   RT_UNROLL for (int v = 0; v < 4; ++v) {
     dh[0][v] = rows[v % 2].valid && place.inside(0, v) ? dh[0][v] : 0.0f;
   }
-  if (a.gamma == nullptr && a.limit <= 0) return put_da<K>(a, w, place, i, dh);
+  if (a.gamma == nullptr && a.clip <= 0) return put_da<K>(a, w, place, i, dh);
   put_values<K>(w, place, dh);
   if (a.gamma == nullptr) return;
   float sums[4][2] = {};  // of dahat, and of dahat ahat; scaled down
@@ -159,18 +159,18 @@ backward_kernel(Step<Backward> step) {
   const Workspace& w = step.workspace;
   const Corner<K> corner(w);
   BackwardInputs<T> inputs = {};
-  const auto each = [&](auto with) {
-    if (rt::thread() / 32 >= K::kTogether) return;
+  const auto for_own_tiles_of_block = [&](auto with) {
+    if (rt::thread() / 32 >= K::kOfRound) return;
     RT_UNROLL for (int round = 0; round < K::kRounds; ++round) {
       const int tile = corner.tile_of(round), slice = corner.slice_of(round);
       if (there(w, tile, slice)) with(round, Place<T>(a.shape, tile, slice));
     }
   };
   const auto fetch_inputs = [&](int, const Place<T>& place) { inputs.fetch_all(a, place, step.i); };
-  if (K::kRounds == 1) each(fetch_inputs);
+  if (K::kRounds == 1) for_own_tiles_of_block(fetch_inputs);
   float sums[K::kRounds][4] = {};
   if (step.i > 0) multiply<K>(w, corner, step.i, a.shape.groups, sums);
-  each([&](int round, const Place<T>& place) {
+  for_own_tiles_of_block([&](int round, const Place<T>& place) {
     if (K::kRounds > 1) fetch_inputs(round, place);
     float c[1][4];
     RT_UNROLL for (int v = 0; v < 4; ++v) c[0][v] = sums[round][v];
@@ -178,9 +178,9 @@ backward_kernel(Step<Backward> step) {
   });
 }
 
-// Clipping and layer norm. Both are linear in dh, but for the number that clips: sums of what is
-// not clipped yet are multiplied by it. Where the norm is large these may be past what float32 has:
-// then those of the values that are scaled down are taken.
+// Clipping and layer norm. Both are linear in dh except for the clip scale, so the sums of
+// unclipped values are multiplied by it. Where the norm is large those sums may overflow float32:
+// then this uses the sums of the scaled-down values.
 template <class Mode>
 RT_KERNEL(kThreads)
 finish_backward_kernel(Step<Backward> step) {
@@ -189,7 +189,7 @@ finish_backward_kernel(Step<Backward> step) {
   const Backward& a = step.problem;
   const Workspace& w = step.workspace;
   const Strip strip(w, step.tiles);
-  const int first = a.limit > 0 ? 0 : 2, end = a.gamma != nullptr ? kMostSums : 2;
+  const int first = a.clip > 0 ? 0 : 2, end = a.gamma != nullptr ? kMostSums : 2;
   float own[kMostSums] = {}, sums[kMostSums][2];
   for_tiles(w, strip.slice, [&](int, const float* of_tile) {
     RT_UNROLL for (int n = 0; n < kMostSums; ++n) {
@@ -199,11 +199,11 @@ finish_backward_kernel(Step<Backward> step) {
   over_block(own, 0, sums);
   float scale[2] = {1.0f, 1.0f}, mean[2], along[2];
   RT_UNROLL for (int e = 0; e < 2; ++e) {
-    if (a.limit > 0) scale[e] = clip_scale(sums, e, a.limit);
-    const bool large = a.limit > 0 && too_large(sums, e);
-    const float each = (large ? scale[e] / kScaledDown : scale[e]) * a.shape.each;
-    mean[e] = (large ? sums[4][e] : sums[2][e]) * each;
-    along[e] = (large ? sums[5][e] : sums[3][e]) * each;
+    if (a.clip > 0) scale[e] = clip_scale(sums, e, a.clip);
+    const bool large = a.clip > 0 && too_large(sums, e);
+    const float factor = (large ? scale[e] / kScaledDown : scale[e]) * a.shape.inv_size;
+    mean[e] = (large ? sums[4][e] : sums[2][e]) * factor;
+    along[e] = (large ? sums[5][e] : sums[3][e]) * factor;
   }
   for_own_tiles(w, strip, step.tiles, [&](int tile) {
     const Place<K> place(a.shape, tile, strip.slice);
@@ -215,8 +215,7 @@ finish_backward_kernel(Step<Backward> step) {
       float ahat[4], gamma[2], gain[2] = {}, bias[2] = {}, rstd[2];
       bool valid[2];
       TileWords<K> words;
-      fetch<K>(Track<K, const Stored>(static_cast<const Stored*>(a.ahat), a.ahat_strides, place, t),
-               true, place, words);
+      fetch<K>(Track<K, const Stored>(a.ahat, place, t), true, place, words);
       parameter<K>(a.gamma, place, gamma);
       RT_UNROLL for (int e = 0; e < 2; ++e) {
         const int length = length_of<K>(a.lengths, a.shape, place, place.column(e));
