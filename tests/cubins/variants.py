@@ -132,17 +132,23 @@ def launches(
 
 def source(launch: Launch) -> ASTSource:
     """As Triton would specialize it: pointers at 16 bytes, integers and floats by type alone."""
-    signature, constants, attributes = {}, {}, {}
-    for i, name in enumerate(launch.kernel.arg_names):
-        value = launch.arguments[name]
-        if value is None or launch.kernel.params[i].is_constexpr:
-            signature[name], constants[name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = TYPES[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        else:
-            wide = isinstance(value, int) and value >= 1 << 31
-            signature[name] = "fp32" if isinstance(value, float) else "i64" if wide else "i32"
+    constants, attributes = {}, {}
+
+    def kind(value: object, *path: int) -> str | tuple:
+        if value is None or launch.kernel.params[path[0]].is_constexpr:
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, tuple):
+            return type(value)(*(kind(field, *path, i) for i, field in enumerate(value)))
+        if isinstance(value, torch.Tensor):
+            attributes[path] = [["tt.divisibility", 16]]
+            return TYPES[value.dtype]
+        if isinstance(value, float):
+            return "fp32"
+        return "i64" if value >= 1 << 31 else "i32"
+
+    names = launch.kernel.arg_names
+    signature = {name: kind(launch.arguments[name], i) for i, name in enumerate(names)}
     return ASTSource(launch.kernel, signature, constants, attributes)
 
 
@@ -226,7 +232,7 @@ def variants(capability: int) -> dict[str, Launch]:
             if key in hashes:
                 continue
             hashes.add(key)
-            a = launch.arguments
-            block = f"{a.get('BS', a.get('BR'))}x{a['BB']}"
+            form = launch.arguments["FORM"]
+            block = f"{form.BS}x{form.BB}"
             found[f"sm_{capability} {launch.name} {kind} {f} {units} units {block} {what}"] = launch
     return found
