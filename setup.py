@@ -7,6 +7,9 @@ No working compiler is no reason to refuse the installation, but it is never sil
 printed and kept in rnnfast/_build.json, and `import rnnfast` warns. RNNFAST_REQUIRE_EXTENSION=1
 makes it an error. CXX, CPPFLAGS, CXXFLAGS and LDFLAGS are heeded.
 
+RNNFAST_SIMD_LEVELS says which levels the kernels for CPUs are built for: all (the default), native
+(the best of this machine, and no other: a third of the time), or names like portable,avx2.
+
 RNNFAST_CUDA=1 makes a missing nvcc, or one that does not compile, an error; 0 leaves it alone.
 NVCC names it. RNNFAST_CUDA_ARCHS lists the architectures; the default is
 sm_80,sm_90,sm_100,sm_120,compute_90, and from an nvcc before 12.8 without sm_100 and sm_120.
@@ -34,13 +37,14 @@ from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = {"rnnfast": "rnnfast", "rnnfast.triton_kernels": "triton_kernels"}
+TRITON_PACKAGES = ["rnnfast.triton_kernels", "rnnfast.triton_kernels.cells"]
 
 COMMON = shlex.split("-O3 -std=c++20 -fvisibility=hidden -ffp-contract=fast -fPIC -Wall -Wextra")
 # One source, compiled once for each level; the extension picks one when it runs. Never
 # -march=native (wheels run elsewhere), never -fopenmp (the threads are torch's, of the libgomp it
 # has loaded).
 SIMD_SOURCE = "csrc/cpu/kernels.cpp"
-SIMD = {"portable": []}
+SIMD = {"portable": []}  # the best last
 SIMD_X86_64 = {
     "avx2": shlex.split("-mavx2 -mfma -mf16c"),
     "avx512": shlex.split(
@@ -106,8 +110,35 @@ class Compiler:
         return cls(command, version.partition("\n")[0], target.strip())
 
     def simd(self) -> dict[str, list[str]]:
+        """The levels that it can build, the best last, with their flags."""
         x86_64 = self.target.startswith(("x86_64", "amd64"))
         return SIMD | SIMD_X86_64 if x86_64 else SIMD
+
+    def levels(self) -> list[str]:
+        """The levels to build: RNNFAST_SIMD_LEVELS."""
+        known = list(self.simd())
+        wanted = os.environ.get("RNNFAST_SIMD_LEVELS") or "all"
+        if wanted == "all":
+            return known
+        if wanted == "native":
+            return [level for level in known if self.native(level)][-1:]
+        names = wanted.replace(" ", "").split(",")
+        if not set(names) <= set(known):
+            raise Unavailable(
+                f"RNNFAST_SIMD_LEVELS is '{wanted}'; known for {self.target}: all, native, or some "
+                f"of {','.join(known)}"
+            )
+        return [level for level in known if level in names]
+
+    def native(self, level: str) -> bool:
+        """Whether this machine's processor has every extension that the level is compiled for."""
+        macros = [*self.command, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+        try:
+            defined = run(macros, "the compiler does not know this processor")
+        except Unavailable:
+            return level == "portable"
+        extensions = [f for f in self.simd()[level] if f.startswith("-m") and "prefer" not in f]
+        return all(f"__{f.removeprefix('-m').upper()}__" in defined for f in extensions)
 
 
 @dataclass(frozen=True)
@@ -247,13 +278,15 @@ def extension_steps(
     for source in ["csrc/bindings.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]:
         output = f"{folder}/{Path(source).stem}"
         if source == SIMD_SOURCE:
-            for level in compiler.simd():
+            for level in compiler.levels():
                 flags = level_flags(compiler, level)
                 steps.append(compile_step(compiler, source, f"{output}.{level}.o", flags))
         else:  # only the bindings see Python and pybind11
             flags = python_includes() if source == "csrc/bindings.cpp" else []
             if nvcc is not None and flags:
                 flags.append(f'-DRNNFAST_CUDA="{",".join(nvcc.archs)}"')
+            if source == "csrc/cpu/dispatch.cpp":
+                flags = [f"-DRNNFAST_BUILT_{level.upper()}" for level in compiler.levels()]
             steps.append(compile_step(compiler, source, f"{output}.o", flags))
     objects = [step.output for step in steps]
     libraries = [] if nvcc is None else [f"-L{folder}" for folder in nvcc.libraries]
@@ -362,7 +395,7 @@ class BuildExtension(build_ext):
             "compiler": compiler.version,
             "target": compiler.target,
             "flags": shlex.join([*COMMON, *user_flags("CPPFLAGS"), *user_flags("CXXFLAGS")]),
-            "simd": list(compiler.simd()),
+            "simd": compiler.levels(),
         }
         return ROOT / folder / file_name, report
 
@@ -427,7 +460,7 @@ def warn(reason: str) -> None:
 
 if __name__ == "__main__":
     setup(
-        packages=[*find_packages(include=["rnnfast", "rnnfast.*"]), "rnnfast.triton_kernels"],
+        packages=[*find_packages(include=["rnnfast", "rnnfast.*"]), *TRITON_PACKAGES],
         package_dir=PACKAGES,
         ext_modules=[Extension("rnnfast._C", sources=[])],
         cmdclass={"build_ext": BuildExtension},

@@ -19,7 +19,7 @@ from .readme import with_lines
 BEGIN = "<!-- made by python -m bench.predictions -->"
 PAGE = Path("docs/gpu_kernels.md")
 RESULTS = Path("bench/results")
-RECORDED = Path("tests/sass/recorded.json")
+RECORDED = Path("tests/proof/sass/recorded.json")
 # How many clusters of 2, 4, 8 and 16 blocks there are at once is not known before one is asked.
 H200 = cuda.Device("H200", 90, 132, 227 << 10, (66, 32, 15, 7))
 GIGAHERTZ = 1.98  # of an H200 under load

@@ -135,7 +135,7 @@ def to_torch(model, *, report=print):
     _check_module(model)
     for name, module in model.named_modules():
         if type(module) is RNN:
-            if module.nonlinearity not in torch_native.KERNELS:
+            if f"rnn_{module.nonlinearity}" not in torch_native.KERNELS:
                 raise ValueError(f"{name or 'model'}: nn.RNN has no {module.nonlinearity}")
             beyond = module._problem(torch.empty(1, 1, 1)).beyond
             if beyond:

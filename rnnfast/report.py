@@ -64,7 +64,7 @@ def info(full: bool = False) -> Report:
     ]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
-        problem = backends.Problem(device, torch.float32, "tanh", projected=False)
+        problem = backends.Problem(device, torch.float32, "rnn_tanh", projected=False)
         lines.append(f"on {device}, float32, tanh:")
         lines += [f"  {name}: {why or 'serves'}" for name, why in _refusals(problem)]
     if full:
@@ -154,9 +154,7 @@ def _of_rnn(rnn: RNN, *args: Any, **named: Any) -> list[str]:
     else:
         asked, otherwise = "asked for by name", f"{chosen} is asked for"
         reasons = backends.refusals(problem)
-    lines = [
-        f"{chosen} ({asked}), for {problem.nonlinearity} in {problem.dtype} on {problem.device}"
-    ]
+    lines = [f"{chosen} ({asked}), for {problem.cell} in {problem.dtype} on {problem.device}"]
     if chosen in ("cuda", "triton"):
         lines.append(f"  {backends.BACKENDS[chosen].plan(problem)}")
     steps = rnn._stretch(chosen, _steps(rnn, input), problem)

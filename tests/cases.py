@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 import rnnfast
@@ -30,6 +31,7 @@ __all__ = [
     "RESULTS",
     "Case",
     "assert_good",
+    "examples",
     "has_room",
     "judge",
     "make_case",
@@ -55,6 +57,11 @@ MODULE_BACKENDS = [
 ]
 
 needs_cpu = pytest.mark.skipif(cpu._C is None, reason="the extension rnnfast._C is not built")
+
+
+def examples(number: int) -> int:
+    """What a test tries, times what the profile of hypothesis (conftest.py) says."""
+    return max(1, number * settings.default.max_examples // 100)
 
 
 def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]:

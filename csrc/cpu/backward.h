@@ -67,8 +67,7 @@ struct BackwardTask : Task<Cell, S> {
     this->for_each_vector([&](int64_t row, int64_t unit) {
       if constexpr (Cell::kDirectGradient) store_raw(direct + place(row, unit), V{});
       for (int i = 0; i < Cell::kCarried; ++i)
-        store_raw(dcarried_at(i, row, unit),
-                  this->state_or_zero(problem->grad_carried_n, i, row, unit));
+        store_raw(dcarried_at(i, row, unit), this->state_or_zero(problem->grad_c_n, i, row, unit));
       if (kRows && normalizes()) {
         store_raw(norm_gradient(row) + unit, V{});
         store_raw(norm_gradient(row) + this->stride + unit, V{});
@@ -229,7 +228,7 @@ struct BackwardTask : Task<Cell, S> {
     const int64_t r = at.row + row;
     if (this->cut(this->reverse() ? at.t + 1 : at.t, r)) return V{};
     const bool first = this->reverse() ? at.t == this->length(r) - 1 : at.t == 0;
-    if (first) return this->state_or_zero(problem->h0, 0, r, unit);
+    if (first) return this->state_or_zero(problem->h_0, 0, r, unit);
     return load(at.before.at(row, unit), at.size - unit);
   }
 
@@ -453,27 +452,27 @@ struct BackwardTask : Task<Cell, S> {
   }
 
   void end() {
-    if (problem->dh0 == nullptr && problem->dcarried0 == nullptr) return;
+    if (problem->dh_0 == nullptr && problem->dc_0 == nullptr) return;
     const auto skip = [&](int64_t, int64_t)
-                          RNNFAST_INLINE_LAMBDA { return problem->dh0 == nullptr; };
+                          RNNFAST_INLINE_LAMBDA { return problem->dh_0 == nullptr; };
     const auto epilogue = [&](int64_t row, int64_t vector, int64_t end,
                               const V* product) RNNFAST_INLINE_LAMBDA {
       const bool fresh = !this->reverse() && this->cut(0, row);
       for (; vector < end; ++vector, ++product) {
         const int64_t unit = vector * L;
         const int64_t count = this->shape.size - unit;
-        if (problem->dh0 != nullptr) {
-          V dh0 = this->state_or_zero(problem->grad_h_n, 0, row, unit);  // of a row of length 0
+        if (problem->dh_0 != nullptr) {
+          V dh_0 = this->state_or_zero(problem->grad_h_n, 0, row, unit);  // of a row of length 0
           if (this->length(row) > 0) {
-            dh0 = product[0];
-            if constexpr (Cell::kDirectGradient) dh0 += load(direct + place(row, unit));
+            dh_0 = product[0];
+            if constexpr (Cell::kDirectGradient) dh_0 += load(direct + place(row, unit));
           }
-          if (fresh) dh0 = V{};
-          store(this->template state<S>(problem->dh0, 0, row, unit), narrow<S>(dh0), count);
+          if (fresh) dh_0 = V{};
+          store(this->template state<S>(problem->dh_0, 0, row, unit), narrow<S>(dh_0), count);
         }
-        if (problem->dcarried0 != nullptr) {
+        if (problem->dc_0 != nullptr) {
           for (int i = 0; i < Cell::kCarried; ++i)
-            store(this->template state<S>(problem->dcarried0, i, row, unit),
+            store(this->template state<S>(problem->dc_0, i, row, unit),
                   narrow<S>(fresh ? V{} : load(dcarried_at(i, row, unit))), count);
         }
       }

@@ -1,4 +1,4 @@
-// Run-time choice among the SIMD levels that were built in.
+// Run-time choice among the SIMD levels that were built in, and among the cells.
 #pragma once
 
 #include <string>
@@ -9,22 +9,21 @@
 namespace rnnfast::cpu {
 
 // Defined by kernels.cpp, once per level.
-#define RNNFAST_DECLARE_LEVEL(level)                                \
-  namespace level {                                                 \
-  void elman_forward(Nonlinearity, Dtype, const ForwardProblem&);   \
-  void elman_backward(Nonlinearity, Dtype, const BackwardProblem&); \
-  Plan elman_plan(Dtype, const Shape&, int threads);                \
-  }
-RNNFAST_DECLARE_LEVEL(portable)
-RNNFAST_DECLARE_LEVEL(avx2)
-RNNFAST_DECLARE_LEVEL(avx512)
-#undef RNNFAST_DECLARE_LEVEL
+namespace portable {
+extern const CellKernels kRnn[kCells];
+}
+namespace avx2 {
+extern const CellKernels kRnn[kCells];
+}
+namespace avx512 {
+extern const CellKernels kRnn[kCells];
+}
 
 struct Kernels {
   const char* level;
-  void (*elman_forward)(Nonlinearity, Dtype, const ForwardProblem&);
-  void (*elman_backward)(Nonlinearity, Dtype, const BackwardProblem&);
-  Plan (*elman_plan)(Dtype, const Shape&, int threads);
+  const CellKernels* cells;
+
+  const CellKernels& cell(const char* name) const;  // std::invalid_argument for an unknown name
 };
 
 // The level in use: the best that this machine runs, until set_simd_level.
@@ -32,5 +31,7 @@ const Kernels& kernels();
 
 std::vector<std::string> simd_levels();         // usable here, best last
 void set_simd_level(const std::string& level);  // std::invalid_argument for any other name
+
+Dtype dtype_named(const char* name);  // std::invalid_argument for an unknown name
 
 }  // namespace rnnfast::cpu

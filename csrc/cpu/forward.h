@@ -67,10 +67,10 @@ struct ForwardTask : Task<Cell, S> {
     this->for_each_vector([&](int64_t row, int64_t unit) {
       const bool fresh = !this->reverse() && this->cut(0, row);
       store_raw(old_state + place(row, unit),
-                fresh ? V{} : this->state_or_zero(problem->h0, 0, row, unit));
+                fresh ? V{} : this->state_or_zero(problem->h_0, 0, row, unit));
       for (int i = 0; i < Cell::kCarried; ++i)
         store_raw(carried_at(i, row, unit),
-                  fresh ? V{} : this->state_or_zero(problem->carried0, i, row, unit));
+                  fresh ? V{} : this->state_or_zero(problem->c_0, i, row, unit));
     });
     this->crew.wait();
   }
@@ -81,7 +81,7 @@ struct ForwardTask : Task<Cell, S> {
       store(this->template state<S>(problem->h_n, 0, row, unit),
             narrow<S>(load(old_state + place(row, unit))), count);
       for (int i = 0; i < Cell::kCarried; ++i)
-        store(this->template state<S>(problem->carried_n, i, row, unit),
+        store(this->template state<S>(problem->c_n, i, row, unit),
               narrow<S>(load(carried_at(i, row, unit))), count);
     });
   }

@@ -5,11 +5,6 @@
 #include "math.h"
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {
-
-void elman_forward(Nonlinearity, Dtype, const ForwardProblem&);
-void elman_backward(Nonlinearity, Dtype, const BackwardProblem&);
-Plan elman_plan(Dtype, const Shape&, int threads);
-
 namespace {
 
 template <class F, class S>
@@ -43,8 +38,8 @@ void backward_of(const BackwardProblem& problem) {
 }
 
 template <class F>
-void forward_as(Dtype dtype, const ForwardProblem& problem) {
-  switch (dtype) {
+void forward_as(const ForwardProblem& problem) {
+  switch (problem.dtype) {
     case Dtype::kFloat32:
       return forward_of<F, float>(problem);
     case Dtype::kFloat64:
@@ -57,8 +52,8 @@ void forward_as(Dtype dtype, const ForwardProblem& problem) {
 }
 
 template <class F>
-void backward_as(Dtype dtype, const BackwardProblem& problem) {
-  switch (dtype) {
+void backward_as(const BackwardProblem& problem) {
+  switch (problem.dtype) {
     case Dtype::kFloat32:
       return backward_of<F, float>(problem);
     case Dtype::kFloat64:
@@ -70,33 +65,17 @@ void backward_as(Dtype dtype, const BackwardProblem& problem) {
   }
 }
 
-}  // namespace
-
-void elman_forward(Nonlinearity nonlinearity, Dtype dtype, const ForwardProblem& problem) {
-  switch (nonlinearity) {
-    case Nonlinearity::kTanh:
-      return forward_as<cells::Tanh>(dtype, problem);
-    case Nonlinearity::kRelu:
-      return forward_as<cells::Relu>(dtype, problem);
-    case Nonlinearity::kSigmoid:
-      return forward_as<cells::Sigmoid>(dtype, problem);
-  }
-}
-
-void elman_backward(Nonlinearity nonlinearity, Dtype dtype, const BackwardProblem& problem) {
-  switch (nonlinearity) {
-    case Nonlinearity::kTanh:
-      return backward_as<cells::Tanh>(dtype, problem);
-    case Nonlinearity::kRelu:
-      return backward_as<cells::Relu>(dtype, problem);
-    case Nonlinearity::kSigmoid:
-      return backward_as<cells::Sigmoid>(dtype, problem);
-  }
-}
-
-Plan elman_plan(Dtype dtype, const Shape& shape, int threads) {
+Plan plan(Dtype dtype, const Shape& shape, int threads) {
   return dtype == Dtype::kFloat64 ? plan_call<double>(shape, 1, threads)
                                   : plan_call<float>(shape, 1, threads);
 }
+
+}  // namespace
+
+extern const CellKernels kRnn[kCells];
+const CellKernels kRnn[kCells] = {
+    {"rnn_tanh", forward_as<cells::Tanh>, backward_as<cells::Tanh>, plan},
+    {"rnn_relu", forward_as<cells::Relu>, backward_as<cells::Relu>, plan},
+    {"rnn_sigmoid", forward_as<cells::Sigmoid>, backward_as<cells::Sigmoid>, plan}};
 
 }  // namespace rnnfast::cpu::RNNFAST_LEVEL

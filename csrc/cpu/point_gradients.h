@@ -285,8 +285,8 @@ struct PointGradients {
           right[k] = static_cast<const S*>(problem.y.data) +
                      (reverse ? t[k] + 1 : t[k] - 1) * problem.y.stride_t +
                      b[k] * problem.y.stride_b + group * shape.size;
-        } else if (problem.h0 != nullptr) {
-          right[k] = static_cast<const S*>(problem.h0) + state_offset(shape, group, b[k]);
+        } else if (problem.h_0 != nullptr) {
+          right[k] = static_cast<const S*>(problem.h_0) + state_offset(shape, group, b[k]);
         } else {
           right[k] = nullptr;
         }

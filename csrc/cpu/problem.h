@@ -4,12 +4,10 @@
 
 #include <cstdint>
 
-#include "cells/rnn.h"
 #include "record.h"
 
 namespace rnnfast::cpu {
 
-using cells::Nonlinearity;
 enum class Dtype { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
 struct Shape {
@@ -42,12 +40,14 @@ struct Sequence {
 };
 
 // Contiguous: w_hh [D, heads*gates*S, S], w_ih [D, heads*gates*S, I], b_ih and b_hh
-// [D, heads*gates*S], h0 and h_n [D, B, heads*S], carried0 and carried_n [kCarried, D, B, heads*S].
+// [D, heads*gates*S], h_0 and h_n, c_0 and c_n [D, B, heads*S].
 // The input is either p, or x [T, B, I] with w_ih and perhaps biases, p = x W_ih^T + b_ih + b_hh.
 //
 // Layer norm, where gamma is given: gamma, beta, dgamma and dbeta [groups * S] and rstd
 // [T, B, groups] in the arithmetic type, contiguous.
 struct ForwardProblem {
+  const char* cell = "";  // its name: "rnn_tanh"
+  Dtype dtype = Dtype::kFloat32;
   Shape shape = {};
   int threads = 1;
   const std::int64_t* lengths = nullptr;  // [B], 0..T
@@ -59,8 +59,8 @@ struct ForwardProblem {
   const void* b_ih = nullptr;
   const void* w_hh = nullptr;
   const void* b_hh = nullptr;
-  const void* h0 = nullptr;
-  const void* carried0 = nullptr;
+  const void* h_0 = nullptr;
+  const void* c_0 = nullptr;
   const void* gamma = nullptr;
   const void* beta = nullptr;
   double norm_eps = 0;
@@ -69,10 +69,12 @@ struct ForwardProblem {
   Sequence<void*> ahat;
   void* rstd = nullptr;
   void* h_n = nullptr;
-  void* carried_n = nullptr;
+  void* c_n = nullptr;
 };
 
 struct BackwardProblem {
+  const char* cell = "";
+  Dtype dtype = Dtype::kFloat32;
   Shape shape = {};
   int threads = 1;
   const std::int64_t* lengths = nullptr;
@@ -81,14 +83,14 @@ struct BackwardProblem {
   double clip = __builtin_inf();  // most that the norm of a row of dh may be
   Sequence<const void*> grad_y;
   const void* grad_h_n = nullptr;
-  const void* grad_carried_n = nullptr;
+  const void* grad_c_n = nullptr;
   Sequence<const void*> y;
   Sequence<const void*> saved;
   Sequence<const void*> x;  // and so on to w_ih: where forward had x
   std::int64_t input_size = 0;
   const void* w_ih = nullptr;
   const void* w_hh = nullptr;
-  const void* h0 = nullptr;
+  const void* h_0 = nullptr;
   const void* gamma = nullptr;
   const void* beta = nullptr;
   Sequence<const void*> ahat;
@@ -102,10 +104,97 @@ struct BackwardProblem {
   void* dw_hh = nullptr;
   void* dgamma = nullptr;  // both or neither
   void* dbeta = nullptr;
-  void* dh0 = nullptr;
-  void* dcarried0 = nullptr;
+  void* dh_0 = nullptr;
+  void* dc_0 = nullptr;
   double* record = nullptr;  // [D, T, B or 1, kFields]
   bool per_sample = false;   // B of them
 };
+
+// The kernels of one cell at one SIMD level.
+struct CellKernels {
+  const char* name;
+  void (*forward)(const ForwardProblem&);
+  void (*backward)(const BackwardProblem&);
+  Plan (*plan)(Dtype, const Shape&, int threads);
+};
+
+constexpr int kCells = 3;
+
+// Calls visit(name, field) for every field. The name is what Python calls it (csrc/keywords.h).
+template <class Visit>
+void visit_fields(Shape& shape, Visit&& visit) {
+  visit("steps", shape.steps);
+  visit("batch", shape.batch);
+  visit("size", shape.size);
+  visit("directions", shape.directions);
+  visit("heads", shape.heads);
+}
+
+template <class Visit>
+void visit_fields(ForwardProblem& problem, Visit&& visit) {
+  visit("cell", problem.cell);
+  visit("dtype", problem.dtype);
+  visit_fields(problem.shape, visit);
+  visit("threads", problem.threads);
+  visit("lengths", problem.lengths);
+  visit("reset", problem.reset);
+  visit("p", problem.p);
+  visit("x", problem.x);
+  visit("input_size", problem.input_size);
+  visit("w_ih", problem.w_ih);
+  visit("b_ih", problem.b_ih);
+  visit("w_hh", problem.w_hh);
+  visit("b_hh", problem.b_hh);
+  visit("h_0", problem.h_0);
+  visit("c_0", problem.c_0);
+  visit("gamma", problem.gamma);
+  visit("beta", problem.beta);
+  visit("norm_eps", problem.norm_eps);
+  visit("y", problem.y);
+  visit("saved", problem.saved);
+  visit("ahat", problem.ahat);
+  visit("rstd", problem.rstd);
+  visit("h_n", problem.h_n);
+  visit("c_n", problem.c_n);
+}
+
+template <class Visit>
+void visit_fields(BackwardProblem& problem, Visit&& visit) {
+  visit("cell", problem.cell);
+  visit("dtype", problem.dtype);
+  visit_fields(problem.shape, visit);
+  visit("threads", problem.threads);
+  visit("lengths", problem.lengths);
+  visit("reset", problem.reset);
+  visit("window", problem.window);
+  visit("clip", problem.clip);
+  visit("grad_y", problem.grad_y);
+  visit("grad_h_n", problem.grad_h_n);
+  visit("grad_c_n", problem.grad_c_n);
+  visit("y", problem.y);
+  visit("saved", problem.saved);
+  visit("x", problem.x);
+  visit("input_size", problem.input_size);
+  visit("w_ih", problem.w_ih);
+  visit("w_hh", problem.w_hh);
+  visit("h_0", problem.h_0);
+  visit("gamma", problem.gamma);
+  visit("beta", problem.beta);
+  visit("ahat", problem.ahat);
+  visit("rstd", problem.rstd);
+  visit("dp", problem.dp);
+  visit("du", problem.du);
+  visit("dx", problem.dx);
+  visit("dw_ih", problem.dw_ih);
+  visit("db_ih", problem.db_ih);
+  visit("db_hh", problem.db_hh);
+  visit("dw_hh", problem.dw_hh);
+  visit("dgamma", problem.dgamma);
+  visit("dbeta", problem.dbeta);
+  visit("dh_0", problem.dh_0);
+  visit("dc_0", problem.dc_0);
+  visit("record", problem.record);
+  visit("per_sample", problem.per_sample);
+}
 
 }  // namespace rnnfast::cpu

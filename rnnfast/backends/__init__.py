@@ -30,7 +30,7 @@ class Problem(NamedTuple):
 
     device: str  # a device type
     dtype: torch.dtype
-    nonlinearity: str
+    cell: str  # a key of rnnfast.cells.CELLS
     projected: bool  # p is given: functional.rnn, not a module
     beyond: tuple[str, ...] = ()  # arguments in use that nn.RNN does not have
     # What the launch of a kernel on a GPU depends on.

@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cells.rnn import Options, directions
 from ..cores import quota
+from ..recurrence.groups import (
+    Gradients,
+    Kept,
+    Options,
+    OutputGradients,
+    Results,
+    Rows,
+    States,
+    Wanted,
+    Weights,
+)
 from ..recurrence.tensors import check, empty_gradients, empty_results, empty_rows, with_dense_rows
 
 if TYPE_CHECKING:
@@ -52,80 +62,72 @@ def unavailable(problem: Problem) -> str:
 
 def forward(
     x: Tensor,
-    w_ih: Tensor | None,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    weights: Weights,
+    states: States,
+    rows: Rows,
     options: Options,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """As :func:`rnnfast.ops.layer`, and ahat and rstd with layer norm."""
+) -> Results:
+    """As :func:`rnnfast.ops.layer`, with the saved values."""
     T, B, width = x.shape
-    check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
+    check(x, weights, states, options, DTYPES)
     _bind_threads()
-    results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
+    results = empty_results(x, weights, options)
+    y, (h_n, _), (_, ahat, rstd) = results
+    w_ih, b_ih, b_hh, w_hh, gamma, beta, _ = weights
     x = with_dense_rows(x)
-    kept = [_contiguous(v) for v in (w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset)]
-    w_ih, *others = map(_address, kept)
-    p_or_x = (x.data_ptr(), 0) if w_ih == 0 else (0, x.data_ptr())
+    kept = [_contiguous(v) for v in (w_ih, b_ih, b_hh, w_hh, gamma, beta, states.h, *rows)]
+    w_ih, b_ih, b_hh, w_hh_at, gamma, beta, h_0, lengths, reset = map(_address, kept)
     _C.rnn_forward(
-        options.nonlinearity, DTYPES[x.dtype], *p_or_x, w_ih, *others, y.data_ptr(),
-        h_n.data_ptr(), _address(ahat), _address(rstd), T, B, w_hh.shape[-1], h_n.shape[0],
-        options.heads, width, *x.stride()[:2], *y.stride()[:2], options.norm_eps,
-        torch.get_num_threads(),
+        cell=options.cell, dtype=DTYPES[x.dtype],
+        steps=T, batch=B, size=w_hh.shape[-1], directions=h_n.shape[0], heads=options.heads,
+        threads=torch.get_num_threads(), lengths=lengths, reset=reset,
+        p=_strided(x) if w_ih is None else None, x=None if w_ih is None else _strided(x),
+        input_size=width, w_ih=w_ih, b_ih=b_ih, w_hh=w_hh_at, b_hh=b_hh, h_0=h_0, c_0=None,
+        gamma=gamma, beta=beta, norm_eps=options.norm_eps, y=_strided(y), saved=None,
+        ahat=_strided(ahat), rstd=_address(rstd), h_n=h_n.data_ptr(), c_n=None,
     )  # fmt: skip
     return results
 
 
 def backward(
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    y: Tensor,
-    x: Tensor | None,
-    w_ih: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    ahat: Tensor | None,
-    rstd: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    given: OutputGradients,
+    kept: Kept,
     record: Tensor | None,
-    dx_wanted: bool,
-    dw_wanted: bool,
+    wanted: Wanted,
     options: Options,
-) -> tuple[Tensor | None, ...]:
-    """dx, dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0; None where there is none, or where it is
-    not wanted.
+) -> Gradients:
+    """The gradients of a layer from those of its results.
 
-    Without w_ih, dx is dp. x is needed for dw_ih alone. record: [D, T, N, fields], to be filled.
+    record: [D, T, N, fields] of :mod:`rnnfast.recurrence.record`, to be filled; or None.
     """
-    y, ahat = with_dense_rows(y), None if ahat is None else with_dense_rows(ahat)
+    w_ih, _, _, w_hh, gamma, beta, _ = kept.weights
+    y, ahat, rstd = with_dense_rows(kept.y), with_dense_rows(kept.saved.ahat), kept.saved.rstd
     T, B, width = y.shape
-    gradients = empty_gradients(y, w_ih, w_hh, gamma, h_0, dx_wanted, dw_wanted)
-    dx, *others = gradients
+    gradients = empty_gradients(kept._replace(y=y), wanted)
+    dx, (dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, _), (dh_0, _) = gradients
+    others = dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0
     # The kernel has read da of a point by the time it writes dx there: one memory for both, where
     # it is as wide.
     dp = dx if dx is not None and dx.shape[2] == width else empty_rows(y, width)
     dx = None if w_ih is None else dx
-    grad_y = None if grad_y is None else with_dense_rows(grad_y)
-    x = with_dense_rows(x) if w_ih is not None and dw_wanted else None
-    kept = [_contiguous(v) for v in (w_ih, w_hh, gamma, beta, rstd, h_0, lengths, reset, grad_h_n)]
-    *weights, grad_h_n = map(_address, kept)
+    grad_y, grad_h_n = with_dense_rows(given.y), given.states.h
+    x = with_dense_rows(kept.x) if w_ih is not None and wanted.weights else None
+    tensors = (w_ih, w_hh, gamma, beta, rstd, kept.states.h, *kept.rows, grad_h_n)
+    held = [_contiguous(v) for v in tensors]
+    w_ih_at, w_hh_at, gamma, beta, rstd, h_0, lengths, reset, grad_h_n = map(_address, held)
+    dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0 = map(_address, others)
     limit = options.clip_state_grad
     _C.rnn_backward(
-        options.nonlinearity, DTYPES[y.dtype], _address(grad_y), grad_h_n, y.data_ptr(),
-        _address(ahat), _address(x), *weights, dp.data_ptr(), _address(dx), *map(_address, others),
-        _address(record), options.per_sample, T, B, w_hh.shape[-1],
-        directions(w_hh), options.heads,
-        0 if w_ih is None else w_ih.shape[1], *_strides(grad_y), *y.stride()[:2], *_strides(ahat),
-        *dp.stride()[:2], *_strides(x), *_strides(dx), options.bptt_window or 0,
-        math.inf if limit is None else limit, torch.get_num_threads(),
+        cell=options.cell, dtype=DTYPES[y.dtype],
+        steps=T, batch=B, size=w_hh.shape[-1], directions=w_hh.shape[0], heads=options.heads,
+        threads=torch.get_num_threads(), lengths=lengths, reset=reset,
+        window=options.bptt_window or 0, clip=math.inf if limit is None else limit,
+        grad_y=_strided(grad_y), grad_h_n=grad_h_n, grad_c_n=None, y=_strided(y), saved=None,
+        x=_strided(x), input_size=0 if w_ih is None else w_ih.shape[1],
+        w_ih=w_ih_at, w_hh=w_hh_at, h_0=h_0, gamma=gamma, beta=beta,
+        ahat=_strided(ahat), rstd=rstd, dp=_strided(dp), du=None, dx=_strided(dx),
+        dw_ih=dw_ih, db_ih=db_ih, db_hh=db_hh, dw_hh=dw_hh, dgamma=dgamma, dbeta=dbeta,
+        dh_0=dh_0, dc_0=None, record=_address(record), per_sample=options.per_sample,
     )  # fmt: skip
     return gradients
 
@@ -134,12 +136,13 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
 
 
-def _strides(x: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if x is None else x.stride()[:2]
+def _strided(x: Tensor | None) -> tuple[int, int, int] | None:
+    """Of [T, B, N]."""
+    return None if x is None else (x.data_ptr(), *x.stride()[:2])
 
 
 @functools.cache

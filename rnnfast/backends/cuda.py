@@ -21,9 +21,20 @@ import torch
 from torch import Tensor
 
 from .. import tuning
-from ..cells.rnn import SIGN_ALONE, Options, directions
+from ..cells import CELLS
 from ..compiler import constant
 from ..recurrence import products
+from ..recurrence.groups import (
+    Gradients,
+    Kept,
+    Options,
+    OutputGradients,
+    Results,
+    Rows,
+    States,
+    Wanted,
+    Weights,
+)
 from ..recurrence.precision import rounds_to_tf32
 from ..recurrence.tensors import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
 from ..triton_kernels.plan import Device as Facts
@@ -40,7 +51,7 @@ except ImportError:  # the cpu backend says why
 Plan = Any  # rnnfast._C.CudaPlan
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# The file of tests/emulation.py: the kernels compute on CPU tensors then, slowly. For tests.
+# The file of tests/proof/emulation.py: the kernels compute on CPU tensors then, slowly. For tests.
 EMULATION = os.environ.get("RNNFAST_EMULATION", "")
 # What a plan is told as `Wanted` (csrc/cuda/plan.h).
 NAMES = {"": 0, "streaming": -1, "single_block": 1} | {f"cluster{n}": n for n in (2, 4, 8, 16)}
@@ -216,32 +227,28 @@ def _gpu(index: int, mode: str) -> Device:
 
 def forward(
     x: Tensor,
-    w_ih: Tensor | None,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    weights: Weights,
+    states: States,
+    rows: Rows,
     options: Options,
     *,
     planned: Plan | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> Results:
     """As :func:`rnnfast.backends.cpu.forward`, by a plan of its size or by the one for it."""
-    check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
-    results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
-    p = products.projected(x, w_ih, b_ih, b_hh)
-    w_hh, h_0 = dense(w_hh), dense(h_0)
+    check(x, weights, states, options, DTYPES)
+    results = empty_results(x, weights, options)
+    y, (h_n, _), (_, ahat, rstd) = results
+    p = products.projected(x, weights)
+    w_hh, h_0 = dense(weights.w_hh), dense(states.h)
     if x.shape[1] == 0:
         return results
-    kept = w_hh, dense(gamma), dense(beta), h_0, dense(lengths), as_bytes(reset)
+    gamma, beta = dense(weights.gamma), dense(weights.beta)
+    kept = w_hh, gamma, beta, h_0, dense(rows.lengths), as_bytes(rows.reset)
     planned = planned or _plan_of(x, w_hh, gamma, options)
     workspace = _workspace(planned, x)
     with _on(x.device):
         KERNELS.cuda_forward(
-            planned, options.nonlinearity, p.data_ptr(),
+            planned, options.cell.removeprefix("rnn_"), p.data_ptr(),
             *map(_address, (*kept, y, h_n, ahat, rstd, workspace)), *_shape(y, w_hh, options),
             _paired(w_hh, (p, y), h_0, h_n),
             *p.stride()[:2], *y.stride()[:2], options.norm_eps, *_stream(x.device),
@@ -250,71 +257,58 @@ def forward(
 
 
 def backward(
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    y: Tensor,
-    x: Tensor | None,
-    w_ih: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    ahat: Tensor | None,
-    rstd: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    given: OutputGradients,
+    kept: Kept,
     record: Tensor | None,
-    dx_wanted: bool,
-    dw_wanted: bool,
+    wanted: Wanted,
     options: Options,
     *,
     planned: Plan | None = None,
-) -> tuple[Tensor | None, ...]:
+) -> Gradients:
     """As :func:`rnnfast.backends.cpu.backward`; the plan as in :func:`forward`."""
-    y, ahat = with_dense_rows(y), None if ahat is None else with_dense_rows(ahat)
-    grad_y = None if grad_y is None else with_dense_rows(grad_y)
-    w_hh, grad_h_n, h_0, lengths, reset = map(dense, (w_hh, grad_h_n, h_0, lengths, reset))
+    gamma, beta, rstd = kept.weights.gamma, kept.weights.beta, kept.saved.rstd
+    y, ahat, grad_y = map(with_dense_rows, (kept.y, kept.saved.ahat, given.y))
+    w_hh, grad_h_n, h_0 = map(dense, (kept.weights.w_hh, given.states.h, kept.states.h))
+    lengths, reset = map(dense, kept.rows)
     T, B, width = y.shape
     dp = empty_rows(y, width)
     dh_0 = None if h_0 is None else torch.empty_like(h_0)
     carry = None if record is None else y.new_empty(T, B, width, dtype=torch.float32)
     planned = planned or _plan_of(y, w_hh, gamma, options)
     d_norm = None, None
-    if gamma is not None and dw_wanted:
+    if gamma is not None and wanted.weights:
         d_norm = gamma.new_empty(2, planned.slices, width).unbind()
     resets = as_bytes(reset)
     if B > 0:
-        kept = w_hh, dense(gamma), dense(beta), ahat, dense(rstd), lengths
+        held = w_hh, dense(gamma), dense(beta), ahat, dense(rstd), lengths
         workspace = _workspace(planned, y)
         with _on(y.device):
             KERNELS.cuda_backward(
-                planned, options.nonlinearity, _address(grad_y),
-                _address(grad_h_n), y.data_ptr(), *map(_address, kept), _address(resets),
+                planned, options.cell.removeprefix("rnn_"), _address(grad_y),
+                _address(grad_h_n), y.data_ptr(), *map(_address, held), _address(resets),
                 dp.data_ptr(), *map(_address, (dh_0, *d_norm, carry, workspace)),
                 *_shape(y, w_hh, options), _paired(w_hh, (y, dp, grad_y, ahat), grad_h_n, dh_0),
                 *_strides(grad_y), *y.stride()[:2], *_strides(ahat), *dp.stride()[:2],
                 *_limits(T, options),
-                y.dtype != torch.float32 and options.nonlinearity not in SIGN_ALONE,
+                y.dtype != torch.float32 and CELLS[options.cell].recomputes,
                 *_stream(y.device),
             )  # fmt: skip
     if record is not None and record.shape[2]:
         with _on(y.device):
             KERNELS.cuda_measure(
-                planned, options.nonlinearity,
+                planned, options.cell.removeprefix("rnn_"),
                 *map(_address, (carry, grad_y, grad_h_n, y, dp, lengths, resets, record)),
                 options.per_sample, *_shape(y, w_hh, options), *_strides(grad_y),
                 *y.stride()[:2], *dp.stride()[:2], *_limits(T, options), *_stream(y.device),
             )  # fmt: skip
-    return (
-        *products.projected_back(dp, x, w_ih, lengths, dx_wanted, dw_wanted),
-        products.dw_hh(dp, y, h_0, lengths, reset, w_hh, options.heads) if dw_wanted else None,
-        *(v if v is None else v.sum(0) for v in d_norm),
-        dh_0,
-    )
+    dx, *of_projection = products.projected_back(dp, kept, wanted)
+    dw_hh = products.dw_hh(dp, kept, options.heads) if wanted.weights else None
+    d_norm = (v if v is None else v.sum(0) for v in d_norm)
+    return Gradients(dx, Weights(*of_projection, dw_hh, *d_norm), States(dh_0))
 
 
 def _plan_of(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Plan:
-    G = directions(w_hh) * options.heads
+    G = w_hh.shape[0] * options.heads
     mode = _mode(x.dtype)
     device = _device(x.device.type, x.device.index, mode)
     size = mode, w_hh.shape[-1], G, x.shape[1], gamma is not None
@@ -391,16 +385,16 @@ def _calls(
     _, S, G, B, norm = size
     x, w_hh = like.new_zeros(T, B, G * S), like.new_zeros(1, G * S, S)
     gamma = like.new_ones(G * S, dtype=torch.float32) if norm else None
-    gains, none, options = (gamma, gamma), (None, None, None), Options(heads=G)
+    weights, options = Weights(None, None, None, w_hh, gamma, gamma), Options(heads=G)
 
-    def run() -> list[Tensor | None]:
-        return forward(x, *none, w_hh, *gains, *none, options, planned=planned)
+    def run() -> Results:
+        return forward(x, weights, States(), Rows(), options, planned=planned)
 
-    y, _, *saved = run()
-    arguments = y, None, y, None, None, w_hh, *gains, *saved, *none, None, False, False, options
+    y, _, saved = run()
+    given, kept = OutputGradients(y, States()), Kept(None, y, weights, States(), Rows(), saved)
 
     def run_back() -> None:
-        backward(*arguments, planned=planned)
+        backward(given, kept, None, Wanted(False, False), options, planned=planned)
 
     run_back()
     return run, run_back
@@ -449,7 +443,7 @@ def _limits(T: int, options: Options) -> tuple[int, float]:
 
 def _shape(y: Tensor, w_hh: Tensor, options: Options) -> tuple[int, ...]:
     T, B, _ = y.shape
-    return T, B, w_hh.shape[-1], options.heads, directions(w_hh) * options.heads
+    return T, B, w_hh.shape[-1], options.heads, w_hh.shape[0] * options.heads
 
 
 def _paired(w_hh: Tensor, rows: tuple[Tensor | None, ...], *states: Tensor | None) -> bool:

@@ -14,22 +14,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cells.rnn import SIGN_ALONE, Options, directions
+from ..cells import CELLS
 from ..compiler import constant
 from ..recurrence import products
+from ..recurrence.groups import (
+    Gradients,
+    Kept,
+    Options,
+    OutputGradients,
+    Results,
+    Rows,
+    States,
+    Wanted,
+    Weights,
+)
 from ..recurrence.precision import rounds_to_tf32
 from ..recurrence.record import FIELDS
 from ..recurrence.tensors import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
-from ..triton_kernels.arguments import (
-    Exchange,
-    Form,
-    Gradients,
-    Normed,
-    Outside,
-    Results,
-    Rows,
-    Weights,
-)
+from ..triton_kernels import arguments as kernel_arguments
+from ..triton_kernels.arguments import Form
 from ..triton_kernels.plan import Device, Plan, Size, blocks, choose, power_of_two, torch_step
 
 if TYPE_CHECKING:
@@ -125,23 +128,19 @@ def _estimated(kind: str, index: int | None, dtype: torch.dtype, *size) -> tuple
 
 def forward(
     x: Tensor,
-    w_ih: Tensor | None,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    weights: Weights,
+    states: States,
+    rows: Rows,
     options: Options,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> Results:
     """As :func:`rnnfast.backends.cpu.forward`."""
     from ..triton_kernels import forward as kernels
 
-    check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
-    results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
-    p = products.projected(x, w_ih, b_ih, b_hh)
+    check(x, weights, states, options, DTYPES)
+    results = empty_results(x, weights, options)
+    y, (h_n, _), (_, ahat, rstd) = results
+    p = products.projected(x, weights)
+    w_hh, gamma = weights.w_hh, weights.gamma
     T, B, _ = x.shape
     if B == 0:
         return results
@@ -150,10 +149,10 @@ def forward(
     form = _form(w_hh, options, _unit(w_hh.shape[-1], p, y))
     arguments = {
         "p_p": p,
-        "weights": _weights(w_hh, gamma, beta),
-        "p_h_0": dense(h_0),
-        "rows": Rows(dense(lengths), as_bytes(reset)),
-        "results": Results(y, h_n, ahat, rstd),
+        "weights": _weights(weights),
+        "p_h_0": dense(states.h),
+        "rows": kernel_arguments.Rows(dense(rows.lengths), as_bytes(rows.reset)),
+        "results": kernel_arguments.Results(y, h_n, ahat, rstd),
         **{"T": T, "B": B, "eps": options.norm_eps},
         **_strides("p", p, form.UNIT),
         **_strides("y", y, form.UNIT),
@@ -164,30 +163,18 @@ def forward(
 
 
 def backward(
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    y: Tensor,
-    x: Tensor | None,
-    w_ih: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    ahat: Tensor | None,
-    rstd: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    given: OutputGradients,
+    kept: Kept,
     record: Tensor | None,
-    dx_wanted: bool,
-    dw_wanted: bool,
+    wanted: Wanted,
     options: Options,
-) -> tuple[Tensor | None, ...]:
+) -> Gradients:
     """As :func:`rnnfast.backends.cpu.backward`."""
     from ..triton_kernels import backward as kernels
 
-    y, ahat = with_dense_rows(y), None if ahat is None else with_dense_rows(ahat)
-    grad_y = None if grad_y is None else with_dense_rows(grad_y)
-    grad_h_n, h_0, lengths, reset = map(dense, (grad_h_n, h_0, lengths, reset))
+    w_hh, gamma = kept.weights.w_hh, kept.weights.gamma
+    y, ahat, grad_y = map(with_dense_rows, (kept.y, kept.saved.ahat, given.y))
+    grad_h_n, h_0, lengths, reset = map(dense, (given.states.h, kept.states.h, *kept.rows))
     T, B, width = y.shape
     dp = empty_rows(y, width)
     dh_0 = None if h_0 is None else torch.empty_like(h_0)
@@ -195,9 +182,9 @@ def backward(
     cell, limit, window = _cell(options), options.clip_state_grad, options.bptt_window
     form = _form(w_hh, options, unit)._replace(CLIPS=limit is not None, WINDOWED=window is not None)
     sequences = {
-        "outside": Outside(grad_y, grad_h_n),
+        "outside": kernel_arguments.Outside(grad_y, grad_h_n),
         "p_y": y,
-        "rows": Rows(lengths, as_bytes(reset)),
+        "rows": kernel_arguments.Rows(lengths, as_bytes(reset)),
         **{"T": T, "B": B, "limit": limit or 0.0, "window": window or 0},
         **_strides("g", grad_y, unit),
         **_strides("y", y, unit),
@@ -205,32 +192,29 @@ def backward(
     }
     carry = None if record is None else dp.new_empty(T, B, width, dtype=torch.float32)
     d_norm = None, None
-    if gamma is not None and dw_wanted:
+    if gamma is not None and wanted.weights:
         d_norm = gamma.new_zeros(2, 0, width).unbind()
     if B > 0:
         plan = _plan(y, w_hh, gamma, options)
-        if gamma is not None and dw_wanted:
+        if gamma is not None and wanted.weights:
             d_norm = gamma.new_empty(2, plan.slices, width).unbind()
         arguments = sequences | {
-            "weights": _weights(w_hh, gamma, beta),
-            "normed": Normed(ahat, dense(rstd)),
-            "gradients": Gradients(dp, dh_0, *d_norm, carry),
+            "weights": _weights(kept.weights),
+            "normed": kernel_arguments.Normed(ahat, dense(kept.saved.rstd)),
+            "gradients": kernel_arguments.Gradients(dp, dh_0, *d_norm, carry),
             **_strides("a", ahat, unit),
             "STEP": cell.step,
             "STEP_BACK": cell.step_back,
         }
-        by_sign = options.nonlinearity in SIGN_ALONE
-        recompute = y.dtype != torch.float32 and not by_sign
+        recompute = y.dtype != torch.float32 and CELLS[options.cell].recomputes
         _launch(kernels, plan, form._replace(RECOMPUTE_STATE=recompute), arguments, 6)
     if record is not None:
         measured = sequences | {"p_record": record, "p_carry": carry, "p_dp": dp}
         _measure(measured, form, cell, options.per_sample)
-    return (
-        *products.projected_back(dp, x, w_ih, lengths, dx_wanted, dw_wanted),
-        products.dw_hh(dp, y, h_0, lengths, reset, w_hh, options.heads) if dw_wanted else None,
-        *(v if v is None else v.sum(0) for v in d_norm),
-        dh_0,
-    )
+    dx, *of_projection = products.projected_back(dp, kept, wanted)
+    dw_hh = products.dw_hh(dp, kept, options.heads) if wanted.weights else None
+    d_norm = (v if v is None else v.sum(0) for v in d_norm)
+    return Gradients(dx, Weights(*of_projection, dw_hh, *d_norm), States(dh_0))
 
 
 def _measure(arguments: dict, form: Form, cell: Cell, per_sample: bool) -> None:
@@ -254,7 +238,7 @@ def _measure(arguments: dict, form: Form, cell: Cell, per_sample: bool) -> None:
 
 
 def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Plan:
-    G = directions(w_hh) * options.heads
+    G = w_hh.shape[0] * options.heads
     size = Size(w_hh.shape[-1], G, x.shape[1], _precision(x.dtype), gamma is not None)
     found = choose(size, _device(x.device.type, x.device.index))
     if isinstance(found, str):
@@ -272,7 +256,7 @@ def _launch(kernels, plan: Plan, form: Form, arguments: dict, sums: int) -> None
         return
     form = form._replace(BK=plan.block_products, BP=power_of_two(plan.programs), KEPT=plan.kept)
     shape = plan.teams, sums, form.BP, form.BB
-    exchange = Exchange(
+    exchange = kernel_arguments.Exchange(
         torch.zeros(plan.teams, dtype=torch.int64, device=weights.device),
         torch.empty(shape, dtype=torch.float32, device=weights.device),
     )
@@ -322,11 +306,12 @@ def _gpu(index: int) -> Device:
 def _cell(options: Options) -> Cell:
     from ..triton_kernels.cells import CELLS
 
-    return CELLS[f"rnn_{options.nonlinearity}"]
+    return CELLS[options.cell]
 
 
-def _weights(w_hh: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Weights:
-    return Weights(_padded(w_hh), dense(gamma), dense(beta))
+def _weights(weights: Weights) -> kernel_arguments.Weights:
+    w_hh, gamma, beta = weights.w_hh, weights.gamma, weights.beta
+    return kernel_arguments.Weights(_padded(w_hh), dense(gamma), dense(beta))
 
 
 def _padded(w_hh: Tensor) -> Tensor:
@@ -345,7 +330,7 @@ def _form(w_hh: Tensor, options: Options, unit: int) -> Form:
     return Form(
         S=w_hh.shape[-1],
         HEADS=options.heads,
-        GROUPS=directions(w_hh) * options.heads,
+        GROUPS=w_hh.shape[0] * options.heads,
         F=_cell(options).nonlinearity,
         PRECISION=_precision(w_hh.dtype),
         UNIT=unit,

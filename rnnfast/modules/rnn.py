@@ -13,13 +13,15 @@ from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import Unpack
 
 from ..backends import Problem, check_nonlinearity, cuda, select, told_rows, torch_native
-from ..cells.rnn import Options, in_transform
 from ..choices import Backend, Init, NoMore, Nonlinearity, Norm, TrackGradientFlow
 from ..compiler import as_leaf, cannot_script, eager, makes_program
 from ..functional import check_lengths, check_options, check_reset
 from ..gradient_flow import GradientFlow, NoGradientFlow, read
 from ..ops import layer
 from ..recurrence import precision, record
+from ..recurrence.groups import Options, Rows, States
+from ..recurrence.groups import Weights as LayerWeights
+from ..recurrence.loop import in_transform
 from ..recurrence.tensors import without_padding
 from ..values import has_values
 from . import wavefront
@@ -339,7 +341,7 @@ class RNN(Weights):
             hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
             hx = self._zeros(data, batch_sizes[0]) if hx is None else hx  # B would stay, in a trace
             output, h_n = torch_native.packed_layers(
-                self.nonlinearity, data, hx, batch_sizes, self._torch_options()
+                f"rnn_{self.nonlinearity}", data, hx, batch_sizes, self._torch_options()
             )
         else:
             padded, lengths = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, T)
@@ -400,7 +402,7 @@ class RNN(Weights):
             rows = 1 if input.dim() == 2 else input.shape[0 if self.batch_first else 1]
         groups = (2 if self.bidirectional else 1) * self.num_heads
         size = self.hidden_size // self.num_heads, groups, told_rows(rows), input.device.index
-        return Problem(device, dtype, self.nonlinearity, False, names, *size)
+        return Problem(device, dtype, f"rnn_{self.nonlinearity}", False, names, *size)
 
     def _backend(self, input: Tensor, reset: Tensor | None, rows: int | None = None) -> str:
         """The backend of this call; in a transform the eager formula, not torch's stack."""
@@ -426,12 +428,14 @@ class RNN(Weights):
             backend = "torch" if makes_program() else "reference"
         if backend == "torch":
             hx = self._zeros(u, B) if hx is None else hx
-            y, h_n = torch_native.layers(self.nonlinearity, u, hx, lengths, self._torch_options())
+            y, h_n = torch_native.layers(
+                f"rnn_{self.nonlinearity}", u, hx, lengths, self._torch_options()
+            )
             return (y.transpose(0, 1) if batch_first else y), h_n
         D = 2 if self.bidirectional else 1
         h_n = []
         options = Options(
-            self.nonlinearity,
+            f"rnn_{self.nonlinearity}",
             self.num_heads,
             self.norm_eps,
             self.bptt_window,
@@ -444,9 +448,9 @@ class RNN(Weights):
             for index in range(self.num_layers):
                 norm = self._norm_weights(index) if self.norm else (None, None)
                 own = precision.autocast(u.device.type, *self._layer_weights(index))
-                weights.append((*own, *norm))
+                weights.append(LayerWeights(*own, *norm))
             (hx,) = precision.autocast(u.device.type, hx)
-            inputs = (u, hx, weights, lengths, reset)
+            inputs = (u, hx, weights, Rows(lengths, reset))
             stretches, h_n = wavefront.layers(*inputs, self.residual, options, backend, steps)
             y = torch.cat(stretches)
             return (y.transpose(0, 1) if batch_first else y), h_n
@@ -461,7 +465,9 @@ class RNN(Weights):
                 norm = self._norm_weights(index)
             *inputs, h_0 = precision.autocast(u.device.type, x, *weights, h_0)
             buffer = self._buffer(index, x) if self.track_gradient_flow else None
-            y, h = layer(*inputs, *norm, h_0, lengths, reset, buffer, options, backend)
+            x, *own = inputs
+            given = LayerWeights(*own, *norm), States(h_0), Rows(lengths, reset)
+            y, (h, _) = layer(x, *given, buffer, options, backend)
             h_n.append(h)
             if index + 1 < self.num_layers:
                 if self.dropout and self.training:
@@ -641,7 +647,7 @@ class RNN(Weights):
 
     def flatten_parameters(self) -> None:
         """Packs the parameters for cuDNN, where that can serve; otherwise does nothing."""
-        if self.nonlinearity in torch_native.KERNELS and self.num_heads == 1:
+        if f"rnn_{self.nonlinearity}" in torch_native.KERNELS and self.num_heads == 1:
             super().flatten_parameters()
 
     def _apply(self, fn, recurse: bool = True) -> RNN:

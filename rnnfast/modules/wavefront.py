@@ -20,9 +20,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from ..cells.rnn import Options
 from ..ops import layer
 from ..recurrence import precision
+from ..recurrence.groups import Options, Rows, States, Weights
 
 ENABLED = os.environ.get("RNNFAST_OVERLAP", "") not in ("", "0")
 CALL = 40.0  # microseconds of a stretch beside its time steps, for the host, too; a guess
@@ -53,9 +53,8 @@ def steps_of_stretch(T: int, layers: int, window: int | None, step: float, room:
 def layers(
     x: Tensor,
     hx: Tensor | None,
-    weights: Sequence[Sequence[Tensor | None]],
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    weights: Sequence[Weights],
+    rows: Rows,
     residual: bool,
     options: Options,
     backend: str,
@@ -66,12 +65,13 @@ def layers(
     has cast x.
 
     Args:
-        weights: of each layer w_ih, b_ih, b_hh, w_hh, gamma and beta.
+        weights: one group per layer.
         residual: a layer's input is added to what the next one gets, where it is as wide.
         steps: of a stretch.
     """
     # Views, so that gradients come to the parameters on the caller's stream.
     views = [_views(own) for own in weights]
+    lengths, reset = rows
     first = range(0, x.shape[0], steps)
     left = {t: None if lengths is None else (lengths - t).clamp(0, steps) for t in first}
 
@@ -83,7 +83,8 @@ def layers(
             cut = h_0.detach()
             h_0 = cut if here is None else torch.where(here[:, None] > 0, cut, h_0)
         (cast,) = precision.autocast(u.device.type, u)
-        y, h_n = layer(cast, *views[index], h_0, here, resets, None, options, backend)
+        inputs = cast, views[index], States(h_0), Rows(here, resets)
+        y, (h_n, _) = layer(*inputs, None, options, backend)
         through = residual and index + 1 < len(views) and y.shape == u.shape
         return (y + u if through else y), h_n
 
@@ -93,8 +94,8 @@ def layers(
     return stretches, torch.cat(states)
 
 
-def _views(weights: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [None if w is None else w.view_as(w) for w in weights]
+def _views(weights: Weights) -> Weights:
+    return Weights(*(None if w is None else w.view_as(w) for w in weights))
 
 
 Compute = Callable[[int, Tensor, "Tensor | None", slice], tuple[Tensor, Tensor]]

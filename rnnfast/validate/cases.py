@@ -8,7 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..cells.rnn import Options
+from ..recurrence.groups import (
+    Kept,
+    Options,
+    OutputGradients,
+    Rows,
+    Saved,
+    States,
+    Weights,
+)
 from ..recurrence.precision import arithmetic
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -29,7 +37,26 @@ class Case(NamedTuple):
 
     @property
     def nonlinearity(self) -> str:
-        return self.options.nonlinearity
+        return self.options.cell.removeprefix("rnn_")
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(None, None, None, self.w_hh, self.gamma, self.beta)
+
+    @property
+    def states(self) -> States:
+        return States(self.h_0)
+
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.lengths, self.reset)
+
+    @property
+    def given(self) -> OutputGradients:
+        return OutputGradients(self.grad_y, States(self.grad_h_n))
+
+    def kept(self, y: Tensor, saved: Saved) -> Kept:
+        return Kept(None, y, self.weights, self.states, self.rows, saved)
 
     def to(self, dtype: torch.dtype) -> Case:
         """gamma and beta in what the dtype computes in."""
@@ -41,6 +68,8 @@ class Case(NamedTuple):
         return Case(*(x if x is None else x.to(device) for x in self[:-1]), self.options)
 
     def with_options(self, **changed) -> Case:
+        if "nonlinearity" in changed:
+            changed["cell"] = f"rnn_{changed.pop('nonlinearity')}"
         return self._replace(options=self.options._replace(**changed))
 
 
@@ -93,5 +122,5 @@ def make_case(
         beta = normal(D * H) / 2
     if reset:
         cut = torch.rand(T, B, generator=generator) < 0.25
-    chosen = Options(nonlinearity, heads, **options)
+    chosen = Options(f"rnn_{nonlinearity}", heads, **options)
     return Case(p, w.clone(), gamma, beta, h_0, n, cut, grad_y, grad_h_n, chosen).to(dtype)

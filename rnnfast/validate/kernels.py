@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..cells import rnn as cell
+from ..recurrence import loop
+from ..recurrence.groups import Saved
 from ..recurrence.record import FIELDS
 from ..testing import step_errors
 from .cases import NONLINEARITIES, Case, make_case
@@ -185,11 +186,8 @@ def record_error(case: Case, where: Where) -> tuple[float, str]:
 
 def _exact_record(case: Case, found: dict[str, Tensor | None]) -> Tensor:
     case = case.to(torch.float64)
-    _, w_hh, gamma, beta, h_0, lengths, reset, grad_y, grad_h_n, options = case
     saved = (v if v is None else v.double() for v in (found["ahat"], found["rstd"]))
     wanted = torch.empty_like(found["record"])
-    cell.backward(
-        *(grad_y, grad_h_n, None, None, found["y"].double(), w_hh, gamma, beta, *saved),
-        *(h_0, lengths, reset, options, wanted),
-    )
+    kept = case.kept(found["y"].double(), Saved(None, *saved))
+    loop.backward(case.given, kept, case.options, wanted)
     return wanted

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends import BACKENDS
+from ..recurrence.groups import Wanted
 from .cases import make_case
 from .kernels import Where
 from .memory import free_memory
@@ -46,15 +47,21 @@ def check_large(row: Row, where: Where) -> None:
         count = min(FILLED, B - begin)
         p[:, begin : begin + count] = filler[:, :count]
     p.index_copy_(1, rows, case.p.to(device))
-    w_hh, h_0, nothing = case.w_hh.to(device), whole(case.h_0), (None, None)
+    large = case._replace(
+        p=p,
+        w_hh=case.w_hh.to(device),
+        h_0=whole(case.h_0),
+        grad_y=whole(case.grad_y),
+        grad_h_n=whole(case.grad_h_n),
+    )
     module, options = BACKENDS[where.backend], case.options
-    y, h_n, *_ = module.forward(p, None, None, None, w_hh, *nothing, h_0, *nothing, options)
-    del p
-    grads = whole(case.grad_y), whole(case.grad_h_n)
-    saved = (y, None, None, w_hh, *nothing, *nothing, h_0, *nothing, None)
-    dp, _, _, _, dw_hh, _, _, dh_0 = module.backward(*grads, *saved, True, True, options)
-    found = {"y": y, "h_n": h_n, "dp": dp, "dh_0": dh_0}
-    found = {name: x[:, rows].cpu() for name, x in found.items()} | {"dw_hh": dw_hh.cpu()}
+    y, states, saved = module.forward(p, large.weights, large.states, large.rows, options)
+    dp, weights, firsts = module.backward(
+        large.given, large.kept(y, saved), None, Wanted(), options
+    )
+    found = {"y": y, "h_n": states.h, "dp": dp, "dh_0": firsts.h}
+    found = {name: x[:, rows].cpu() for name, x in found.items()}
+    found["dw_hh"] = weights.w_hh.cpu()
     found |= dict.fromkeys(("ahat", "rstd", "dgamma", "dbeta"))
     row.take_steps(judge(case, found, **where.arithmetic.rounding(where.backend)))
     if int(dp.count_nonzero()) != int(found["dp"].count_nonzero()):

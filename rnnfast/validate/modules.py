@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..modules import RNN
+from ..recurrence.groups import Results, Saved, States, Weights
+from ..recurrence.loop import RecurrenceGradients
 from ..testing import Verdict, judge_backward, judge_forward, judge_sum
 from .cases import Case, make_case
 from .kernels import SEEDS, Shape, Where
@@ -28,14 +30,15 @@ def judge_layer(case: Case, found: dict[str, Tensor], **options) -> list[Verdict
     p = case.p.double() + layer_bias(case)
     # The projection may have been stored in 16 bits on its way.
     of_p = torch.finfo(case.p.dtype).eps / 2 * p.abs() if case.p.dtype.itemsize < 4 else None
-    y, w_hh, dx, inputs = found["y"], case.w_hh, found["dx"], (case.h_0, None, None, case.options)
-    backward = judge_backward(
-        *(case.grad_y, case.grad_h_n, y, w_hh, None, None, None, None, *inputs),
-        *(dx, found["dw_hh"], None, None, found["dh_0"]),
-        **options,
-    )
+    case, dx = case._replace(lengths=None, reset=None, gamma=None, beta=None), found["dx"]
+    results = Results(found["y"], States(found["h_n"]), Saved())
+    weights = Weights(None, None, None, found["dw_hh"])
+    gradients = RecurrenceGradients(dx, weights, States(found["dh_0"]))
+    inputs = p, case.weights, case.states, case.rows, case.options
+    kept = case.kept(results.y, results.saved)
+    backward = judge_backward(case.given, kept, case.options, gradients, **options)
     return [
-        *judge_forward(p, w_hh, None, None, *inputs, y, found["h_n"], of_p=of_p, **options),
+        *judge_forward(*inputs, results, of_p=of_p, **options),
         *(v._replace(name="dx") if v.name == "dp" else v for v in backward),
         judge_sum("dw_ih", found["dw_ih"][0], dx, case.p, **options),
         *(judge_sum(name, found[name][0], dx, **options) for name in ("db_ih", "db_hh")),

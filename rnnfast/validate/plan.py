@@ -152,7 +152,7 @@ def _refused(
 ) -> str:
     projected = computes_the_recurrence(backend)
     beyond = beyond if projected else ()
-    problem = Problem(device, arithmetic.dtype, f, projected=projected, beyond=beyond)
+    problem = Problem(device, arithmetic.dtype, f"rnn_{f}", projected=projected, beyond=beyond)
     return BACKENDS[backend].unavailable(problem)
 
 

@@ -67,7 +67,7 @@ struct Test {
 
   Data p = Data::random(points * units * gates, 2);
   Data w = Data::random(units * gates * shape.size, weight), b = Data::random(units * gates, 1);
-  Data h0 = Data::random(states, 1), c0 = Data::random(states, 1);
+  Data h_0 = Data::random(states, 1), c_0 = Data::random(states, 1);
   Data grad_y = Data::random(points * units, 1);
   Data grad_h_n = Data::random(states, 1), grad_c_n = Data::random(states, 1);
   Buffer<A> gamma = Buffer<A>::random(units, 2), beta = Buffer<A>::random(units, 1);
@@ -75,7 +75,7 @@ struct Test {
   Buffer<std::uint8_t> reset{points};
 
   Data y{points * units}, h_n{states}, c_n{states}, saved{points * units * saved_values};
-  Data dp{points * units * gates}, du{points * units * gates}, dh0{states}, dc0{states};
+  Data dp{points * units * gates}, du{points * units * gates}, dh_0{states}, dc_0{states};
   Data dw{units * gates * shape.size};
   Data ahat{options.norm ? points * units : 0};
   Buffer<A> rstd{options.norm ? points * groups : 0};
@@ -91,7 +91,7 @@ struct Test {
   // Calls body(buffer) for everything that a kernel writes but the record.
   template <class Body>
   void for_each_output(Body&& body) {
-    for (Data* data : {&y, &h_n, &c_n, &saved, &dp, &du, &dh0, &dc0, &dw, &ahat}) body(*data);
+    for (Data* data : {&y, &h_n, &c_n, &saved, &dp, &du, &dh_0, &dc_0, &dw, &ahat}) body(*data);
     for (Buffer<A>* data : {&rstd, &dgamma, &dbeta}) body(*data);
   }
   std::string bits() {
@@ -122,12 +122,12 @@ struct Test {
     f.p = sequence<const void*>(p, gates);
     f.w_hh = w.get();
     f.b_hh = Cell::kRecurrentBias ? b.get() : nullptr;
-    f.h0 = h0.get();
-    f.carried0 = c0.get();
+    f.h_0 = h_0.get();
+    f.c_0 = c_0.get();
     f.y = sequence<void*>(y, 1);
     f.saved = sequence<void*>(saved, saved_values);
     f.h_n = h_n.get();
-    f.carried_n = c_n.get();
+    f.c_n = c_n.get();
     if (options.norm) {
       f.gamma = gamma.get();
       f.beta = options.beta ? beta.get() : nullptr;
@@ -145,16 +145,16 @@ struct Test {
     g.clip = options.clip;
     g.grad_y = sequence<const void*>(grad_y, 1);
     g.grad_h_n = grad_h_n.get();
-    g.grad_carried_n = grad_c_n.get();
+    g.grad_c_n = grad_c_n.get();
     g.y = sequence<const void*>(y, 1);
     g.saved = sequence<const void*>(saved, saved_values);
     g.w_hh = w.get();
-    g.h0 = h0.get();
+    g.h_0 = h_0.get();
     g.dp = sequence<void*>(dp, gates);
     g.du = sequence<void*>(du, gates);
     g.dw_hh = dw.get();
-    g.dh0 = dh0.get();
-    g.dcarried0 = Cell::kCarried ? dc0.get() : nullptr;
+    g.dh_0 = dh_0.get();
+    g.dc_0 = Cell::kCarried ? dc_0.get() : nullptr;
     if (options.norm) {
       g.gamma = gamma.get();
       g.beta = f.beta;
@@ -300,7 +300,7 @@ struct Test {
                                  kNormEps,
                                  options.clip};
     std::vector<reference::Step> steps(static_cast<size_t>(end));
-    reference::Row h = row_of(h0.get() + state, n), c = row_of(c0.get() + state, n);
+    reference::Row h = row_of(h_0.get() + state, n), c = row_of(c_0.get() + state, n);
     for (int64_t i = 0; i < end; ++i) {
       const int64_t t = time(i);
       if (cut(edge_before(t), row)) h = c = zeros(n);
@@ -338,8 +338,8 @@ struct Test {
       }
       if (options.record) add_to_record(layer, steps[i], group, t, row);
     }
-    expect("dh0", group, 0, row, dh0.get() + state, dh.data(), n);
-    if (kind == Kind::kLstm) expect("dc0", group, 0, row, dc0.get() + state, dc.data(), n);
+    expect("dh_0", group, 0, row, dh_0.get() + state, dh.data(), n);
+    if (kind == Kind::kLstm) expect("dc_0", group, 0, row, dc_0.get() + state, dc.data(), n);
     for (int64_t t = end; t < shape.steps; ++t) {
       expect("padded y", group, t, row, y.get() + point(t, 1), nullptr, n);
       expect("padded dp", group, t, row, dp.get() + point(t, gates), nullptr, many);

@@ -28,7 +28,7 @@ int failures = 0;
 struct Sizes {
   int64_t T, B, H, I, D;
   bool bias, lengths, batch_major;
-  int wanted;         // 1 dx, 2 gradients of weights, 4 dh0
+  int wanted;         // 1 dx, 2 gradients of weights, 4 dh_0
   bool norm = false;  // layer norm; of float and Elman cells
 };
 
@@ -40,8 +40,8 @@ struct Layer {
   using Data = Buffer<S>;
   Data x = Data::random(points * n.I, 0.5), w_ih = Data::random(W * n.I, 0.5),
        w_hh = Data::random(W * n.H, 0.5);
-  Data b_ih = Data::random(W, 0.5), b_hh = Data::random(W, 0.5), h0 = Data::random(states, 0.5);
-  Data c0 = Data::random(states, 0.5), grad_y = Data::random(points * Y, 0.5);
+  Data b_ih = Data::random(W, 0.5), b_hh = Data::random(W, 0.5), h_0 = Data::random(states, 0.5);
+  Data c_0 = Data::random(states, 0.5), grad_y = Data::random(points * Y, 0.5);
   Data grad_h_n = Data::random(states, 0.5), grad_c_n = Data::random(states, 0.5);
   Buffer<int64_t> lengths{n.B};
   static constexpr bool kCanNorm = Cell::kNormalizes && sizeof(S) == 4;
@@ -49,7 +49,7 @@ struct Layer {
   Data gamma = Data::random(Y, 0.5), beta = Data::random(Y, 0.5);
 
   struct Results {
-    Data y, h_n, c_n, saved, dp, du, dx, dw_ih, db_ih, db_hh, dw_hh, dh0, dc0;
+    Data y, h_n, c_n, saved, dp, du, dx, dw_ih, db_ih, db_hh, dw_hh, dh_0, dc_0;
     Data ahat, rstd, dgamma, dbeta;
   };
 
@@ -80,12 +80,12 @@ struct Layer {
     f.b_ih = n.bias ? b_ih.get() : nullptr;
     f.b_hh = n.bias ? b_hh.get() : nullptr;
     f.w_hh = w_hh.get();
-    f.h0 = h0.get();
-    f.carried0 = c0.get();
+    f.h_0 = h_0.get();
+    f.c_0 = c_0.get();
     f.y = sequence<void*>(r.y, Y);
     f.saved = sequence<void*>(r.saved, kept);
     f.h_n = r.h_n.get();
-    f.carried_n = r.c_n.get();
+    f.c_n = r.c_n.get();
     if constexpr (kCanNorm) {
       if (n.norm) {
         f.gamma = gamma.get();
@@ -103,14 +103,14 @@ struct Layer {
     g.lengths = f.lengths;
     g.grad_y = sequence<const void*>(grad_y, Y);
     g.grad_h_n = grad_h_n.get();
-    g.grad_carried_n = grad_c_n.get();
+    g.grad_c_n = grad_c_n.get();
     g.y = sequence<const void*>(r.y, Y);
     g.saved = sequence<const void*>(r.saved, kept);
     g.x = f.x;
     g.input_size = n.I;
     g.w_ih = w_ih.get();
     g.w_hh = w_hh.get();
-    g.h0 = h0.get();
+    g.h_0 = h_0.get();
     g.dp = sequence<void*>(r.dp, W);
     g.du = sequence<void*>(r.du, W);
     if (n.wanted & 1) g.dx = sequence<void*>(r.dx, n.I);
@@ -120,8 +120,8 @@ struct Layer {
       g.db_hh = r.db_hh.get();
       g.dw_hh = r.dw_hh.get();
     }
-    g.dh0 = n.wanted & 4 ? r.dh0.get() : nullptr;
-    g.dcarried0 = Cell::kCarried > 0 ? r.dc0.get() : nullptr;
+    g.dh_0 = n.wanted & 4 ? r.dh_0.get() : nullptr;
+    g.dc_0 = Cell::kCarried > 0 ? r.dc_0.get() : nullptr;
     if constexpr (kCanNorm) {
       if (n.norm) {
         g.gamma = gamma.get();
@@ -142,7 +142,7 @@ struct Layer {
     if (n.wanted & 1) all.push_back(&r.dx);
     if (n.wanted & 2)
       for (const Data* data : {&r.dw_ih, &r.db_ih, &r.db_hh, &r.dw_hh}) all.push_back(data);
-    if (n.wanted & 4) all.push_back(&r.dh0);
+    if (n.wanted & 4) all.push_back(&r.dh_0);
     if (n.norm)
       for (const Data* data : {&r.ahat, &r.rstd, &r.dgamma, &r.dbeta}) all.push_back(data);
     return all;
@@ -189,7 +189,7 @@ struct Layer {
     }
   }
 
-  // h of the first step of each row: tanh(x W_ih^T + b + h0 W_hh^T), forward direction; with layer
+  // h of the first step of each row: tanh(x W_ih^T + b + h_0 W_hh^T), forward direction; with layer
   // norm before tanh.
   void check_first_step(const Results& r) const {
     for (int64_t b = 0; b < n.B; ++b) {
@@ -199,7 +199,7 @@ struct Layer {
         double& a = row[static_cast<size_t>(j)];
         a = n.bias ? b_ih.at(j) + b_hh.at(j) : 0;
         for (int64_t i = 0; i < n.I; ++i) a += x.at(place(0, b, n.I) + i) * w_ih.at(j * n.I + i);
-        for (int64_t k = 0; k < n.H; ++k) a += h0.at(b * n.H + k) * w_hh.at(j * n.H + k);
+        for (int64_t k = 0; k < n.H; ++k) a += h_0.at(b * n.H + k) * w_hh.at(j * n.H + k);
       }
       double mean = 0, variance = 0;
       for (double a : row) mean += a / static_cast<double>(n.H);

@@ -35,4 +35,4 @@ def problem(work: Workload) -> Problem:
     """As the module tells it to the choice of a backend."""
     beyond = ("norm",) if work.norm else ()
     size = work.H, work.directions, work.B
-    return Problem(work.device, work.dtype, "tanh", False, beyond, *size)
+    return Problem(work.device, work.dtype, "rnn_tanh", False, beyond, *size)
