@@ -33,7 +33,6 @@ class Place(NamedTuple):
     i_g: Any  # group
     i_d: Any  # direction
     i_s: Any  # [units], in the group
-    i_b: Any  # [rows]
     b_units: Any  # as in Units
     b_wide: Any
     b_rows: Any  # [rows]: whether the row exists
@@ -59,7 +58,7 @@ def place_of(i_g, units, i_b, B, FORM: tl.constexpr):
     i_s, b_units, b_wide = units
     i_d, b_rows = i_g // FORM.HEADS, i_b < B
     b_inside = b_units[:, None] & b_rows[None, :]
-    return Place(i_g, i_d, i_s, i_b, b_units, b_wide, b_rows, b_inside)
+    return Place(i_g, i_d, i_s, b_units, b_wide, b_rows, b_inside)
 
 
 @triton.jit

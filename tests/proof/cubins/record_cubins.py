@@ -3,9 +3,9 @@
     .venv/bin/python tests/proof/cubins/record_cubins.py [--processes N] [--same-as COMMIT]
 
 An hour of CPU time. Run it after every change of the kernels: the tests compare a hash of their
-sources. With --same-as it takes ten minutes where little has changed: the rows of COMMIT's table
-are kept for the variants whose program (programs.py) is the same as in COMMIT, and only the other
-variants are compiled.
+sources. With --same-as it takes three minutes where no program has changed: the variants whose
+program (programs.py) is that of COMMIT keep the row of COMMIT's table, and only the others are
+compiled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -51,31 +51,22 @@ def figures(capability: int, name: str) -> Figures:
     return compile_for(variants(capability)[name], capability)[0]
 
 
-def programs(root: Path, processes: int) -> dict[str, str]:
+def programs(root: Path) -> dict[str, str]:
     """Hashes of the programs of a source tree, by the name of the variant."""
-
-    def of(capability: int) -> dict[str, str]:
-        script = Path(__file__).with_name("programs.py")
-        command = [sys.executable, str(script), str(root), str(capability)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root)
-        return json.loads(done.stdout)
-
-    found: dict[str, str] = {}
-    with ThreadPoolExecutor(processes) as pool:
-        for part in pool.map(of, DEVICES):
-            found |= part
-    return found
+    command = [sys.executable, str(Path(__file__).with_name("programs.py")), str(root)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root)
+    return json.loads(done.stdout)
 
 
-def unchanged_rows(commit: str, processes: int) -> dict[str, list[int]]:
+def unchanged_rows(commit: str) -> dict[str, list[int]]:
     """The rows of the commit's table whose program is the same in this tree."""
-    new = programs(ROOT, processes)
+    new = programs(ROOT)
     with tempfile.TemporaryDirectory() as folder:
         run = partial(subprocess.run, check=True, stdout=subprocess.PIPE)
         archive = run(["git", "archive", commit], cwd=ROOT).stdout
         run(["tar", "x", "-C", folder], input=archive)
         before = json.loads(next(Path(folder).glob("tests/**/cubins/recorded.json")).read_text())
-        old = programs(Path(folder), processes)
+        old = programs(Path(folder))
     assert before["triton"] == triton.__version__, "another version of Triton made that table"
     return {name: row for name, row in before["variants"].items() if old[name] == new.get(name)}
 
@@ -86,7 +77,7 @@ def main() -> None:
     parser.add_argument("--same-as", metavar="COMMIT")
     given = parser.parse_args()
     jobs = [(capability, name) for capability in DEVICES for name in variants(capability)]
-    kept = unchanged_rows(given.same_as, given.processes) if given.same_as else {}
+    kept = unchanged_rows(given.same_as) if given.same_as else {}
     changed = [job for job in jobs if job[1] not in kept]
     print(f"{len(jobs)} variants, {len(changed)} to compile")
     rows = dict(kept)

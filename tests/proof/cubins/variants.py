@@ -106,36 +106,33 @@ def launches(
     tf32: bool = False,
     options: Collection[str] = (),
     nonlinearity: str = "tanh",
-    D: int = 1,
-    heads: int = 1,
 ) -> list[Launch]:
-    """Those of forward and of backward, with these of ALL options."""
+    """The launches of forward and of backward, with these of ALL options."""
 
     def meta(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     given = {
-        "h_0": meta(D, B, H),
-        "norm": meta(D * H, dtype=torch.float32),
-        "beta": meta(D * H, dtype=torch.float32),
+        "h_0": meta(1, B, H),
+        "norm": meta(H, dtype=torch.float32),
+        "beta": meta(H, dtype=torch.float32),
         "lengths": meta(B, dtype=torch.int64),
         "reset": meta(T, B, dtype=torch.bool),
         "window": 7,
         "clipping": 1.0,
-        "record": meta(D, T, 1, len(FIELDS), dtype=torch.float64),
+        "record": meta(1, T, 1, len(FIELDS), dtype=torch.float64),
     }
     given = {name: given[name] if name in options else None for name in ALL}
     how = Options(
         f"rnn_{nonlinearity}",
-        heads,
         bptt_window=given["window"],
         clip_state_grad=given["clipping"],
     )
-    w_hh = meta(D, H, H // heads)
+    w_hh = meta(1, H, H)
     weights = Weights(None, None, None, w_hh, given["norm"], given["beta"])
     states, rows = States(given["h_0"]), Rows(given["lengths"], given["reset"])
     with recorded(device, tf32) as found:
-        y, last, saved = backend.forward(meta(T, B, D * H), weights, states, rows, how)
+        y, last, saved = backend.forward(meta(T, B, H), weights, states, rows, how)
         kept = Kept(None, y, weights, states, rows, saved)
         backend.backward(OutputGradients(y, last), kept, given["record"], Wanted(), how)
     return found
