@@ -38,6 +38,7 @@ from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = {"rnnfast": "rnnfast", "rnnfast.triton_kernels": "triton_kernels"}
+TRITON_PACKAGES = ["rnnfast.triton_kernels", "rnnfast.triton_kernels.cells"]
 
 COMMON = shlex.split("-O3 -std=c++20 -fvisibility=hidden -ffp-contract=fast -fPIC -Wall -Wextra")
 # One source, compiled once for each level; the extension picks one when it runs. Never
@@ -463,7 +464,7 @@ def warn(reason: str) -> None:
 
 if __name__ == "__main__":
     setup(
-        packages=[*find_packages(include=["rnnfast", "rnnfast.*"]), "rnnfast.triton_kernels"],
+        packages=[*find_packages(include=["rnnfast", "rnnfast.*"]), *TRITON_PACKAGES],
         package_dir=PACKAGES,
         ext_modules=[Extension("rnnfast._C", sources=[])],
         cmdclass={"build_ext": BuildExtension},
