@@ -145,7 +145,7 @@ def test_an_infinite_state_stays_what_it_is(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_whole_sequences_err_no_more_than_nn_rnn(dtype, nonlinearity):
-    """Budget (i) of design.md section 6, of what the kernels compute. dW_hh is one product of
+    """Budget (i) (rnnfast.validate) for the results of the kernels. dW_hh is one product of
     torch's over all steps, which on a CPU errs more than the sum of nn.RNN's products of a step."""
     cases = [make_case(12, 16, 33, 1, dtype, nonlinearity, seed) for seed in range(5)]
     found = judged(compare_layers(cases, "cuda"), cases)
