@@ -49,7 +49,7 @@ _cpu_missing = pytest.mark.skipif(
     cpu._C is None and not _required, reason="the extension rnnfast._C is not built"
 )
 # Kernels for GPUs run on a CPU in Triton's interpreter and in the emulation alone, which
-# `make test` starts apart.
+# `make prove` starts apart.
 MODULE_BACKENDS = [
     pytest.param(name, marks=[_cpu_missing] if name == "cpu" else [])
     for name in BACKENDS
@@ -67,10 +67,11 @@ def examples(number: int) -> int:
 def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]:
     """Through functional.rnn and autograd: all but ahat and rstd."""
     case, names, leaves = leaves_of(case)
-    f, heads, eps, window, limit, _ = case.options
+    _, heads, eps, window, limit, _ = case.options
     y, h_n = rnnfast.functional.rnn(
-        case.p, case.w_hh, case.h_0, lengths=case.lengths, reset=case.reset, nonlinearity=f,
-        num_heads=heads, norm_weight=case.gamma, norm_bias=case.beta, norm_eps=eps,
+        case.p, case.w_hh, case.h_0, lengths=case.lengths, reset=case.reset,
+        nonlinearity=case.nonlinearity, num_heads=heads,
+        norm_weight=case.gamma, norm_bias=case.beta, norm_eps=eps,
         bptt_window=window, clip_state_grad=limit, backend=backend,
     )  # fmt: skip
     return gradients_of(case, names, leaves, {"y": y, "h_n": h_n})
