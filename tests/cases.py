@@ -10,7 +10,9 @@ from hypothesis import settings
 from torch import Tensor
 
 import rnnfast
-from rnnfast.backends import BACKENDS, Problem, cpu, cuda, triton
+from rnnfast.backends import BACKENDS, Problem, cpu, cuda_plan, triton
+from rnnfast.recurrence.groups import Saved, Wanted
+from rnnfast.recurrence.record import FIELDS
 from rnnfast.validate.cases import FLOATS, NONLINEARITIES, Case, make_case
 from rnnfast.validate.runs import (
     NORM_RESULTS,
@@ -38,6 +40,7 @@ __all__ = [
     "needs_cpu",
     "own_rounding",
     "run",
+    "run_backward",
     "run_differentiated",
     "run_functional",
 ]
@@ -53,7 +56,7 @@ _cpu_missing = pytest.mark.skipif(
 MODULE_BACKENDS = [
     pytest.param(name, marks=[_cpu_missing] if name == "cpu" else [])
     for name in BACKENDS
-    if (name != "triton" or triton.INTERPRETED) and (name != "cuda" or cuda.EMULATION)
+    if (name != "triton" or triton.INTERPRETED) and (name != "cuda" or cuda_plan.EMULATION)
 ]
 
 needs_cpu = pytest.mark.skipif(cpu._C is None, reason="the extension rnnfast._C is not built")
@@ -75,6 +78,20 @@ def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]
         bptt_window=window, clip_state_grad=limit, backend=backend,
     )  # fmt: skip
     return gradients_of(case, names, leaves, {"y": y, "h_n": h_n})
+
+
+def run_backward(
+    case: Case, backend: str, y: Tensor, ahat: Tensor, rstd: Tensor
+) -> dict[str, Tensor | None]:
+    """The backend's own backward from what forward has saved, and a record of each row."""
+    shape = len(case.w_hh), len(y), y.shape[1], len(FIELDS)
+    record = torch.empty(shape, dtype=torch.float64, device=y.device)
+    kept = case.kept(y, Saved(None, ahat, rstd))
+    dp, weights, states = BACKENDS[backend].backward(
+        case.given, kept, record, Wanted(), case.options
+    )
+    found = {"dp": dp, "dw_hh": weights.w_hh, "dgamma": weights.gamma, "dbeta": weights.beta}
+    return found | {"dh_0": states.h, "record": record}
 
 
 def has_room(backend: str, units: int, dtype: torch.dtype, device: str = "cpu") -> bool:

@@ -11,7 +11,7 @@ import torch
 from cases import FLOATS, NONLINEARITIES, Case, examples, make_case, needs_cpu, own_rounding
 from hypothesis import strategies as st
 
-from rnnfast.backends import cuda, triton
+from rnnfast.backends import cuda_plan, triton
 
 CELLS = [f"rnn_{f}" for f in NONLINEARITIES]
 EVERYTHING = {
@@ -125,7 +125,12 @@ PLACES = [
     ),
 ]
 NATIVE, REFERENCE, EMULATED, INTERPRETED = PLACES
-THERE = {"cpu": True, "reference": True, "cuda": bool(cuda.EMULATION), "triton": triton.INTERPRETED}
+THERE = {
+    "cpu": True,
+    "reference": True,
+    "cuda": bool(cuda_plan.EMULATION),
+    "triton": triton.INTERPRETED,
+}
 MARKS = {"cpu": [needs_cpu]}
 HERE = [
     pytest.param(place, id=place.name, marks=MARKS.get(place.backend, []))

@@ -1,4 +1,4 @@
-// csrc/cuda/rt.cuh on the host, one function for each of that file, by what PTX says of it.
+// csrc/cuda/device/rt.cuh on the host, one function for each of that file, by what PTX says of it.
 #pragma once
 
 #include <algorithm>

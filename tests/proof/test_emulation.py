@@ -107,23 +107,23 @@ class Fault(NamedTuple):
 SCHEDULE = "the compiler alone needs it: loads that are under way at once take registers"
 HARMLESS = [
     (None, "== 2 * K::kTiles - 1) rt::sync_block();", SCHEDULE),
-    (None, "(Mode::kWeights > 4 || staged)) rt::sync_warp();", SCHEDULE),
+    (None, "(Mode::kWeights > 4 || shared)) rt::sync_warp();", SCHEDULE),
     (None, "first % (kNumber == 2 ? 32 : 8) == 0) rt::sync_warp();", SCHEDULE),
     (
         "forward",
-        "rt::sync_cluster(); } else { rt::sync_block();",
+        "static void begin(const Place<K>&) { rt::sync_block();",
         "what a thread writes before the loop of a lone block only it reads; the barrier of the "
         "first state lies between",
     ),
     (
         None,
-        "if constexpr (K::kBlocks > 1) rt::sync_warp();",
+        "before the words of any lane are under way. rt::sync_warp();",
         "a lane that lags has still to send what it has read, and nobody writes there before that "
         "has come; the memory model of the device asks for it",
     ),
     (
         "backward",
-        "rt::sync_warp(); // all lanes have read it",
+        "rt::sync_warp(); // all lanes have read norm_phase, which lane 0 writes",
         "the lanes have met in shuffles since they read it; the memory model of the device asks "
         "for it",
     ),

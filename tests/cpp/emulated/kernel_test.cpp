@@ -14,22 +14,22 @@
 #include <type_traits>
 #include <vector>
 
-#include "../../../csrc/cuda/backward.cuh"
-#include "../../../csrc/cuda/forward.cuh"
-#include "../../../csrc/cuda/measure.cuh"
-#include "../../../csrc/cuda/plan.cpp"
-#include "../../../csrc/cuda/streaming.cuh"
+#include "../../../csrc/cuda/host/plan.cpp"
+#include "../../../csrc/cuda/record/measure.cuh"
+#include "../../../csrc/cuda/resident/backward.cuh"
+#include "../../../csrc/cuda/resident/forward.cuh"
+#include "../../../csrc/cuda/streaming/product.cuh"
 #define RNNFAST_MODE exact
 #define RNNFAST_MODE_TYPE Exact
 #define RNNFAST_MODE_VALUE Mode::kExact
-#include "../../../csrc/cuda/streaming.cu"
+#include "../../../csrc/cuda/streaming/kernels.cu"
 #undef RNNFAST_MODE
 #undef RNNFAST_MODE_TYPE
 #undef RNNFAST_MODE_VALUE
 #define RNNFAST_MODE bfloat16
 #define RNNFAST_MODE_TYPE Half<BFloat16>
 #define RNNFAST_MODE_VALUE Mode::kBFloat16
-#include "../../../csrc/cuda/streaming.cu"
+#include "../../../csrc/cuda/streaming/kernels.cu"
 #undef RNNFAST_MODE
 #undef RNNFAST_MODE_TYPE
 #undef RNNFAST_MODE_VALUE
@@ -163,21 +163,20 @@ struct Test {
       }
     }
     cuda::Forward f;
-    f.shape = {n.T, n.B, n.S, n.heads, G, n.columns, 1.0f / n.S, n.S % 2 == 0};
+    f.shape = {n.T, n.B, n.S, n.heads, G, n.S % 2 == 0, n.columns, 1.0f / n.S};
     f.nonlinearity = n.f;
     f.norm_eps = 1e-3f;
-    f.p = p.get();
+    f.p = {p.get(), step, width};
     f.w_hh = w_hh.get();
     f.gamma = n.norm ? gamma.get() : nullptr;
     f.beta = n.norm ? beta.get() : nullptr;
     f.h_0 = n.h_0 ? h_0.get() : nullptr;
     f.lengths = n.lengths ? lengths.data() : nullptr;
     f.reset = n.reset ? reset.data() : nullptr;
-    f.y = y.get();
+    f.y = {y.get(), step, width};
     f.h_n = h_n.get();
-    f.ahat = ahat.get();
+    f.ahat = {ahat.get(), step, width};
     f.rstd = rstd.get();
-    f.p_strides = f.y_strides = {step, width};
     Buffer<float> workspace(is_streamed<K> ? 1 << 16 : 0);
     f.workspace = workspace.get();
     plan("forward");
@@ -192,7 +191,7 @@ struct Test {
 
   void forward(cuda::Forward f) {
     if (f.reset != nullptr) spoil(f);
-    if (wrong("p of another row")) f.p = static_cast<const S*>(f.p) + width;
+    if (wrong("p of another row")) f.p.data = static_cast<const S*>(f.p.data) + width;
     if (n.h_0 && wrong("no h_0")) f.h_0 = nullptr;
     if (n.norm && wrong("no offset")) f.beta = nullptr;
     if (n.norm && wrong("another eps")) f.norm_eps *= 100;
@@ -210,34 +209,35 @@ struct Test {
     g.shape = f.shape;
     g.nonlinearity = n.f;
     g.window = n.window;
-    g.limit = n.limit;
-    g.anew = sizeof(S) == 2;
-    g.grad_y = grad_y.get();
+    g.clip = n.limit;
+    g.recompute_state = sizeof(S) == 2;
+    g.grad_y = {grad_y.get(), step, width};
     g.grad_h_n = n.grad_h_n ? grad_h_n.get() : nullptr;
-    g.y = y.get();
+    g.y = {y.get(), step, width};
     g.w_hh = w_hh.get();
     g.gamma = f.gamma;
     g.beta = f.beta;
-    g.ahat = ahat.get();
+    g.ahat = {ahat.get(), step, width};
     g.rstd = rstd.get();
     g.lengths = f.lengths;
     g.reset = f.reset;
-    g.dp = dp.get();
+    g.dp = {dp.get(), step, width};
     g.dh_0 = dh_0.get();
     g.dgamma = dgamma.get();
     g.dbeta = dbeta.get();
     g.carry = n.measured ? carry.get() : nullptr;
-    g.grad_y_strides = g.y_strides = g.ahat_strides = g.dp_strides = {step, width};
     return g;
   }
 
   void backward(cuda::Backward g) {
     if (g.reset != nullptr) spoil(g);
-    if (wrong("grad_y of another row")) g.grad_y = static_cast<const S*>(g.grad_y) + width;
+    if (wrong("grad_y of another row"))
+      g.grad_y.data = static_cast<const S*>(g.grad_y.data) + width;
     if (n.grad_h_n && wrong("no grad_h_n")) g.grad_h_n = nullptr;
-    if (n.norm && wrong("ahat of another row")) g.ahat = static_cast<const S*>(g.ahat) + width;
+    if (n.norm && wrong("ahat of another row"))
+      g.ahat.data = static_cast<const S*>(g.ahat.data) + width;
     if (n.window > 0 && wrong("another window")) ++g.window;
-    if (n.limit > 0 && wrong("another limit")) g.limit *= 2;
+    if (n.limit > 0 && wrong("another limit")) g.clip *= 2;
     if constexpr (is_streamed<K>) {
       stream(g);
     } else {
@@ -256,21 +256,20 @@ struct Test {
     m.shape = g.shape;
     m.nonlinearity = g.nonlinearity;
     m.window = g.window;
-    m.limit = g.limit;
+    m.clip = g.clip;
     m.per_sample = true;
     m.carry = carry.get();
     m.grad_y = g.grad_y;
     m.grad_h_n = g.grad_h_n;
     m.y = g.y;
-    m.dp = g.dp;
+    m.dp = {g.dp.data, step, width};
     m.lengths = g.lengths;
     m.reset = g.reset;
     m.record = measured.get();
-    m.grad_y_strides = m.y_strides = m.dp_strides = g.y_strides;
     plan("record");
     if (m.reset != nullptr) spoil(m);
     if (n.window > 0 && wrong("another window")) ++m.window;
-    if (n.limit > 0 && wrong("another limit")) m.limit *= 2;
+    if (n.limit > 0 && wrong("another limit")) m.clip *= 2;
     emulation::launch(
         {n.T, n.D, 32 * cuda::kMeasureWarps, 1, cuda::kMeasureWarps * sizeof(cuda::Row)},
         [m] { cuda::measure_kernel<S>(m); });

@@ -6,12 +6,11 @@ import random
 
 import pytest
 import torch
-from cases import assert_good, judge, make_case, run
+from cases import assert_good, judge, make_case, run, run_backward
 from places import EVERYTHING, TF32
 
-from rnnfast.backends import cuda as backend
+from rnnfast.backends import cuda_plan
 from rnnfast.recurrence import precision
-from rnnfast.recurrence.record import FIELDS
 
 
 @pytest.mark.parametrize("H", [1, 17, 33, 128])
@@ -33,7 +32,7 @@ def test_the_order_of_the_threads_changes_no_bit(dtype, H):
     case = make_case(5, 9, H, dtype=dtype, **EVERYTHING)
     found = []
     for seed in random.Random(1).sample(range(1 << 30), 8):
-        backend.KERNELS.set_seed(seed)
+        cuda_plan.KERNELS.set_seed(seed)
         found.append(run(case, "cuda", recorded=True))
     for other in found[1:]:
         assert all(torch.equal(other[n], x) for n, x in found[0].items() if x is not None)
@@ -52,16 +51,8 @@ def test_elements_beyond_32_bits(dtype, unit):
     case = case._replace(p=apart(case.p, unit), grad_y=apart(case.grad_y, unit))
     found = run(case, "cuda")
     y, ahat = (apart(found[name], unit) for name in ("y", "ahat"))
-    given = (case.h_0, case.lengths, case.reset)
-    saved = (y, None, None, case.w_hh, case.gamma, case.beta, ahat, found["rstd"])
-    record = torch.empty(2, 3, 2, len(FIELDS), dtype=torch.float64)
-    options = case.options._replace(per_sample=True)
-    gradients = backend.backward(
-        case.grad_y, case.grad_h_n, *saved, *given, record, True, True, options
-    )
-    names = ("dp", None, None, None, "dw_hh", "dgamma", "dbeta", "dh_0")
-    found |= {n: g for n, g in zip(names, gradients) if n}
-    assert_good(case.with_options(per_sample=True), found | {"record": record})
+    case = case.with_options(per_sample=True)
+    assert_good(case, found | run_backward(case, "cuda", y, ahat, found["rstd"]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

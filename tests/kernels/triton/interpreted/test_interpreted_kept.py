@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import assert_good, judge, make_case, run
+from cases import assert_good, judge, make_case, run, run_backward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import INTERPRETED, TF32, case_of
@@ -12,8 +12,6 @@ from rnnfast.triton_kernels import plan
 
 from rnnfast.backends import triton as backend
 from rnnfast.recurrence import precision
-from rnnfast.recurrence.groups import Saved, Wanted
-from rnnfast.recurrence.record import FIELDS
 
 pytestmark = pytest.mark.usefixtures("outputs_start_as_nan")
 DTYPES = INTERPRETED.dtypes
@@ -91,10 +89,5 @@ def test_elements_beyond_32_bits(units, monkeypatch):
     case = case._replace(p=apart(case.p), grad_y=apart(case.grad_y))
     found = run(case, "triton")
     y, ahat = (apart(found[name]) for name in ("y", "ahat"))
-    kept = case.kept(y, Saved(None, ahat, found["rstd"]))
-    record = torch.empty(2, 3, 2, len(FIELDS), dtype=torch.float64)
-    options = case.options._replace(per_sample=True)
-    dp, weights, states = backend.backward(case.given, kept, record, Wanted(), options)
-    found |= {"dp": dp, "dw_hh": weights.w_hh, "dgamma": weights.gamma, "dbeta": weights.beta}
-    found["dh_0"] = states.h
-    assert_good(case.with_options(per_sample=True), found | {"record": record})
+    case = case.with_options(per_sample=True)
+    assert_good(case, found | run_backward(case, "triton", y, ahat, found["rstd"]))
