@@ -50,7 +50,7 @@ test prove: export RNNFAST_REQUIRE_EXTENSION = 1  # its tests must not be skippe
 test: export RNNFAST_SIMD_LEVELS = native
 test: export RNNFAST_CUDA = 0
 test: lint extension  ## lint, and what fails first when something breaks
-	$(PYTEST_IN_TWO) $(BY_FILE) -m "not proof" --hypothesis-profile=small
+	$(PYTEST_IN_TWO) $(BY_FILE) -m "not proof" --ignore tests/proof --hypothesis-profile=small
 	@echo "Left out: tests marked proof, other SIMD levels, the kernels for GPUs, sanitizers, planted"
 	@echo "faults, more random cases. \`make prove\` runs them, in half an hour on two cores."
 

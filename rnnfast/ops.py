@@ -23,6 +23,7 @@ from .compiler import makes_program
 from .graph import flops, onnx
 from .graph.registry import Ops
 from .recurrence import precision, record
+from .recurrence.clipping import in_transform
 from .recurrence.groups import (
     Gradients,
     Kept,
@@ -35,7 +36,6 @@ from .recurrence.groups import (
     Wanted,
     Weights,
 )
-from .recurrence.loop import in_transform
 from .recurrence.tensors import check_backward, empty_gradients, empty_results
 
 # ------------------------------------------------------------------- groups, and the ops' tensors
@@ -273,7 +273,7 @@ class _Layer(torch.autograd.Function):
         y, states_n, saved = _call(x, weights, states, rows, options, backend, direct)
         needs = ctx.needs_input_grad
         x = x if weights.w_ih is not None and any(needs[1 : 1 + _WEIGHTS]) else None
-        of_layer = weights.w_ih, None, None, w_hh, weights.gamma, weights.beta, weights.cell
+        of_layer = weights._replace(b_ih=None, b_hh=None, w_hh=w_hh)
         ctx.save_for_backward(x, y, *of_layer, *states, *rows, *saved)
         ctx.buffer = buffer  # not saved: every backward pass writes it
         ctx.options, ctx.backend = options, backend
@@ -366,7 +366,7 @@ def _results(found: Sequence[Tensor], weights: Weights, options: Options) -> Res
     (states, saved), _ = _taken(found, 1, States, Saved)
     present = CELLS[options.cell].states
     states = States(*(s if n in present else None for n, s in zip(States._fields, states)))
-    saved = saved._replace(cell=None)
+    saved = saved._replace(cell_values=None)
     return Results(found[0], states, Saved() if weights.gamma is None else saved)
 
 
@@ -440,7 +440,7 @@ def layer(
 # Names in messages.
 _NAMES = {
     "w_ih": "weight_ih", "b_ih": "bias_ih", "b_hh": "bias_hh", "w_hh": "weight_hh",
-    "gamma": "norm_weight", "beta": "norm_bias", "cell": "cell_values", "h": "h_0", "c": "c_0",
+    "gamma": "norm_weight", "beta": "norm_bias", "h": "h_0", "c": "c_0",
 }  # fmt: skip
 _OF_STATES = ["gradient of h_n", "gradient of c_n"]
 

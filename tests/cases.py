@@ -10,7 +10,7 @@ from hypothesis import settings
 from torch import Tensor
 
 import rnnfast
-from rnnfast.backends import BACKENDS, Problem, cpu, cuda, triton
+from rnnfast.backends import BACKENDS, Problem, cpu, cuda_plan, triton
 from rnnfast.validate.cases import FLOATS, NONLINEARITIES, Case, make_case
 from rnnfast.validate.runs import (
     NORM_RESULTS,
@@ -53,7 +53,7 @@ _cpu_missing = pytest.mark.skipif(
 MODULE_BACKENDS = [
     pytest.param(name, marks=[_cpu_missing] if name == "cpu" else [])
     for name in BACKENDS
-    if (name != "triton" or triton.INTERPRETED) and (name != "cuda" or cuda.EMULATION)
+    if (name != "triton" or triton.INTERPRETED) and (name != "cuda" or cuda_plan.EMULATION)
 ]
 
 needs_cpu = pytest.mark.skipif(cpu._C is None, reason="the extension rnnfast._C is not built")
@@ -78,7 +78,7 @@ def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]
 
 def has_room(backend: str, units: int, dtype: torch.dtype, device: str = "cpu") -> bool:
     """Not all of a backend's kernels take a group of any size."""
-    problem = Problem(device, dtype, "tanh", projected=True, units=units)
+    problem = Problem(device, dtype, "rnn_tanh", projected=True, units=units)
     return not BACKENDS[backend].unavailable(problem)
 
 

@@ -10,7 +10,7 @@ import torch
 from cases import MODULE_BACKENDS
 from hypothesis import settings
 
-from rnnfast.backends import BACKENDS, Problem, cpu, cuda, triton
+from rnnfast.backends import BACKENDS, Problem, cpu, cuda_plan, triton
 from rnnfast.recurrence import precision
 
 # Examples in percent of what a test names (cases.examples): `make test`, by hand, `make prove`.
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         given = item.callspec.params if hasattr(item, "callspec") else {}
         backend, dtype = given.get("backend", given.get("own_backend")), given.get("dtype")
         if backend in BACKENDS and isinstance(dtype, torch.dtype):
-            problem = Problem(device, dtype, "tanh", projected=False)
+            problem = Problem(device, dtype, "rnn_tanh", projected=False)
             if BACKENDS[backend].unavailable(problem).endswith(str(dtype)):
                 items.remove(item)
 
@@ -66,7 +66,7 @@ def _torch_switches_stay():
 @pytest.fixture(autouse=True)
 def _no_tf32():
     """Where a backend follows torch's switch: on a GPU, and what stands in for one."""
-    follows = triton.INTERPRETED or cuda.EMULATION or torch.cuda.is_available()
+    follows = triton.INTERPRETED or cuda_plan.EMULATION or torch.cuda.is_available()
     with precision.tf32(False) if follows else contextlib.nullcontext():
         yield
 

@@ -33,7 +33,8 @@ from ..recurrence.record import FIELDS
 from ..recurrence.tensors import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
 from ..triton_kernels import arguments as kernel_arguments
 from ..triton_kernels.arguments import Form
-from ..triton_kernels.plan import Device, Plan, Size, blocks, choose, power_of_two, torch_step
+from ..triton_kernels.plan import Device, Plan, Size, blocks, choose, power_of_two
+from .estimates import torch_step
 
 if TYPE_CHECKING:
     from ..triton_kernels.cells.cell import Cell
@@ -121,8 +122,7 @@ def _version(text: str) -> tuple[int, ...]:
 @constant
 def _estimated(kind: str, index: int | None, dtype: torch.dtype, *size) -> tuple[float, float]:
     planned = _planned(kind, index, dtype, *size)
-    units, groups, rows, norm = size
-    theirs = torch_step(Size(units, groups, rows, _precision(dtype), norm), _device(kind, index))
+    theirs = torch_step(dtype, *size[:3], _device(kind, index).multiprocessors)
     return planned.step, theirs
 
 

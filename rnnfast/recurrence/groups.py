@@ -31,7 +31,7 @@ class Weights(NamedTuple):
     w_hh: Tensor  # [D, G * H, S]: the rows of head k act on head k's slice of the state
     gamma: Tensor | None = None  # [D * G * H], float32 for narrower dtypes; None: no layer norm
     beta: Tensor | None = None  # like gamma
-    cell: Tensor | None = None  # [D, k, H]: the k parameters of the cell itself
+    cell_parameters: Tensor | None = None  # [D, k, H]: the k parameters of the cell itself
 
 
 class States(NamedTuple):
@@ -52,7 +52,7 @@ class Rows(NamedTuple):
 class Saved(NamedTuple):
     """Values that forward saves for backward beside y."""
 
-    cell: Tensor | None = None  # [T, B, D * k * H]: the k values per unit of the cell
+    cell_values: Tensor | None = None  # [T, B, D * k * H]: the k values per unit of the cell
     ahat: Tensor | None = None  # [T, B, D * G * H]: the normalized pre-activations
     rstd: Tensor | None = None  # [T, B, D * n]
 

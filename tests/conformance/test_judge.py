@@ -17,7 +17,9 @@ from cases import (
 )
 from torch import Tensor
 
-from rnnfast.cells import rnn as cell
+from rnnfast.recurrence import loop
+from rnnfast.recurrence.clipping import clip
+from rnnfast.recurrence.groups import Saved
 from rnnfast.testing import error_ratio, worst_step
 
 Found = dict[str, Tensor | None]
@@ -108,8 +110,8 @@ RECURRENCE_FAULTS = {
     "clip ignored": ("dp", lambda c, r: differing(c, clip_state_grad=None)),
     "clip at twice the limit": ("dp", lambda c, r: differing(c, clip_state_grad=3.0)),
     "clip over all heads": ("dp", lambda c, r: patched(c, "clip", clip_over_all_heads)),
-    "clip of the elements": ("dp", lambda c, r: patched(c, "clip", lambda x, c: x.clamp(-c, c))),
-    "dh_0 clipped": ("dh_0", lambda c, r: {"dh_0": cell.clip(r["dh_0"], 0.01)}),
+    "clip of the elements": ("dp", lambda c, r: patched(c, "clip", lambda c, x: (x.clamp(-c, c),))),
+    "dh_0 clipped": ("dh_0", lambda c, r: {"dh_0": clip(0.01, r["dh_0"])[0]}),
 }
 NORM_FAULTS = {
     "gamma forgotten": ("y dp", lambda c, r: oracle(c, gamma=torch.ones_like(c.gamma))),
@@ -242,28 +244,27 @@ def swapped(found: Found, one: str, other: str) -> Found:
 def backward(case: Case, found: Found, **changed) -> Found:
     """The gradients that the formula makes of what was saved."""
     case = case._replace(**changed)
-    _, w_hh, gamma, beta, h_0, lengths, reset, grad_y, grad_h_n, options = case
-    saved = (found["y"], w_hh, gamma, beta, found["ahat"], found["rstd"])
-    given = (grad_y, grad_h_n, None, None)
-    gradients = cell.backward(*given, *saved, h_0, lengths, reset, options)
-    return dict(zip(("dp", "dw_hh", "dgamma", "dbeta", "dh_0"), gradients))
+    kept = case.kept(found["y"], Saved(None, found["ahat"], found["rstd"]))
+    dp, weights, states = loop.backward(case.given, kept, case.options)
+    found = {"dp": dp, "dw_hh": weights.w_hh, "dgamma": weights.gamma, "dbeta": weights.beta}
+    return found | {"dh_0": states.h}
 
 
 def patched(case: Case, name: str, function, of=oracle) -> Found:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cell, name, function)
+        patch.setattr(loop, name, function)
         return of(case)
 
 
 def late_window(case: Case) -> Found:
     """Edges at 1 + k, 1 + 2 k, ..."""
-    right = cell._Edges.window
+    right = loop.Edges.window
 
-    class Late(cell._Edges):
+    class Late(loop.Edges):
         def window(self, e: int) -> Tensor | bool:
             return e > 1 and right(self, e - 1)
 
-    return patched(case, "_Edges", Late)
+    return patched(case, "Edges", Late)
 
 
 def cut_dw(case: Case, found: Found) -> Found:
@@ -273,14 +274,11 @@ def cut_dw(case: Case, found: Found) -> Found:
     return pick(backward(case, found, reset=case.reset | edges.unsqueeze(1)), "dw_hh")
 
 
-def clip_over_all_heads(dh: Tensor, limit: float) -> Tensor:
+def clip_over_all_heads(limit: float, dh: Tensor) -> tuple[Tensor]:
     """dh: [n, B, S]"""
     n = dh.shape[0]
-    together = dh.transpose(0, 1).flatten(1)
-    return CLIP(together, limit).unflatten(1, (n, -1)).transpose(0, 1)
-
-
-CLIP = cell.clip
+    (together,) = clip(limit, dh.transpose(0, 1).flatten(1))
+    return (together.unflatten(1, (n, -1)).transpose(0, 1),)
 
 
 def layer_norm(a: Tensor, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:

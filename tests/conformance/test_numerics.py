@@ -33,8 +33,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rnnfast.backends import cpu
-from rnnfast.cells.rnn import layer_norm
 from rnnfast.recurrence import tensors as layout
+from rnnfast.recurrence.norm import layer_norm
 from rnnfast.testing import error_ratio, worst_step
 from rnnfast.validate.kernels import SEQUENCES
 from rnnfast.validate.layers import as_layer, exact_layer

@@ -16,11 +16,18 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import rnnfast
-from rnnfast import ops as autograd
+from rnnfast import ops
 from rnnfast.backends import cpu
-from rnnfast.cells import rnn as cell
-from rnnfast.cells.rnn import Options
-from rnnfast.recurrence import record
+from rnnfast.recurrence import loop, record
+from rnnfast.recurrence.groups import (
+    Kept,
+    Options,
+    OutputGradients,
+    Rows,
+    Saved,
+    States,
+    Weights,
+)
 
 # forward mode loads decompositions that torch itself still scripts
 pytestmark = [
@@ -50,7 +57,8 @@ class Case(NamedTuple):
 
     @property
     def options(self) -> Options:
-        return Options(self.nonlinearity, self.heads, self.norm_eps, self.window, self.clip)
+        cell = f"rnn_{self.nonlinearity}"
+        return Options(cell, self.heads, self.norm_eps, self.window, self.clip)
 
     @property
     def inputs(self) -> tuple[Tensor | None, ...]:
@@ -165,7 +173,7 @@ def by_package(backend: str):
 
 
 def by_function(case: Case) -> tuple[Tensor, Tensor]:
-    """As a kernel is called: the oracle inside autograd.layer's Function, which a record asks for.
+    """As a kernel is called: the oracle inside the Function of ops.layer, which a record asks for.
 
     So what the Function does beyond a kernel is tested where there is none.
     """
@@ -173,8 +181,10 @@ def by_function(case: Case) -> tuple[Tensor, Tensor]:
     T, _, width = p.shape
     D = width // w_hh.shape[1]
     buffer = record.make(record.numbers(D, T, 1), p.device)
-    inputs = (p, None, None, None, w_hh, gamma, beta, h_0, case.lengths, case.reset, buffer)
-    return autograd.layer(*inputs, case.options, "reference")
+    weights, rows = Weights(None, None, None, w_hh, gamma, beta), Rows(case.lengths, case.reset)
+    inputs = p, weights, States(h_0), rows, buffer
+    y, (h_n, _) = ops.layer(*inputs, case.options, "reference")
+    return y, h_n
 
 
 def run(case: Case, call) -> dict[str, Tensor]:
@@ -297,8 +307,11 @@ def test_the_formula_of_backward_is_the_derivative_of_forward(case, of_norm):
     """Also of ahat and rstd, which a second derivative asks for."""
     leaves = {name: x.detach().requires_grad_() for name, x in case.leaves.items()}
     case = case._replace(leaves=leaves)
-    inputs = (*case.inputs, case.lengths, case.reset, case.options)
-    y, h_n, ahat, rstd = cell.forward(*inputs)
+    p, w_hh, gamma, beta, h_0 = case.inputs
+    weights, states = Weights(None, None, None, w_hh, gamma, beta), States(h_0)
+    rows = Rows(case.lengths, case.reset)
+    y, (h_n, _), saved = loop.forward(p, weights, states, rows, case.options)
+    _, ahat, rstd = saved
     grads = [case.grad_y, case.grad_h_n, None, None]
     if of_norm and ahat is not None:
         grads[2:] = torch.randn_like(ahat), torch.randn_like(rstd)
@@ -306,11 +319,13 @@ def test_the_formula_of_backward_is_the_derivative_of_forward(case, of_norm):
     xs, gs = zip(*pairs)
     options = {"allow_unused": True, "materialize_grads": True}
     wanted = torch.autograd.grad(xs, list(leaves.values()), gs, **options)
-    _, w_hh, gamma, beta, h_0 = case.inputs
     with torch.no_grad():
-        inputs = (*grads, y, w_hh, gamma, beta, ahat, rstd, h_0)
-        found = cell.backward(*inputs, case.lengths, case.reset, case.options)
-    by_name = dict(zip(("p", "w_hh", "norm_weight", "norm_bias", "h_0"), found))
+        given = OutputGradients(grads[0], States(grads[1]))
+        kept = Kept(None, y, weights, states, rows, saved)
+        of_saved = Saved(None, *grads[2:])
+        found = loop.backward(given, kept, case.options, grad_saved=of_saved)
+    by_name = {"p": found.p, "w_hh": found.weights.w_hh, "h_0": found.states.h}
+    by_name |= {"norm_weight": found.weights.gamma, "norm_bias": found.weights.beta}
     assert_close(
         {f"d{name}": by_name[name] for name in leaves},
         {f"d{name}": g for name, g in zip(leaves, wanted)},

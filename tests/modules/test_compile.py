@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
 from rnnfast.backends import cpu
-from rnnfast.cells.rnn import Options
+from rnnfast.recurrence.groups import Options, Rows, States, Weights
 from rnnfast.recurrence.precision import arithmetic
 
 # What torch 2.13 does to itself; any other warning fails.
@@ -333,7 +333,7 @@ def op_inputs(
     x = torch.randn(B, T, width).transpose(0, 1) if batch_first else torch.randn(T, B, width)
     w_ih = torch.randn(D * H, IN) if projects else None
     b_ih, b_hh = torch.randn(2, D * H) if projects and bias else (None, None)
-    w_hh = torch.randn(D, H, H) if D == 2 else torch.randn(H, H)
+    w_hh = torch.randn(D, H, H)
     start = torch.randn(D, B, H) if h_0 else None
     x, w_ih, b_ih, b_hh, w_hh, start = (
         v if v is None else v.to(dtype) for v in (x, w_ih, b_ih, b_hh, w_hh, start)
@@ -341,7 +341,20 @@ def op_inputs(
     gamma, beta = torch.randn(2, D * H).to(arithmetic(dtype)) if norm else (None, None)
     reset = torch.rand(T, B) < 0.3 if norm else None
     n = torch.tensor([5, 0, 3]) if lengths else None
-    return (x, w_ih, b_ih, b_hh, w_hh, gamma, beta, start, n, reset, None, *Options(**options))
+    weights, states = Weights(w_ih, b_ih, b_hh, w_hh, gamma, beta), States(start)
+    return (x, *weights, *states, *Rows(n, reset), None, *Options(**options))
+
+
+def groups(inputs: tuple) -> tuple[torch.Tensor, Weights, States, Rows, Options]:
+    """The arguments of the op ``rnn``, without the biases, which backward does not read."""
+    x, *rest = inputs
+    weights, states, rows = Weights(*rest[:7]), States(*rest[7:9]), Rows(*rest[9:11])
+    return x, weights._replace(b_ih=None, b_hh=None), states, rows, Options(*rest[12:])
+
+
+def present(saved: list[torch.Tensor]) -> list[torch.Tensor | None]:
+    """An op has an empty tensor in the place of a value that is not there."""
+    return [value if value.numel() else None for value in saved]
 
 
 CASES = [
@@ -367,22 +380,22 @@ OPS += [
 def test_opcheck(backend, case, autocast):
     """Schema, aliasing, fake shapes and strides, under autograd and as AOT traces them."""
     inputs = op_inputs(**CASES[case])
-    x, w_ih, _, _, w_hh, gamma, beta, *others = inputs
-    ops = torch.ops.rnnfast
+    x, weights, states, rows, options = groups(inputs)
+    gamma, ops = weights.gamma, torch.ops.rnnfast
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         torch.library.opcheck(ops.rnn.default, (*inputs, backend))
-        y, h_n, *normal = ops.rnn(*inputs, backend)
-        normal = (None, None) if gamma is None else normal
+        y, h_n, _, *saved = ops.rnn(*inputs, backend)
+        saved = present(saved)
         assert y.dtype == h_n.dtype == x.dtype  # autocast does not leak in
         for grads, dx_wanted, dw_wanted in (
-            ((torch.randn_like(y), torch.randn_like(h_n)), True, True),
-            ((None, h_n), False, True),
-            ((y, None), True, False),
+            ((torch.randn_like(y), torch.randn_like(h_n), None), True, True),
+            ((None, h_n, None), False, True),
+            ((y, None, None), True, False),
         ):
-            saved = (y, x, w_ih, w_hh, gamma, beta, *normal, *others[:3])
-            args = (*grads, *saved, dx_wanted, dw_wanted, *others[4:], backend)
+            kept = (x, y, *weights, *states, *rows, *saved)
+            args = (*grads, *kept, dx_wanted, dw_wanted, *options, backend)
             torch.library.opcheck(ops.rnn_backward.default, args)
-            dx, *dw, dgamma, dbeta, dh_0 = ops.rnn_backward(*args)
+            dx, *dw, dgamma, dbeta, _, dh_0, _ = ops.rnn_backward(*args)
             assert {g.dtype for g in (dx, *dw, dh_0)} == {x.dtype}
             if dw_wanted and gamma is not None:
                 assert dgamma.dtype == dbeta.dtype == gamma.dtype
@@ -393,17 +406,16 @@ def test_the_shapes_that_a_graph_is_built_on_are_the_real_ones(backend, case):
     """Strides too: inductor relies on them."""
     inputs = op_inputs(**CASES[case])
     ops = torch.ops.rnnfast
-    made = y, h_n, *normal = ops.rnn(*inputs, backend)
-    x, w_ih, _, _, w_hh, gamma, beta, *others = inputs
-    normal = (None, None) if gamma is None else normal
-    saved = (y, h_n, y, x, w_ih, w_hh, gamma, beta, *normal, *others[:3])
-    wanted = (True, True, *others[4:], backend)
-    grads = ops.rnn_backward(*saved, *wanted)
+    made = y, h_n, _, *saved = ops.rnn(*inputs, backend)
+    x, weights, states, rows, options = groups(inputs)
+    kept = (y, h_n, None, x, y, *weights, *states, *rows, *present(saved))
+    wanted = (True, True, *options, backend)
+    grads = ops.rnn_backward(*kept, *wanted)
 
     def meta(x):
         return x.to("meta") if isinstance(x, Tensor) else x
 
     fake = ops.rnn(*map(meta, inputs), backend)
-    fake += ops.rnn_backward(*map(meta, saved), *wanted)
+    fake += ops.rnn_backward(*map(meta, kept), *wanted)
     for a, b in zip((*made, *grads), fake, strict=True):
         assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)

@@ -133,7 +133,7 @@ def test_under_autocast(options, monkeypatch):
 def test_where_layers_can_come_side_by_side(changed, steps, monkeypatch):
     rnn = rnnfast.RNN(**{"input_size": 4, "hidden_size": 8, "num_layers": 4} | changed)
     problem = rnn._problem(torch.zeros(T, B, 4))
-    monkeypatch.setattr(cuda, "step_beside_others", lambda _: (2.0, 132))
+    monkeypatch.setattr(cuda, "overlap_capacity", lambda _: (2.0, 132))
     assert rnn._stretch("cuda", 512, problem) == 0  # off
     monkeypatch.setattr(wavefront, "ENABLED", True)
     assert rnn._stretch("cuda", 512, problem) == steps
@@ -146,7 +146,7 @@ def test_where_layers_can_come_side_by_side(changed, steps, monkeypatch):
 def test_not_where_time_is_traced_or_computed_again(monkeypatch):
     rnn = rnnfast.RNN(4, 8, 4)
     problem = rnn._problem(torch.zeros(T, B, 4))
-    monkeypatch.setattr(cuda, "step_beside_others", lambda _: (2.0, 132))
+    monkeypatch.setattr(cuda, "overlap_capacity", lambda _: (2.0, 132))
     monkeypatch.setattr(wavefront, "ENABLED", True)
     found = []
 

@@ -24,8 +24,8 @@ def steps(compiler: package.Compiler, folder: str, flags: list[str]) -> list[pac
     for name, source, mode, family in package.cuda_objects():
         of_kernel = [*flags, *package.kernel_flags(mode, family)]
         found.append(package.compile_step(compiler, source, f"{folder}/{name}.o", of_kernel))
-    sources = "cuda/measure.cu", "cuda/plan.cpp", "cuda/launch.cpp", "emulation/machine.cpp"
-    for source in (f"csrc/{source}" for source in sources):
+    sources = "record/measure.cu", "host/plan.cpp", "host/launch.cpp"
+    for source in (*(f"csrc/cuda/{name}" for name in sources), "csrc/emulation/machine.cpp"):
         output = f"{folder}/{Path(source).stem}.o"
         found.append(package.compile_step(compiler, source, output, flags))
     return found

@@ -297,8 +297,8 @@ def test_gpu_tests_do_not_pass_on_a_cpu_where_a_gpu_is_wanted(tmp_path):
 
 WITHOUT_KERNELS = """
 import torch
-from rnnfast.backends import cuda
-torch.cuda.is_available, cuda.KERNELS = (lambda: True), None
+from rnnfast.backends import cuda_plan
+torch.cuda.is_available, cuda_plan.KERNELS = (lambda: True), None
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import cuda_overlap
-from rnnfast.backends import cuda
+from rnnfast.backends import cuda_plan
 from rnnfast.modules import RNN, wavefront
 
 pytest.importorskip("rnnfast._C")
@@ -18,7 +18,7 @@ WORDS = ["--layers", "2", "--units", "8", "--rows", "3", "--steps", "20"]
 @pytest.fixture
 def gpu(monkeypatch):
     """Stretches of four steps, on the CPU."""
-    monkeypatch.setattr(cuda, "KERNELS", cuda.EXTENSION)
+    monkeypatch.setattr(cuda_plan, "KERNELS", cuda_plan.EXTENSION)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(wavefront, "ENABLED", False)
     monkeypatch.setattr(RNN, "_stretch", lambda *_: 4 if wavefront.ENABLED else 0)

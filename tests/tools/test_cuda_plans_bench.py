@@ -8,26 +8,26 @@ import pytest
 import torch
 
 from bench import cuda_plans
-from rnnfast.backends import cuda
+from rnnfast.backends import cuda, cuda_clock, cuda_plan
 
 pytest.importorskip("rnnfast._C")
 
-H100 = cuda.Device("H100", 90, 132, 227 << 10, (66, 32, 15, 7))
+H100 = cuda_plan.Device("H100", 90, 132, 227 << 10, (66, 32, 15, 7))
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     """One whose kernels take twice what was estimated, forward, but streaming half of that."""
-    monkeypatch.setattr(cuda, "KERNELS", cuda.EXTENSION)
-    monkeypatch.setattr(cuda, "EMULATION", "")
-    monkeypatch.setattr(cuda, "_device", lambda *_: H100)
+    monkeypatch.setattr(cuda_plan, "KERNELS", cuda_plan.EXTENSION)
+    monkeypatch.setattr(cuda_plan, "EMULATION", "")
+    monkeypatch.setattr(cuda_plan, "device_of", lambda *_: H100)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, device, **k: empty(*a, **k))
 
     def times_of(size, plan, like):
         forward = plan.step * (1 if plan.streaming else 2) / 1e6
-        return cuda.Time(forward, 5e-6), cuda.Time(3 * forward, 7e-6)
+        return cuda_clock.Time(forward, 5e-6), cuda_clock.Time(3 * forward, 7e-6)
 
     monkeypatch.setattr(cuda, "times_of", times_of)
 
@@ -96,14 +96,14 @@ def test_layers_are_timed_forward_and_backward(monkeypatch):
     """Here on the CPU, by its kernels: what is called, and that both lengths are."""
     made = cuda_plans.rnnfast.RNN
     monkeypatch.setattr(cuda_plans.rnnfast, "RNN", lambda *a, backend, **k: made(*a, **k))
-    monkeypatch.setattr(cuda, "LENGTHS", (2, 40))
+    monkeypatch.setattr(cuda_clock, "LENGTHS", (2, 40))
     asked = []
 
     def timed(run, device):
         asked.append(run())
         return float(len(asked))
 
-    monkeypatch.setattr(cuda, "timed", timed)
+    monkeypatch.setattr(cuda_clock, "timed", timed)
     found = list(cuda_plans.of_layers("exact", 8, 3, torch.empty(0)))
     assert len(found) == 4
     outputs = [result[0] for result in asked if result is not None]
@@ -111,7 +111,7 @@ def test_layers_are_timed_forward_and_backward(monkeypatch):
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(cuda, "EMULATION", "")
+    monkeypatch.setattr(cuda_plan, "EMULATION", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cuda_plans.main([]) == 2
     assert "wanted a GPU" in capsys.readouterr().out

@@ -16,8 +16,7 @@ from commands import blocked, command
 import rnnfast
 from rnnfast.__main__ import VALIDATE_IMPORTS, main
 from rnnfast.backends import BACKENDS, cpu, reference
-from rnnfast.cells import rnn as cell
-from rnnfast.recurrence import precision
+from rnnfast.recurrence import loop, precision
 
 if any(importlib.util.find_spec(name) is None for name in VALIDATE_IMPORTS):
     pytest.skip("the extras of validate are not installed", allow_module_level=True)
@@ -139,46 +138,52 @@ def test_a_new_backend_is_judged_as_it_is(run, monkeypatch):
 # ------------------------------------------------------------------------------ planted faults
 
 
+KEPT, RECORD = 1, 2  # among the inputs of backward
+
+
 def step_zeroed(right: Callable) -> Callable:
     """y of one time step of one sample."""
 
     def forward(*inputs):
-        y, *others = right(*inputs)
-        y[len(y) // 2, 0] = 0
-        return y, *others
+        found = right(*inputs)
+        found.y[len(found.y) // 2, 0] = 0
+        return found
 
     return forward
 
 
 def dp_step_zeroed(right: Callable) -> Callable:
     def backward(*inputs):
-        dx, *others = right(*inputs)
-        dx[len(dx) // 2, 0] = 0
-        return dx, *others
+        found = right(*inputs)
+        found.x[len(found.x) // 2, 0] = 0
+        return found
 
     return backward
 
 
 def weights_transposed(right: Callable) -> Callable:
-    def forward(x, w_ih, b_ih, b_hh, w_hh, *others):
+    def forward(x, weights, *others):
+        w_hh = weights.w_hh
         square = w_hh.shape[-2] == w_hh.shape[-1]
-        return right(x, w_ih, b_ih, b_hh, w_hh.mT if square else w_hh, *others)
+        return right(x, weights._replace(w_hh=w_hh.mT if square else w_hh), *others)
 
     return forward
 
 
 def bias_dropped(right: Callable) -> Callable:
-    def forward(x, w_ih, b_ih, b_hh, *others):
-        return right(x, w_ih, *(b if b is None else b * 0 for b in (b_ih, b_hh)), *others)
+    def forward(x, weights, *others):
+        b_ih, b_hh = (b if b is None else b * 0 for b in (weights.b_ih, weights.b_hh))
+        return right(x, weights._replace(b_ih=b_ih, b_hh=b_hh), *others)
 
     return forward
 
 
 def bias_gradient_dropped(right: Callable) -> Callable:
     def backward(*inputs):
-        gradients = list(right(*inputs))
-        gradients[2] = gradients[2] if gradients[2] is None else gradients[2] * 0
-        return tuple(gradients)
+        found = right(*inputs)
+        db = found.weights.b_ih
+        weights = found.weights._replace(b_ih=db if db is None else db * 0)
+        return found._replace(weights=weights)
 
     return backward
 
@@ -187,16 +192,18 @@ def weights_packed_once(right: Callable) -> Callable:
     """A cache that asks where the weights lie in memory, not whether they have changed."""
     packed = {}
 
-    def forward(x, w_ih, b_ih, b_hh, w_hh, *others):
+    def forward(x, weights, *others):
+        w_hh = weights.w_hh
         found = packed.setdefault((w_hh.data_ptr(), w_hh.shape, w_hh.dtype), w_hh.clone())
-        return right(x, w_ih, b_ih, b_hh, found if w_ih is not None else w_hh, *others)
+        packs = weights.w_ih is not None
+        return right(x, weights._replace(w_hh=found) if packs else weights, *others)
 
     return forward
 
 
 def record_one_step_off(right: Callable) -> Callable:
     def backward(*inputs):
-        found, record = right(*inputs), inputs[13]
+        found, record = right(*inputs), inputs[RECORD]
         if record is not None:
             record.copy_(record.roll(1, 1))
         return found
@@ -211,10 +218,10 @@ def variance_unbiased(right: Callable) -> Callable:
         return (a - mean) * rstd, rstd
 
     def forward(*inputs):
-        if inputs[5] is None:
+        if inputs[1].gamma is None:
             return right(*inputs)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cell, "layer_norm", layer_norm)
+            patch.setattr(loop, "layer_norm", layer_norm)
             return reference.forward(*inputs)
 
     return forward
@@ -278,8 +285,8 @@ def test_the_record_over_a_sequence_is_compared_too(run, monkeypatch):
 
     def backward(*inputs):
         found = right(*inputs)
-        if inputs[13] is not None and not inputs[-1].per_sample:
-            inputs[13].mul_(1.0001)
+        if inputs[RECORD] is not None and not inputs[-1].per_sample:
+            inputs[RECORD].mul_(1.0001)
         return found
 
     monkeypatch.setattr(cpu, "backward", backward)
@@ -328,7 +335,7 @@ def test_a_backend_that_raises_fails_its_row_and_the_run_goes_on(run, monkeypatc
     right = cpu.backward
 
     def backward(*inputs):
-        if inputs[12] is not None:
+        if inputs[KEPT].rows.reset is not None:
             raise RuntimeError("no such\nthing")
         return right(*inputs)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rnnfast.triton_kernels.plan import Device, Size, blocks, choose
 
 import rnnfast
-from rnnfast.backends import BackendError, Problem, cuda, passed_over, select, triton
+from rnnfast.backends import BackendError, Problem, cuda_plan, passed_over, select, triton
 
 H100 = Device("H100", (9, 0), 132, 227 << 10)
 DEVICES = [
@@ -158,7 +158,7 @@ def test_first_row_of_the_weights_does_too():
 
 
 def problem(**changes) -> Problem:
-    found = Problem("cuda", torch.float32, "tanh", projected=False, units=128, rows=16)
+    found = Problem("cuda", torch.float32, "rnn_tanh", projected=False, units=128, rows=16)
     return found._replace(**changes)
 
 
@@ -170,7 +170,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(triton, "_device", lambda *_: device)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda, "KERNELS", None)
+    monkeypatch.setattr(cuda_plan, "KERNELS", None)
     monkeypatch.setattr(triton, "INTERPRETED", False)
     have(H100)
     return have
@@ -182,11 +182,13 @@ def refusal(**changes) -> str:
     return str(error.value)
 
 
+@pytest.mark.proof  # it needs triton
 def test_gpu_that_can_is_taken(gpu):
-    for changes in ({}, {"dtype": torch.bfloat16}, {"nonlinearity": "sigmoid", "units": 3000}):
+    for changes in ({}, {"dtype": torch.bfloat16}, {"cell": "rnn_sigmoid", "units": 3000}):
         assert select("triton", problem(**changes)) == "triton"
 
 
+@pytest.mark.proof  # it needs triton
 def test_refusals_name_the_reason(gpu, monkeypatch):
     assert "it has no kernel for torch.float64" in refusal(dtype=torch.float64)
     assert "it computes on an NVIDIA GPU, and the tensors are on cpu" in refusal(device="cpu")
@@ -225,15 +227,17 @@ def test_named_backend_refuses_before_anything_runs(monkeypatch):
         rnn(torch.randn(5, 2, 3))
 
 
+@pytest.mark.proof  # it needs triton
 def test_auto_on_a_gpu_takes_what_is_estimated_to_be_faster(gpu):
     assert select("auto", problem()) == "triton"
     large = problem(units=2048, rows=4096, dtype=torch.bfloat16)
     assert select("auto", large) == "torch"
     assert "us a step against torch's" in passed_over("triton", large)
-    assert select("auto", large._replace(beyond=("norm",))) == "triton"  # torch has none
+    assert select("auto", large._replace(extras=("norm",))) == "triton"  # torch has none
     assert select("auto", problem(dtype=torch.float64)) == "torch"
 
 
+@pytest.mark.proof  # it needs triton
 def test_explain_prints_the_plan(gpu, monkeypatch):
     rnn = rnnfast.RNN(3, 64, bidirectional=True)
     monkeypatch.setattr(type(rnn), "_problem", lambda *_, **__: problem(units=64, groups=2))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rnnfast import tuning
-from rnnfast.backends import cuda
+from rnnfast.backends import cuda_clock, cuda_plan
 
 SECONDS = {(1, 8, 64): 3.0, (4, 8, 256): 1.0, (-1, 16, 16): 2.0}
 
@@ -89,25 +89,25 @@ def test_where_results_are_kept(monkeypatch, tmp_path):
 
 def test_capture_refuses_what_it_cannot_time(monkeypatch):
     pytest.importorskip("rnnfast._C")
-    monkeypatch.setattr(cuda, "KERNELS", cuda.EXTENSION)
+    monkeypatch.setattr(cuda_plan, "KERNELS", cuda_plan.EXTENSION)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     like = type("Tensor", (), {"is_cuda": True})()
-    device = cuda.Device("H100", 90, 132, 227 << 10, (66, 32, 15, 7))
+    device = cuda_plan.Device("H100", 90, 132, 227 << 10, (66, 32, 15, 7))
     with pytest.raises(
         RuntimeError, match="RNNFAST_AUTOTUNE: the first call of a size cannot be in"
     ):
-        cuda._tuned(("bfloat16", 256, 1, 8, False), device, like)
+        cuda_clock.tuned(("bfloat16", 256, 1, 8, False), device, like)
 
 
 def test_plans_that_are_tried():
     """The fastest first, each under a name that gives it back."""
     pytest.importorskip("rnnfast._C")
-    device = cuda.Device("H100", 90, 132, 227 << 10, (66, 32, 15, 7))
+    device = cuda_plan.Device("H100", 90, 132, 227 << 10, (66, 32, 15, 7))
     size = "bfloat16", 512, 1, 64, True
-    plans = cuda.EXTENSION.cuda_plans(*size, *device)
+    plans = cuda_plan.EXTENSION.cuda_plans(*size, *device)
     assert [p.step for p in plans] == sorted(p.step for p in plans)
-    assert plans[0].wanted == cuda._plan(*size, device).wanted
+    assert plans[0].wanted == cuda_plan.plan_for(*size, device).wanted
     assert {p.wanted[0] for p in plans} == {4, 8, 16, -1}
     assert len({p.wanted for p in plans}) == len(plans)
     for plan in plans:
-        assert str(cuda._plan(*size, device, plan.wanted)) == str(plan)
+        assert str(cuda_plan.plan_for(*size, device, plan.wanted)) == str(plan)

@@ -147,7 +147,7 @@ class Kernel(NamedTuple):
     tiles: int
     blocks: int
     parts: int
-    staged: int
+    shared_products: int
     words: int  # of the weights of a product, in a thread
     options: list[str]
 
@@ -164,7 +164,7 @@ class Kernel(NamedTuple):
 
     @property
     def scarce(self) -> bool:  # kScarce
-        return self.staged * self.words > 16 * self.tiles
+        return self.shared_products * self.words > 16 * self.tiles
 
     @property
     def bands(self) -> int:

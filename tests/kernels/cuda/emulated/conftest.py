@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rnnfast.backends import cuda
+from rnnfast.backends import cuda_plan
 
 
 def pytest_ignore_collect() -> bool | None:
-    return None if cuda.EMULATION else True
+    return None if cuda_plan.EMULATION else True
 
 
 @pytest.fixture(autouse=True)

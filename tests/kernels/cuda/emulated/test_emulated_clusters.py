@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_emulated_numbers import CASES, EVERYTHING, TF32
 
-from rnnfast.backends import cuda as backend
-from rnnfast.backends.cuda import KERNELS
+from rnnfast.backends import cuda_plan
+from rnnfast.backends.cuda_plan import KERNELS
 from rnnfast.recurrence import precision
 
 DTYPES = {"exact": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
@@ -25,7 +25,7 @@ CLIPPED = {"clip_state_grad": 0.5, "lengths": True, "per_sample": True}
 
 
 def wanted(monkeypatch: pytest.MonkeyPatch, blocks: int, columns: int = 0) -> None:
-    monkeypatch.setattr(backend, "WANTED", (blocks, columns))
+    monkeypatch.setattr(cuda_plan, "WANTED", (blocks, columns))
 
 
 @pytest.mark.parametrize(("mode", "units", "blocks"), CLUSTERS)

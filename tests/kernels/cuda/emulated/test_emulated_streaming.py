@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from test_emulated_numbers import CASES, EVERYTHING, TF32
 
 from rnnfast.backends import cuda as backend
-from rnnfast.backends.cuda import KERNELS, NAMES
+from rnnfast.backends import cuda_clock, cuda_plan
+from rnnfast.backends.cuda_plan import KERNELS, NAMES
 from rnnfast.recurrence import precision
 
 MODES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -22,7 +23,7 @@ BLOCKS = [n.split("_")[1:] for n in KERNELS.cuda_kernels() if n.startswith("stre
 
 
 def wanted(monkeypatch: pytest.MonkeyPatch, rows: int = 0) -> None:
-    monkeypatch.setattr(backend, "WANTED", (NAMES["streaming"], rows))
+    monkeypatch.setattr(cuda_plan, "WANTED", (NAMES["streaming"], rows))
 
 
 @pytest.mark.parametrize(("mode", "block"), BLOCKS)
@@ -77,7 +78,7 @@ def test_clipping_of_gradients_whose_sums_float32_has_not(monkeypatch):
     """With layer norm its sums are taken before the norm is known."""
     found = {}
     for kernel in ("single_block", "streaming"):
-        monkeypatch.setattr(backend, "WANTED", (NAMES[kernel], 0))
+        monkeypatch.setattr(cuda_plan, "WANTED", (NAMES[kernel], 0))
         case = make_case(2, 3, 64, 1, torch.float32, norm=True, clip_state_grad=1.0)
         found[kernel] = run(case._replace(grad_y=case.grad_y * 2e37), "cuda")
     for name, value in found["streaming"].items():
@@ -89,15 +90,15 @@ def test_plans_by_the_clock(monkeypatch, tmp_path):
     """RNNFAST_AUTOTUNE: here it is the emulation's time, for whatever that says."""
     monkeypatch.setenv("RNNFAST_CACHE", str(tmp_path))
     monkeypatch.setattr(backend.tuning, "ENABLED", True)
-    monkeypatch.setattr(backend, "LENGTHS", (1, 2))
-    monkeypatch.setattr(backend, "TRIED", 1.3)
-    monkeypatch.setattr(backend, "_TUNED", {})
-    backend._measured.cache_clear()
+    monkeypatch.setattr(cuda_clock, "LENGTHS", (1, 2))
+    monkeypatch.setattr(cuda_clock, "TRIED", 1.3)
+    monkeypatch.setattr(cuda_plan, "TUNED", {})
+    cuda_clock._measured.cache_clear()
     case = make_case(2, 3, 20, 1, torch.bfloat16, "relu", 1, norm=True)
     assert_good(case, run(case, "cuda"))
-    ((size, chosen),) = backend._TUNED.items()
+    ((size, chosen),) = cuda_plan.TUNED.items()
     assert size[0] == ("bfloat16", 20, 1, 3, True)
     kept = json.loads((tmp_path / "the-emulation.json").read_text())["plans"]
     assert kept == {"bfloat16 20 1 3 True": str(chosen)}
     assert chosen in {plan.wanted for plan in KERNELS.cuda_plans(*size[0], *size[1])}
-    backend._measured.cache_clear()
+    cuda_clock._measured.cache_clear()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from rnnfast.triton_kernels import plan
-from triton.runtime import interpreter
 
 from rnnfast.backends import triton
 
@@ -21,6 +19,8 @@ def _one_thread(one_torch_thread):
 @pytest.fixture(autouse=True)
 def _plans_anew():
     """Tests change what plans rest on."""
+    from rnnfast.triton_kernels import plan
+
     plan.choose.cache_clear()
     yield
     plan.choose.cache_clear()
@@ -29,6 +29,8 @@ def _plans_anew():
 @pytest.fixture(autouse=True)
 def _masks_are_bool(monkeypatch):
     """As Triton 3.9 and newer want them; the interpreters before take numbers."""
+    from triton.runtime import interpreter
+
     builder = interpreter.interpreter_builder
     for name, place in (
         ("create_masked_load", 1),
