@@ -70,7 +70,8 @@ def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]
     _, heads, eps, window, limit, _ = case.options
     y, h_n = rnnfast.functional.rnn(
         case.p, case.w_hh, case.h_0, lengths=case.lengths, reset=case.reset,
-        nonlinearity=case.nonlinearity, num_heads=heads, norm_weight=case.gamma, norm_bias=case.beta, norm_eps=eps,
+        nonlinearity=case.nonlinearity, num_heads=heads, norm_weight=case.gamma,
+        norm_bias=case.beta, norm_eps=eps,
         bptt_window=window, clip_state_grad=limit, backend=backend,
     )  # fmt: skip
     return gradients_of(case, names, leaves, {"y": y, "h_n": h_n})
