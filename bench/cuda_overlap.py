@@ -1,5 +1,5 @@
-"""Layers of a stack one after another, and side by side (RNNFAST_OVERLAP): whether that gains
-anything, and gives the same. On a GPU, half a minute at most.
+"""Times layers of a stack one after another and side by side (RNNFAST_OVERLAP), and compares the
+results. On a GPU, half a minute at most.
 
     python -m bench.cuda_overlap --out bench/results
 """
@@ -28,17 +28,17 @@ MOST_DIFFERENCE = 0.03  # some roundings of bfloat16
 
 
 class Row(NamedTuple):
-    """Milliseconds of a call of so many layers in bfloat16, the least of some runs in turns."""
+    """Milliseconds of a call of a stack in bfloat16, the least of some runs in turns."""
 
     layers: int
     units: int
     rows: int
     steps: int  # of a sequence
-    stretch: int  # steps of a layer before the next one begins; 0: they are never side by side
+    stretch: int  # steps of a layer before the next layer begins; 0: never side by side
     what: str  # forward without gradients, or forward and backward
     apart: float
     together: float
-    difference: float  # of what both compute, relative: of y; the largest of gradients
+    difference: float  # relative difference of the results: of y, or the largest of the gradients
 
 
 def measure(
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 flush=True,
             )
             if not row.difference <= MOST_DIFFERENCE:
-                print(f"  FAILED: what they compute differs by {row.difference:g}", flush=True)
+                print(f"  FAILED: the results differ by {row.difference:g}", flush=True)
                 good = False
     return 0 if good else 1
 

@@ -1,4 +1,4 @@
-"""Programs with ``rnnfast::rnn`` for machines where rnnfast cannot be installed."""
+"""Decompositions for programs that run where rnnfast is not installed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .ops import eager_backward, eager_forward
 
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable]:
-    """For torch.export: the recurrence in torch's own ops, one after another for each time step.
+    """For torch.export: the recurrence in torch's own ops, written out for each time step.
 
         table = torch.export.default_decompositions()
         table.update(rnnfast.decompositions())
         program = program.run_decompositions(table)
 
-    The program has a fixed number of time steps then; the batch may stay dynamic.
+    The number of time steps is then fixed; the batch may stay dynamic.
     """
     return {
         torch.ops.rnnfast.rnn.default: _fixed(eager_forward, "x"),

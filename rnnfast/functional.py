@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from .backends import Problem, check_nonlinearity, select, told_rows
+from .backends import Problem, check_nonlinearity, rows_for_choice, select
 from .choices import Backend, Nonlinearity
 from .compiler import cannot_script
 from .ops import layer
@@ -120,9 +120,9 @@ def rnn(
             raise RuntimeError(f"{name}: it is on {x.device}, and p on {p.device}")
     lengths = check_lengths(lengths, T, B, p.device)
     reset = check_reset(reset, (T, B), "[T, B]", p.device)
-    size = (w_hh.shape[2], D * num_heads, told_rows(B), p.device.index)
-    beyond = () if norm_weight is None else ("norm",)
-    chosen = select(backend, Problem(p.device.type, p.dtype, cell, True, beyond, *size))
+    size = (w_hh.shape[2], D * num_heads, rows_for_choice(B), p.device.index)
+    extras = () if norm_weight is None else ("norm",)
+    chosen = select(backend, Problem(p.device.type, p.dtype, cell, True, extras, *size))
     options = Options(cell, num_heads, norm_eps, bptt_window, clip_state_grad)
     weights, rows = Weights(None, None, None, w_hh, gamma, beta), Rows(lengths, reset)
     y, states = layer(p, weights, States(h_0), rows, None, options, chosen)

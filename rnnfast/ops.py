@@ -23,6 +23,7 @@ from .compiler import makes_program
 from .graph import flops, onnx
 from .graph.registry import Ops
 from .recurrence import precision, record
+from .recurrence.clipping import in_transform
 from .recurrence.groups import (
     Gradients,
     Kept,
@@ -35,7 +36,6 @@ from .recurrence.groups import (
     Wanted,
     Weights,
 )
-from .recurrence.loop import in_transform
 from .recurrence.tensors import check_backward, empty_gradients, empty_results
 
 # ------------------------------------------------------------------- groups, and the ops' tensors

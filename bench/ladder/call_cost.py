@@ -1,4 +1,4 @@
-"""Where the time of a short call goes: forward and all gradients of one layer, I = H, float32.
+"""The parts of a short call's time: forward and all gradients of one layer, I = H, float32.
 
     .venv/bin/python bench/ladder/call_cost.py
 
@@ -32,7 +32,7 @@ SIZES = ((1, 1, 1), (128, 1, 64), (128, 16, 64))
 
 
 class Nothing(torch.autograd.Function):
-    """y, and the inputs themselves as their gradients."""
+    """Returns y, and the inputs as their own gradients."""
 
     @staticmethod
     def forward(ctx, y: Tensor, *inputs: Tensor) -> Tensor:

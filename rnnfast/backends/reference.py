@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,12 +45,16 @@ def _bias(weights: Weights, options: Options) -> Tensor | None:
     """b_ih + b_hh, without b_hh of the gates that have it in their recurrent part."""
     if weights.b_ih is None:
         return None
+    return weights.b_ih + _outside(weights.b_hh, weights, options)
+
+
+def _outside(b: Tensor, weights: Weights, options: Options) -> Tensor:
+    """b [D * G * H] with 0 for the gates that have b_hh in their recurrent part."""
     cell = CELLS[options.cell]
     if not cell.apart:
-        return weights.b_ih + weights.b_hh
-    inside = weights.b_hh.view(weights.w_hh.shape[0], len(cell.gates), -1)
-    added = inside.new_tensor([gate not in cell.apart for gate in cell.gates]).view(1, -1, 1)
-    return weights.b_ih + (inside * added).flatten()
+        return b
+    by_gate = b.view(weights.w_hh.shape[0], len(cell.gates), -1)
+    return torch.where(loop.outside(cell, b)[..., 0, 0], by_gate, 0).flatten()
 
 
 def backward(
@@ -73,7 +78,9 @@ def backward(
         return Gradients(dx, nothing, states)
     db = dp.sum((0, 1))
     T, B, width = dp.shape  # reshape: is_grads_batched cannot map flatten
-    x = without_padding(kept.x, kept.rows.lengths).reshape(T * B, -1)
+    x = without_padding(kept.x, kept.rows.lengths).reshape(T * B, kept.x.shape[2])
     dw_ih = dp.reshape(T * B, width).T @ x
-    db_hh = db.clone() if inner.b_hh is None else inner.b_hh
+    db_hh = db.clone()
+    if inner.b_hh is not None:
+        db_hh = _outside(db, kept.weights, options) + inner.b_hh
     return Gradients(dx, inner._replace(w_ih=dw_ih, b_ih=db, b_hh=db_hh), states)

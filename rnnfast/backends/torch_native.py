@@ -20,8 +20,8 @@ def unavailable(problem: Problem) -> str:
         return f"torch has no kernel for the cell {problem.cell}"
     if problem.projected:
         return "torch's kernels contain the input projection: they serve rnnfast.RNN alone"
-    if problem.beyond:
-        return f"torch's kernels have no {', '.join(problem.beyond)}"
+    if problem.extras:
+        return f"torch's kernels have no {', '.join(problem.extras)}"
     return ""
 
 

@@ -76,13 +76,13 @@ def refuse_old_exporter() -> None:
 
 
 def _check(x: Tensor, gamma: Tensor | None, reset: Tensor | None, options: Options) -> None:
-    beyond = {
+    extras = {
         'norm="layer"': gamma is not None,
         f"num_heads={options.heads}": options.heads > 1,
         "reset": reset is not None,
         str(x.dtype): x.dtype not in DTYPES,
     }
-    given = ", ".join(name for name, used in beyond.items() if used)
+    given = ", ".join(name for name, used in extras.items() if used)
     if given:
         raise RuntimeError(
             f"torch.onnx.export: given rnnfast.RNN with {given}, wanted what ONNX's RNN can "

@@ -17,6 +17,7 @@ vmap and trace both loops.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from ..cells import CELLS
 from ..cells.cell import Cell, Tensors
-from ..compiler import constant
+from .clipping import clip, clipped_step
 from .edges import Edges, times, where
 from .groups import (
     Kept,
@@ -38,14 +39,14 @@ from .groups import (
     in_head_order,
 )
 from .measure import Step, measure
-from .norm import Clipped, ClippedInTransform, clip, layer_norm, layer_norm_back
+from .norm import layer_norm, layer_norm_back
 
 
 class RecurrenceGradients(NamedTuple):
     """The gradients of :func:`forward`."""
 
     p: Tensor  # [T, B, D * G * H]
-    weights: Weights  # b_hh: that of the recurrent part alone
+    weights: Weights  # b_hh: of the gates in cell.apart, 0 for the others; None without them
     states: States
 
 
@@ -75,16 +76,15 @@ def _forward(
     """y, the last states [B, H], and what Saved holds, of one direction."""
     cell, options, d = group.cell, group.options, group.d
     limit, dtype = options.clip_state_grad, p[0].dtype
-    clipped = (ClippedInTransform if in_transform() else Clipped).apply
     steps: list[list[Tensor]] = [[], [], [], []]  # y, saved, ahat, rstd
     for t in times(edges.T, d):
         valid = edges.valid(t)
         before = tuple(where(edges.cut(t + d), 0, s) for s in states)
         before = tuple(where(edges.window(t + d), s.detach(), s) for s in before)
         a, u, ahat, rstd = group.preactivations(p[t], cell.emit(before))
-        new, saved = cell.step(a, u, before, group.parameters)
-        if limit is not None:
-            new = clipped(limit, *new)
+        inputs = a, u, before, group.parameters
+        step = cell.step if limit is None else partial(clipped_step, cell, limit)
+        new, saved = step(*inputs)
         new = tuple(s.to(dtype) for s in new)
         states = tuple(where(valid, s, old) for s, old in zip(new, states))
         values = (
@@ -128,10 +128,16 @@ def backward(
     w_hh, b_hh, gamma, beta, cell = (
         None if v[0] is None else torch.stack(v) for v in zip(*weights)
     )
-    b_hh, gamma, beta = (None if v is None else v.flatten() for v in (b_hh, gamma, beta))
+    b_hh, gamma, beta = (None if v is None else v.reshape(-1) for v in (b_hh, gamma, beta))
     of_weights = Weights(None, None, b_hh, w_hh, gamma, beta, cell)
     firsts = States(*(torch.stack(s) for s in zip(*states)))
     return RecurrenceGradients(torch.cat(ps, -1), of_weights, firsts)
+
+
+def outside(cell: Cell, like: Tensor) -> Tensor:
+    """bool [G, 1, 1, 1]: the gates whose b_hh is part of p."""
+    kinds = [gate not in cell.apart for gate in cell.gates]
+    return torch.tensor(kinds, device=like.device).view(-1, 1, 1, 1)
 
 
 class _Direction:
@@ -145,7 +151,9 @@ class _Direction:
         self.H = self.heads * self.S
         self.w = weights.w_hh[d].view(self.G, self.heads, self.S, self.S)
         self.gamma, self.beta = self._vector(weights.gamma), self._vector(weights.beta)
-        self.bias = self._vector(weights.b_hh) if self.cell.apart else None
+        self.inside = outside(self.cell, self.w).logical_not() if self.cell.apart else None
+        bias = self._vector(weights.b_hh) if self.cell.apart else None
+        self.bias = None if bias is None else bias * self.inside
         own = () if weights.cell_parameters is None else weights.cell_parameters[d].unbind()
         self.parameters = tuple(v.view(self.heads, 1, self.S) for v in own)
 
@@ -198,8 +206,7 @@ class _Direction:
     def _sum(self, p: Tensor, u: Tensor) -> Tensor:
         if not self.cell.apart:
             return p + u
-        apart = [gate in self.cell.apart for gate in self.cell.gates]
-        return torch.stack([p[g] if alone else p[g] + u[g] for g, alone in enumerate(apart)])
+        return torch.where(self.inside, p, p + u)
 
     def _normalized(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """gamma * ahat + beta, ahat and rstd: over all gates and units of a head."""
@@ -258,16 +265,17 @@ class _Backward:
     def _joined(self, das: list[Tensor]) -> Tensor:
         """dp of all steps, by operations that is_grads_batched can map."""
         T, B = self.kept.y.shape[:2]
+        blocks = self.group.G * self.group.heads
         in_time = das if self.group.d else das[::-1]
-        rows = [da.reshape(-1, B, self.group.S).transpose(0, 1) for da in in_time]
-        return torch.stack(rows).reshape(T, B, -1)
+        rows = [da.reshape(blocks, B, self.group.S).transpose(0, 1) for da in in_time]
+        return torch.stack(rows).reshape(T, B, blocks * self.group.S)
 
     def _weights(self) -> tuple[Tensor | None, ...]:
         group = self.group
         dw, db, dgamma, dbeta, *own = self.sums
         normed = group.gamma is not None
         return (
-            dw.view(-1, group.S),
+            dw.view(group.G * group.H, group.S),
             db.reshape(-1) if group.cell.apart else None,
             dgamma.reshape(-1) if normed else None,
             dbeta.reshape(-1) if normed else None,
@@ -318,7 +326,7 @@ class _Backward:
         da = where(valid, found.da, 0)
         du = da if found.du is None else where(valid, found.du, 0)
         if group.bias is not None:
-            self.sums[1] = self.sums[1] + du.sum(2)
+            self.sums[1] = self.sums[1] + (du * group.inside).sum(2)
         if ahat is not None:
             da, du = self._through_norm(t, da, du, ahat, rstd, valid)
         for i, gradient in enumerate(found.parameters, 4):
@@ -365,16 +373,3 @@ class _Backward:
         back = layer_norm_back(group.by_head(dn), group.by_head(ahat), rstd, grad_rstd)
         back = where(valid, group.by_gate(back).to(y.dtype), 0)
         return (back, back) if of_sum else (da, back)
-
-
-@constant
-def _is_transformed() -> bool:
-    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
-
-
-def in_transform() -> bool:
-    """Whether a torch.func transform or forward-mode differentiation is under way.
-
-    In these words torch.compile knows the answer as it traces.
-    """
-    return _is_transformed() or torch.autograd.forward_ad._current_level >= 0

@@ -1,8 +1,7 @@
-"""Layer norm inside the recurrence (Ba et al. 2016, eq. 4), and clipping of the state gradient."""
+"""Layer norm inside the recurrence (Ba et al. 2016, eq. 4)."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -23,39 +22,3 @@ def layer_norm_back(
     if grad_rstd is not None:
         along = along + grad_rstd * rstd / ahat.shape[-1]
     return rstd * (dahat - dahat.mean(-1, keepdim=True) - ahat * along)
-
-
-def clip(limit: float, *grads: Tensor) -> tuple[Tensor, ...]:
-    """The gradients of all states of a row and head [..., S], scaled by min(1, limit / norm) of
-    all of them together; a norm that is inf or NaN scales by 1."""
-    norms = [torch.linalg.vector_norm(g, dim=-1, keepdim=True, dtype=torch.float64) for g in grads]
-    norm = norms[0] if len(norms) == 1 else torch.stack(norms).square().sum(0).sqrt()
-    large = (norm > limit) & (norm < torch.inf)
-    scale = limit / torch.where(large, norm, limit)
-    return tuple(g * scale.to(g.dtype) for g in grads)
-
-
-class Clipped(torch.autograd.Function):
-    """The states as they are; their gradients are clipped, in a second derivative, too."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(limit: float, *states: Tensor) -> tuple[Tensor, ...]:
-        return tuple(s.clone() for s in states)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.limit = inputs[0]
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *clip(ctx.limit, *grads)
-
-
-class ClippedInTransform(Clipped):
-    """With forward mode, which torch.compile refuses to trace."""
-
-    @staticmethod
-    def jvp(ctx, _: None, *tangents: Tensor) -> tuple[Tensor, ...]:
-        return tuple(t.clone() for t in tangents)

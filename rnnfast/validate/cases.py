@@ -1,4 +1,4 @@
-"""Recurrences to compute: contracting ones, from a seed, made on the CPU in float64."""
+"""Contracting recurrences to compute, made from a seed on the CPU in float64."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Case(NamedTuple):
         return Kept(None, y, self.weights, self.states, self.rows, saved)
 
     def to(self, dtype: torch.dtype) -> Case:
-        """gamma and beta in what the dtype computes in."""
+        """Converts the case; gamma and beta take the dtype of the arithmetic."""
         found = Case(*(cast(x, dtype) for x in self[:-1]), self.options)
         accurate = arithmetic(dtype)
         return found._replace(gamma=cast(self.gamma, accurate), beta=cast(self.beta, accurate))
@@ -79,8 +79,8 @@ def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 @functools.lru_cache(maxsize=16)
 def _contracting(seed: int, D: int, H: int, heads: int) -> tuple[Tensor, Tensor]:
-    """W_hh [D, H, H / heads] with ||W_hh||_2 = 0.95 in each head, and the state of the generator
-    that has drawn it. Cached, because the norm takes seconds at 1000 units; callers copy W_hh.
+    """W_hh [D, H, H / heads] with ||W_hh||_2 = 0.95 in each head, and the generator's state
+    afterwards. Cached, because the norm takes seconds at 1000 units. Callers must copy W_hh.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = D * heads, H // heads, H // heads
@@ -104,7 +104,7 @@ def make_case(
     reset: bool = False,
     **options,
 ) -> Case:
-    """A contracting one: ||W_hh||_2 = 0.95 in each head, gamma below 1."""
+    """A contracting recurrence: ||W_hh||_2 = 0.95 in each head, gamma below 1."""
     w, state = _contracting(seed, D, H, heads)
     generator = torch.Generator()
     generator.set_state(state)

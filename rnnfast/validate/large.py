@@ -1,4 +1,4 @@
-"""A tensor of more than 2^31 elements, whose offsets no 32-bit integer holds."""
+"""Checks a tensor of more than 2^31 elements, which needs 64-bit offsets."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .rows import Row
 from .runs import judge
 
 T, B, H = 33, 2**20, 64
-SAMPLED = 64  # rows of the batch that are judged, among them the first and the last
-FILLED = 1021  # a prime: rows that a wrong offset confuses differ
-FACTOR = 1.15  # what a backend keeps beside
+SAMPLED = 64  # judged rows of the batch, with the first and the last
+FILLED = 1021  # a prime, so that rows differ if a wrong offset confuses them
+FACTOR = 1.15  # room for the backend's own memory
 
 
 def bytes_needed(dtype: torch.dtype) -> float:
-    """y, grad_y and dp; six states."""
+    """Bytes of y, grad_y and dp, and of six states."""
     return FACTOR * (3 * T + 6) * B * H * dtype.itemsize
 
 
 def check_large(row: Row, where: Where) -> None:
-    """Budget (ii) on rows of the batch, which do not depend on each other. The gradient of all
-    others is 0, so that dw_hh is of these rows alone."""
+    """Budget (ii) on some rows of the batch, which are independent. The gradient of all other rows
+    is 0, so that dw_hh depends on these rows only."""
     dtype, device = where.arithmetic.dtype, where.device
     needed, free = bytes_needed(dtype), free_memory(device)
     if needed > free:
@@ -38,7 +38,7 @@ def check_large(row: Row, where: Where) -> None:
     rows = torch.linspace(0, B - 1, SAMPLED, dtype=torch.float64).long().to(device)
 
     def whole(x: Tensor) -> Tensor:
-        """0 in the rows that are not judged."""
+        """The whole tensor, with 0 in the rows that are not judged."""
         found = torch.zeros(x.shape[0], B, H, dtype=dtype, device=device)
         return found.index_copy_(1, rows, x.to(device))
 

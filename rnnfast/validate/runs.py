@@ -1,4 +1,4 @@
-"""What the backends make of a case, and the judge's word on it. All results are on the CPU."""
+"""Runs a case with a backend and judges the results, which are on the CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NORM_RESULTS = ["ahat", "rstd", "dgamma", "dbeta"]
 
 @contextlib.contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Of torch, and of the kernels with it."""
+    """Sets the number of threads of torch and of the kernels."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -34,8 +34,8 @@ def threads(number: int) -> Iterator[None]:
 def run(
     case: Case, backend: str = "cpu", device: str = "cpu", recorded: bool = False
 ) -> dict[str, Tensor | None]:
-    """The backend's own forward and backward; with ``recorded``, which case.options.per_sample goes
-    with, the record [D, T, N, fields], too."""
+    """Runs the backend's forward and backward. With ``recorded`` the results include the record
+    [D, T, N, fields]; case.options.per_sample belongs to it."""
     case, module = case.on(device), BACKENDS[backend]
     options, p = case.options, case.p
     results = module.forward(p, case.weights, case.states, case.rows, options)
@@ -58,7 +58,7 @@ def by_name(results: Results) -> dict[str, Tensor | None]:
 
 
 def run_differentiated(case: Case, device: str = "cpu") -> dict[str, Tensor | None]:
-    """The loop of the reference, differentiated by PyTorch."""
+    """Runs the reference's loop, which PyTorch differentiates."""
     case, names, leaves = leaves_of(case.on(device))
     found = reference.forward(case.p, case.weights, case.states, case.rows, case.options)
     found = gradients_of(case, names, leaves, by_name(found))
@@ -83,12 +83,12 @@ def gradients_of(
 
 
 def own_rounding(backend: str, dtype: torch.dtype) -> dict[str, float]:
-    """PyTorch's operations round in the dtype they compute in, 16 bits included."""
+    """The roundoff of PyTorch's operations, which round in their own dtype, also in 16 bits."""
     return {"u_operand": torch.finfo(dtype).eps / 2} if backend in OF_PYTORCH else {}
 
 
 def judge(case: Case, found: dict[str, Tensor | None], **options) -> list[Verdict]:
-    """Budget (ii): each step restarted; a record, where there is one, with the rows apart."""
+    """Budget (ii), with each step restarted. Judges a record, if there is one, row by row."""
     y, h_n, dp, dw_hh, dh_0 = (found[name] for name in RESULTS)
     ahat, rstd, dgamma, dbeta = (found[name] for name in NORM_RESULTS)
     results = Results(y, States(h_n), Saved(None, ahat, rstd))

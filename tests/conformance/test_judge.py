@@ -18,8 +18,8 @@ from cases import (
 from torch import Tensor
 
 from rnnfast.recurrence import loop
+from rnnfast.recurrence.clipping import clip
 from rnnfast.recurrence.groups import Saved
-from rnnfast.recurrence.norm import clip
 from rnnfast.testing import error_ratio, worst_step
 
 Found = dict[str, Tensor | None]

@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import rnnfast
 from rnnfast.recurrence import record
+from rnnfast.recurrence.groups import Options, Rows, Saved, States, Weights
 
 # What torch 2.13 does to itself; any other warning fails.
 pytestmark = [
@@ -249,15 +250,17 @@ def test_opcheck_of_backward_with_a_record(batch_first, norm, per_sample, own_ba
     gamma, beta = normal(2, D * H).unbind() if norm else (None, None)
     h_0, lengths = normal(D, B, H), torch.tensor([T, 3])
     reset = torch.arange(T * B).view(T, B) % 4 == 2
-    options = ("tanh", heads, 1e-5, 2, 0.5, per_sample, own_backend)
-    before = (x, w_ih, *normal(2, D * H).unbind(), w_hh, gamma, beta, h_0, lengths, reset)
+    options = (*Options("rnn_tanh", heads, 1e-5, 2, 0.5, per_sample), own_backend)
+    weights = Weights(w_ih, *normal(2, D * H).unbind(), w_hh, gamma, beta)
+    groups = *States(h_0), *Rows(lengths, reset)
+    before = (x, *weights, *groups)
     ops = torch.ops.rnnfast
     torch.library.opcheck(ops.rnn.default, (*before, None, *options))
-    y, h_n, ahat, rstd = ops.rnn(*before, None, *options)
-    ahat, rstd = (ahat, rstd) if norm else (None, None)
+    y, h_n, _, _, ahat, rstd = ops.rnn(*before, None, *options)
+    saved = Saved(None, ahat, rstd) if norm else Saved()
     buffer = record.make(record.numbers(D, T, B if per_sample else 1), torch.device("cpu"))
-    args = (normal(*y.shape), h_n, y, x, w_ih, w_hh, gamma, beta, ahat, rstd)
-    args += (h_0, lengths, reset, buffer, True, True, *options)
+    args = (normal(*y.shape), h_n, None, x, y, *weights._replace(b_ih=None, b_hh=None))
+    args += (*groups, *saved, buffer, True, True, *options)
     torch.library.opcheck(ops.rnn_backward_recorded.default, args)
     gradients = ops.rnn_backward_recorded(*args)
     assert record.read(buffer)[2].isfinite().all()

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 import rnnfast
 from rnnfast.backends import BACKENDS
 from rnnfast.gradient_flow import GradientFlow
-from rnnfast.modules import rnn as modules
+from rnnfast.modules import records
 from rnnfast.recurrence import record
 
 # --------------------------------------------------------------------------- which pass it is of
@@ -159,7 +159,7 @@ def test_forward_alone_does_not_touch_it(own_backend):
         rnn(3 * inputs())
     rnn.eval()(4 * inputs())
     rnn.train()(5 * inputs())
-    rnn(inputs(2 * modules.ROOM, 1, IN))
+    rnn(inputs(2 * records.ROOM, 1, IN))
     assert same(rnn.gradient_flow, wanted)
 
 
@@ -184,11 +184,11 @@ def test_accumulated_gradients(own_backend):
         assert torch.equal(a + b, c)
 
 
-@pytest.mark.parametrize("room", [2, modules.ROOM])
+@pytest.mark.parametrize("room", [2, records.ROOM])
 @pytest.mark.parametrize(("T_first", "T_second"), [(4, 4), (4, 6), (6, 4)])
 def test_twice_in_one_loss(T_first, T_second, room, own_backend, monkeypatch):
     """Autograd goes back through the second call first: the first one's is the last."""
-    monkeypatch.setattr(modules, "ROOM", room)
+    monkeypatch.setattr(records, "ROOM", room)
     x = inputs()
     wanted = run(make(own_backend), x[:T_first])
     rnn = make(own_backend)
@@ -203,14 +203,14 @@ def test_more_and_fewer_steps_than_there_is_room_for(tracking, own_backend, monk
         run(make(own_backend, track_gradient_flow=tracking, num_layers=2), inputs(steps, B, IN))
         for steps in (3, 6, 7, 40, 2)
     ]
-    monkeypatch.setattr(modules, "ROOM", 4)
+    monkeypatch.setattr(records, "ROOM", 4)
     rnn = make(own_backend, track_gradient_flow=tracking, num_layers=2)
     for flow in wanted:
         assert same(run(rnn, inputs(flow.state_norm.shape[2], B, IN)), flow)
 
 
 def test_a_pass_that_began_before_there_was_more_room(own_backend, monkeypatch):
-    monkeypatch.setattr(modules, "ROOM", 4)
+    monkeypatch.setattr(records, "ROOM", 4)
     rnn = make(own_backend)
     wanted = run(rnn, inputs()[:3])
     y, h_n = rnn(inputs()[:3])
@@ -318,7 +318,7 @@ def test_nothing_of_it_is_saved(own_backend):
     rnn.load_state_dict(plain.state_dict())
     plain.load_state_dict(rnn.state_dict())
     rnn.zero_grad()
-    assert len(pickle.dumps(rnn)) < 8 * record.numbers(1, modules.ROOM, 1)
+    assert len(pickle.dumps(rnn)) < 8 * record.numbers(1, records.ROOM, 1)
 
 
 def test_autocast_records_as_a_module_in_that_dtype(own_backend):
@@ -417,7 +417,7 @@ def test_when_it_is_off_there_is_nothing_of_it(tracking, own_backend, monkeypatc
     backward = backend.backward
 
     def watched(*args, **more):
-        records.append(args[13])
+        records.append(args[2])
         return backward(*args, **more)
 
     monkeypatch.setattr(backend, "backward", watched)
@@ -434,7 +434,7 @@ def test_when_it_is_off_there_is_nothing_of_it(tracking, own_backend, monkeypatc
 
 
 def test_without_gradients_there_is_nothing_of_it(own_backend, monkeypatch):
-    monkeypatch.setattr(modules, "ROOM", 1)
+    monkeypatch.setattr(records, "ROOM", 1)
     rnn = make(own_backend)
     before = rnn._records[0][-1]
     with torch.no_grad():

@@ -120,11 +120,11 @@ def test_a_closed_writer_is_refused(kind, tmp_path):
     with Monitor(rnn, optimizer, writer=writer) as monitor:
         writer.close()
         loss_of(rnn, inputs()).backward()
-        with pytest.raises(ValueError, match="writer: given one that is closed"):
+        with pytest.raises(ValueError, match="writer: given a closed one"):
             optimizer.step()
         assert len(monitor.rows()) == 1
         monitor.writer = None
-    with pytest.raises(ValueError, match="writer: given one that is closed"):
+    with pytest.raises(ValueError, match="writer: given a closed one"):
         Monitor(rnn, writer=writer)
     assert len(list(tmp_path.iterdir())) == (kind == "SummaryWriter")
 
@@ -182,7 +182,7 @@ def test_bad_arguments_are_named(options, error, match):
 def test_other_mistakes():
     rnn = make("auto")
     with Monitor(rnn, sgd(rnn)) as monitor:
-        with pytest.raises(RuntimeError, match="step: the optimizer that was given counts"):
+        with pytest.raises(RuntimeError, match="step: the monitor's optimizer counts"):
             monitor.step()
         with pytest.raises(ValueError, match="field: given 'gain', wanted one of"):
             monitor.norms("gain")

@@ -338,7 +338,7 @@ def test_hooks_that_are_refused_leave_none_behind(monkeypatch):
 def test_steps_of_frozen_rnns_are_counted_without_an_optimizer():
     rnn = make("auto").requires_grad_(False)
     with Monitor(rnn) as monitor:
-        with pytest.raises(RuntimeError, match="it is entered already"):
+        with pytest.raises(RuntimeError, match="the context is entered already"):
             monitor.__enter__()
         rnn(inputs().requires_grad_())[0].sum().backward()
         monitor.step()

@@ -439,7 +439,7 @@ class Kept(nn.RNN):
 @pytest.mark.parametrize(
     ("module", "complaint"),
     [
-        (nn.LSTM(IN, H), "given LSTM, wanted rnnfast.RNN or torch.nn.RNN; LSTM is not served yet"),
+        (nn.LSTM(IN, H), "given LSTM, wanted rnnfast.RNN or torch.nn.RNN; rnnfast has no LSTM yet"),
         (nn.Linear(IN, H), "given Linear, wanted rnnfast.RNN or torch.nn.RNN$"),
         (Kept(IN, H), "given Kept, wanted rnnfast.RNN or torch.nn.RNN, not a subclass of it"),
         ("rnn", "given str, wanted"),
@@ -492,7 +492,7 @@ def test_what_is_printed(own_backend):
         "Gradient probe over 150 steps, 3 samples",
         "layer  half-life  horizon  mean |f'|  verdict    because",
         "0      1          10       1          vanishing  gradient times 10^-45 over 150 steps",
-        "What this network reads at a step moves its state 10 steps later a thousand times less "
+        "The input of this network at a step moves its state 10 steps later a thousand times less "
         "than at once (half-life 1 step): it will hardly learn to remember longer than that.",
         "layer 0 is out of range from lag 100 on: the norm is below 1e-30",
         'try: nonlinearity="relu" with init="identity"',

@@ -179,9 +179,12 @@ def test_as_a_command(tmp_path: Path):
         (["probed_models:absent"], "SOURCE: module probed_models has no absent"),
         (["probed_models:NUMBER"], "probed_models:NUMBER is a int, wanted a function"),
         (["probed_models:NET"], "probed_models:NET is a Net, wanted a function"),
-        (["torch.nn:Linear"], "torch.nn:Linear is to be called without arguments: missing"),
+        (["torch.nn:Linear"], "torch.nn:Linear cannot be called without arguments: missing"),
         (["probed_models:weights"], "it returned a OrderedDict, wanted a torch.nn.Module"),
-        (["probed_models:lstm"], "no torch.nn.RNN or rnnfast.RNN in it, but LSTM (1); served"),
+        (
+            ["probed_models:lstm"],
+            "no torch.nn.RNN or rnnfast.RNN in it, but LSTM (1); rnnfast has no LSTM",
+        ),
         (["probed_models:mlp"], "in it, but ReLU (1), Linear (0), Sequential (the model itself)"),
         (["probed_models:pruned"], "model: rnn: pruning, weight_norm or the like changed"),
         (["probed_models:plain", "--hidden-size", "3"], "--hidden-size: for a checkpoint, and"),
@@ -190,13 +193,16 @@ def test_as_a_command(tmp_path: Path):
         (["probed_models:plain", "--data", "absent:f"], "--data: there is no module absent"),
         (
             ["probed_models:plain", "--data", "probed_models:noise", "--steps", "3"],
-            "--steps, --batch: of random input, and --data brings its own",
+            "--steps, --batch: for random input, and --data brings its own",
         ),
         (
             ["probed_models:plain", "--data", "probed_models:wrong"],
             "the model, called with (40, 4, 7) from probed_models:wrong, raises RuntimeError: ",
         ),
-        (["probed_models:Idle", "--data", "probed_models:noise"], "the model calls no RNN"),
+        (
+            ["probed_models:Idle", "--data", "probed_models:noise"],
+            "the model calls none of its RNNs",
+        ),
     ],
 )
 def test_what_cannot_be_probed(arguments, wanted, capsys):
@@ -250,7 +256,7 @@ def test_a_checkpoint_of_another_dtype_and_suffix():
 @pytest.mark.parametrize(
     ("made", "arguments", "wanted"),
     [
-        (nn.RNN(6, 20), [], "which RNN it is of: --input-size and --hidden-size, at least"),
+        (nn.RNN(6, 20), [], "its RNN needs --input-size and --hidden-size, at least"),
         (
             nn.RNN(6, 20, 2),
             FLAGS,

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import rnnfast
 from rnnfast import values
 from rnnfast.gradient_flow import sums
-from rnnfast.modules import rnn as modules
+from rnnfast.modules import records
 from rnnfast.recurrence import record
 
 
@@ -165,7 +165,7 @@ def replica(rnn: rnnfast.RNN, device: str) -> rnnfast.RNN:
 
 @pytest.mark.parametrize("later", [False, True])
 def test_records_of_replicas_do_not_grow(later, monkeypatch):
-    monkeypatch.setattr(modules, "ROOM", 2)
+    monkeypatch.setattr(records, "ROOM", 2)
     rnn = make("auto", num_layers=2, track_gradient_flow=not later)
     rnn.track_gradient_flow = True
     sizes = []

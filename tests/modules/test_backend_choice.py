@@ -77,13 +77,13 @@ def test_order_of_auto():
         pytest.param({}, "cpu", marks=has_extension),
         pytest.param({"nonlinearity": "sigmoid"}, "cpu", marks=has_extension),
         pytest.param({"projected": True}, "cpu", marks=has_extension),
-        pytest.param({"beyond": ("residual", "norm")}, "cpu", marks=has_extension),
+        pytest.param({"extras": ("residual", "norm")}, "cpu", marks=has_extension),
         pytest.param({"dtype": torch.bfloat16}, "cpu", marks=has_extension),
         ({"dtype": torch.complex64}, "torch"),
         ({"device": "cuda"}, "torch"),  # nobody gets slower by installing this package
         ({"device": "meta"}, "torch"),
         ({"device": "cuda", "nonlinearity": "sigmoid"}, "reference"),
-        ({"device": "cuda", "beyond": ("norm",)}, "reference"),
+        ({"device": "cuda", "extras": ("norm",)}, "reference"),
         ({"device": "cuda", "projected": True}, "reference"),
     ],
 )
@@ -96,7 +96,7 @@ def test_auto_takes_the_first_that_serves(changes, wanted):
     [
         ({}, "torch"),
         ({"nonlinearity": "sigmoid"}, "reference"),
-        ({"beyond": ("reset",)}, "reference"),
+        ({"extras": ("reset",)}, "reference"),
         ({"projected": True}, "reference"),
     ],
 )
@@ -245,7 +245,7 @@ def test_info_with_the_extension():
     assert torch.__version__ in said
     assert f"extension: rnnfast._C with SIMD level {cpu._C.simd_level()}" in said
     for name in ("cpu", "torch", "reference"):
-        assert f"  {name}: serves" in said
+        assert f"  {name}: usable" in said
     assert "  triton: it computes on an NVIDIA GPU, and the tensors are on cpu" in said
 
 
@@ -255,7 +255,7 @@ def test_info_without_the_extension_says_what_is_missing_and_what_it_costs(no_ex
     assert "slower" in said
     assert "Once the reason is mended, reinstall rnnfast" in said
     assert "  cpu: the extension rnnfast._C is not there" in said
-    assert "  torch: serves" in said
+    assert "  torch: usable" in said
 
 
 def test_info_repeats_what_the_build_said(no_extension, monkeypatch, tmp_path):
@@ -268,7 +268,7 @@ def test_info_repeats_what_the_build_said(no_extension, monkeypatch, tmp_path):
 
 
 def test_refusals_agree_with_select():
-    for changes in ({}, {"beyond": ("norm",)}, {"dtype": torch.complex64}, {"device": "cuda"}):
+    for changes in ({}, {"extras": ("norm",)}, {"dtype": torch.complex64}, {"device": "cuda"}):
         for name, why in refusals(problem(**changes)).items():
             if why:
                 with pytest.raises(BackendError):

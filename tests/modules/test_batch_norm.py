@@ -395,5 +395,5 @@ def test_a_probe_leaves_the_statistics(own_backend):
 
 
 def test_a_batch_norm_is_not_called_by_itself():
-    with pytest.raises(RuntimeError, match=r"it is a part of an rnnfast\.RNN"):
+    with pytest.raises(RuntimeError, match=r"this is part of an rnnfast\.RNN"):
         layer(norm="batch").batch_norm_l0(torch.zeros(2, H))

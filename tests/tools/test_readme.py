@@ -1,7 +1,8 @@
-"""README.md holds the figures of bench/results, and none other. The code of all pages runs."""
+"""README.md and docs/speed.md hold the figures of bench/results. The code of all pages runs."""
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import re
 import shlex
@@ -22,14 +23,52 @@ FENCE = re.compile(r"^ *```py", re.M)
 WITH_CODE = [page for page in PAGES if FENCE.search(page.read_text())]
 
 
-def test_the_figures_of_the_readme_are_those_of_the_results():
-    text = (ROOT / "README.md").read_text()
-    assert readme.with_figures(text, ROOT / "bench" / "results") == text, "python -m bench.readme"
+@pytest.mark.parametrize("name", readme.PAGES)
+def test_the_figures_of_a_page_are_those_of_the_results(name):
+    text = (ROOT / name).read_text()
+    made = readme.with_figures(name, text, ROOT / "bench" / "results")
+    assert made == text, "python -m bench.readme"
 
 
-def test_a_readme_without_a_place_for_figures_is_refused():
+def test_the_readme_shows_the_worst_ratio_of_all_sizes():
+    """No choice of sizes hides it."""
+    with (ROOT / "bench" / "results" / "cpu.csv").open(newline="") as file:
+        ratios = [
+            float(row["over_torch"])
+            for row in csv.DictReader(file)
+            if row["provider"].startswith("rnnfast")
+            and row["what"] == "forward+backward"
+            and row["precision"] == "float32"
+            and row["layers"] == row["directions"] == "1"
+            and row["packed"] == "False"
+            and not row["norm"]
+            and row["kind"] in ("listed", "drawn", "sweep")
+        ]
+    assert f"| {min(ratios):.2f}x |" in (ROOT / "README.md").read_text()
+
+
+def test_a_page_without_a_place_for_figures_is_refused():
     with pytest.raises(ValueError, match="lacks the lines"):
-        readme.with_figures("# rnnfast", ROOT / "bench" / "results")
+        readme.with_figures("README.md", "# rnnfast", ROOT / "bench" / "results")
+
+
+def test_the_readme_is_short():
+    assert (ROOT / "README.md").read_text().count("\n") <= 110
+
+
+def test_links_between_pages_lead_somewhere():
+    """To a file, and to a heading of it where the link names one."""
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if "://" in target:
+                continue
+            name, _, anchor = target.partition("#")
+            found = (page.parent / name) if name else page
+            assert found.exists(), f"{page.name}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", found.read_text(), re.M)
+                anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+                assert anchor in anchors, f"{page.name}: {target}"
 
 
 def test_pages_have_code():

@@ -239,20 +239,20 @@ def test_refusals_name_the_reason(gpu, monkeypatch):
 @pytest.mark.proof  # it needs triton
 def test_auto_on_a_gpu_prefers_what_was_compiled(gpu):
     assert select("auto", problem()) == "cuda"
-    large = problem(units=1000, dtype=torch.float16, beyond=("norm",))  # torch has none
+    large = problem(units=1000, dtype=torch.float16, extras=("norm",))  # torch has none
     assert select("auto", large) == "cuda"
     huge = large._replace(units=4000)  # no room in a cluster
     assert select("auto", huge) == "triton"
     assert "us a step against triton's" in passed_over("cuda", huge)
     assert select("auto", huge._replace(rows=256)) == "cuda"
-    assert select("auto", huge._replace(rows=256, beyond=())) == "torch"
+    assert select("auto", huge._replace(rows=256, extras=())) == "torch"
     gpu(A100)
     assert select("auto", large) == "triton"  # no room in a block, no clusters
     gpu(H100)
     assert select("auto", problem(dtype=torch.float64)) == "torch"
     many = problem(rows=20_000, units=512, dtype=torch.bfloat16)
     assert "us a step against torch's" in passed_over("cuda", many)
-    assert select("auto", many._replace(beyond=("norm",))) == "cuda"
+    assert select("auto", many._replace(extras=("norm",))) == "cuda"
 
 
 def test_explain_prints_the_plan(gpu, monkeypatch):

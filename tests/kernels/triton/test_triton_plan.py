@@ -139,7 +139,7 @@ def test_more_work_than_multiprocessors_takes_turns():
 def test_rows_of_the_weights_begin_at_16_bytes(dtype, units, wide):
     D, heads = 2, 3
     w_hh = torch.randn(D, heads * units, units).to(dtype)
-    found = triton._weights(w_hh)
+    found = triton._padded(w_hh)
     assert found.shape == (D * heads, wide, wide)
     assert torch.equal(found[:, :units, :units], w_hh.view(-1, units, units))
     assert not found[:, units:].any()
@@ -149,7 +149,7 @@ def test_rows_of_the_weights_begin_at_16_bytes(dtype, units, wide):
 
 def test_first_row_of_the_weights_does_too():
     w_hh = torch.randn(65)[1:].view(8, 8)
-    found = triton._weights(w_hh)
+    found = triton._padded(w_hh)
     assert torch.equal(found, w_hh[None])
     assert found.data_ptr() % 16 == 0
 
@@ -184,7 +184,7 @@ def refusal(**changes) -> str:
 
 @pytest.mark.proof  # it needs triton
 def test_gpu_that_can_is_taken(gpu):
-    for changes in ({}, {"dtype": torch.bfloat16}, {"nonlinearity": "sigmoid", "units": 3000}):
+    for changes in ({}, {"dtype": torch.bfloat16}, {"cell": "rnn_sigmoid", "units": 3000}):
         assert select("triton", problem(**changes)) == "triton"
 
 
@@ -233,7 +233,7 @@ def test_auto_on_a_gpu_takes_what_is_estimated_to_be_faster(gpu):
     large = problem(units=2048, rows=4096, dtype=torch.bfloat16)
     assert select("auto", large) == "torch"
     assert "us a step against torch's" in passed_over("triton", large)
-    assert select("auto", large._replace(beyond=("norm",))) == "triton"  # torch has none
+    assert select("auto", large._replace(extras=("norm",))) == "triton"  # torch has none
     assert select("auto", problem(dtype=torch.float64)) == "torch"
 
 

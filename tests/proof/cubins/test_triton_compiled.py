@@ -96,11 +96,11 @@ def test_weights_of_the_resident_kernels_are_not_read_again(dtype, capability):
     device = variants.DEVICES[capability]
     for launch in variants.launches(device, 100, 8, 128, dtype):
         _, code = variants.compile_for(launch, capability)
-        a, size = launch.arguments, dtype.itemsize
+        form, size = launch.arguments["FORM"], dtype.itemsize
         read = bytes_in_loop(code) * 32 * launch.options["num_warps"]
         streams = 1 if "forward" in launch.name else 3  # p; grad_y, grad_h_n and y
-        assert read <= streams * a["BS"] * a["BB"] * size
-        assert read < a["BS"] ** 2 * size / 4
+        assert read <= streams * form.BS * form.BB * size
+        assert read < form.BS**2 * size / 4
 
 
 @pytest.mark.parametrize("capability", variants.DEVICES)
@@ -112,13 +112,13 @@ def test_weights_that_a_team_keeps_are_not_read_again(H, dtype, capability):
         if not launch.plan.kept:
             continue
         _, code = variants.compile_for(launch, capability)
-        a, size = launch.arguments, dtype.itemsize
+        form, size = launch.arguments["FORM"], dtype.itemsize
         read = bytes_in_loop(code, depth=1) - 8  # the counter of the barrier
         read *= 32 * launch.options["num_warps"]
         streams = 1 if "forward" in launch.name else 3  # p; grad_y, grad_h_n and y
-        assert a["BK"] * a["BB"] * size <= read  # the state of all units
-        assert read <= (a["BK"] + streams * a["BR"]) * a["BB"] * size
-        assert read < a["BR"] * a["BK"] * size / 4
+        assert form.BK * form.BB * size <= read  # the state of all units
+        assert read <= (form.BK + streams * form.BS) * form.BB * size
+        assert read < form.BS * form.BK * size / 4
 
 
 def test_training_of_twenty_shapes_compiles_two_kernels_a_pass():

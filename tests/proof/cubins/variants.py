@@ -26,7 +26,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rnnfast.backends import triton as backend
-from rnnfast.recurrence.groups import Kept, Options, OutputGradients, Rows, States, Wanted, Weights
+from rnnfast.recurrence.groups import (
+    Kept,
+    Options,
+    OutputGradients,
+    Rows,
+    States,
+    Wanted,
+    Weights,
+)
 from rnnfast.recurrence.record import FIELDS
 
 DEVICES = {  # by compute capability; what a block may ask for
@@ -98,34 +106,33 @@ def launches(
     tf32: bool = False,
     options: Collection[str] = (),
     nonlinearity: str = "tanh",
-    D: int = 1,
-    heads: int = 1,
 ) -> list[Launch]:
-    """Those of forward and of backward, with these of ALL options."""
+    """The launches of forward and of backward, with these of ALL options."""
 
     def meta(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     given = {
-        "h_0": meta(D, B, H),
-        "norm": meta(D * H, dtype=torch.float32),
-        "beta": meta(D * H, dtype=torch.float32),
+        "h_0": meta(1, B, H),
+        "norm": meta(H, dtype=torch.float32),
+        "beta": meta(H, dtype=torch.float32),
         "lengths": meta(B, dtype=torch.int64),
         "reset": meta(T, B, dtype=torch.bool),
         "window": 7,
         "clipping": 1.0,
-        "record": meta(D, T, 1, len(FIELDS), dtype=torch.float64),
+        "record": meta(1, T, 1, len(FIELDS), dtype=torch.float64),
     }
     given = {name: given[name] if name in options else None for name in ALL}
     how = Options(
-        f"rnn_{nonlinearity}", heads, bptt_window=given["window"], clip_state_grad=given["clipping"]
+        f"rnn_{nonlinearity}",
+        bptt_window=given["window"],
+        clip_state_grad=given["clipping"],
     )
-    w_hh, states = meta(D, H, H // heads), States(given["h_0"])
+    w_hh = meta(1, H, H)
     weights = Weights(None, None, None, w_hh, given["norm"], given["beta"])
-    rows = Rows(given["lengths"], given["reset"])
+    states, rows = States(given["h_0"]), Rows(given["lengths"], given["reset"])
     with recorded(device, tf32) as found:
-        p = meta(T, B, D * H)
-        y, last, saved = backend.forward(p, weights, states, rows, how)
+        y, last, saved = backend.forward(meta(T, B, H), weights, states, rows, how)
         kept = Kept(None, y, weights, states, rows, saved)
         backend.backward(OutputGradients(y, last), kept, given["record"], Wanted(), how)
     return found
@@ -133,17 +140,23 @@ def launches(
 
 def source(launch: Launch) -> ASTSource:
     """As Triton would specialize it: pointers at 16 bytes, integers and floats by type alone."""
-    signature, constants, attributes = {}, {}, {}
-    for i, name in enumerate(launch.kernel.arg_names):
-        value = launch.arguments[name]
-        if value is None or launch.kernel.params[i].is_constexpr:
-            signature[name], constants[name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = TYPES[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        else:
-            wide = isinstance(value, int) and value >= 1 << 31
-            signature[name] = "fp32" if isinstance(value, float) else "i64" if wide else "i32"
+    constants, attributes = {}, {}
+
+    def kind(value: object, *path: int) -> str | tuple:
+        if value is None or launch.kernel.params[path[0]].is_constexpr:
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, tuple):
+            return type(value)(*(kind(field, *path, i) for i, field in enumerate(value)))
+        if isinstance(value, torch.Tensor):
+            attributes[path] = [["tt.divisibility", 16]]
+            return TYPES[value.dtype]
+        if isinstance(value, float):
+            return "fp32"
+        return "i64" if value >= 1 << 31 else "i32"
+
+    names = launch.kernel.arg_names
+    signature = {name: kind(launch.arguments[name], i) for i, name in enumerate(names)}
     return ASTSource(launch.kernel, signature, constants, attributes)
 
 
@@ -227,7 +240,7 @@ def variants(capability: int) -> dict[str, Launch]:
             if key in hashes:
                 continue
             hashes.add(key)
-            a = launch.arguments
-            block = f"{a.get('BS', a.get('BR'))}x{a['BB']}"
+            form = launch.arguments["FORM"]
+            block = f"{form.BS}x{form.BB}"
             found[f"sm_{capability} {launch.name} {kind} {f} {units} units {block} {what}"] = launch
     return found

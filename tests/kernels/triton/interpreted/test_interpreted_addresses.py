@@ -12,14 +12,23 @@ from rnnfast.triton_kernels import plan
 from triton.runtime import interpreter
 
 from rnnfast.backends import triton as backend
-from rnnfast.recurrence.groups import Kept, Options, OutputGradients, Rows, States, Wanted, Weights
+from rnnfast.recurrence.groups import (
+    Kept,
+    Options,
+    OutputGradients,
+    Rows,
+    States,
+    Wanted,
+    Weights,
+)
 from rnnfast.recurrence.record import FIELDS
 
 T, S, D, BLOCK = 5, 64, 2, 16
 FEW = BLOCK - 1  # rows of the last programs
 RESULTS = {
-    *("p_y", "p_h_n", "p_ahat", "p_rstd"),
-    *("p_dp", "p_dh_0", "p_dgamma", "p_dbeta", "p_carry", "p_record"),
+    *(f"results.{name}" for name in ("y", "h_n", "ahat", "rstd")),
+    *(f"gradients.{name}" for name in ("dp", "dh_0", "dgamma", "dbeta", "carry")),
+    "p_record",
 }
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a name since Python 3.11
 
@@ -34,15 +43,33 @@ def launches(B: int) -> list[tuple]:
     # With ReLU backward looks at y, whatever the dtype.
     options = Options("rnn_relu", bptt_window=3, clip_state_grad=1.0, per_sample=True)
     gamma = meta(D * S, dtype=torch.float32)
+    weights = Weights(None, None, None, meta(D, S, S), gamma, gamma)
+    states = States(meta(D, B, S))
     rows = Rows(meta(B, dtype=torch.int64), meta(T, B, dtype=torch.bool))
-    states, weights = States(meta(D, B, S)), Weights(None, None, None, meta(D, S, S), gamma, gamma)
     buffer = meta(D, T, B, len(FIELDS), dtype=torch.float64)
     with mock.patch.object(backend, "_run", lambda *launch, **_: found.append(launch)):
-        p = meta(T, B, D * S)
-        y, last, saved = backend.forward(p, weights, states, rows, options)
+        y, last, saved = backend.forward(meta(T, B, D * S), weights, states, rows, options)
         kept = Kept(None, y, weights, states, rows, saved)
         backend.backward(OutputGradients(y, last), kept, buffer, Wanted(), options)
     return found
+
+
+def tensors_of(arguments: dict) -> dict[str, torch.Tensor]:
+    """The tensors among the arguments, those in groups as group.field."""
+    found = dict(arguments)
+    for name, value in arguments.items():
+        if isinstance(value, tuple):
+            found |= {f"{name}.{field}": v for field, v in value._asdict().items()}
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+def with_tensors(arguments: dict, tensors: dict[str, torch.Tensor]) -> dict:
+    """The arguments with these tensors, named as by tensors_of, in the place of theirs."""
+    changed = dict(arguments)
+    for name, value in tensors.items():
+        group, _, field = name.partition(".")
+        changed[group] = changed[group]._replace(**{field: value}) if field else value
+    return changed
 
 
 def values(like: torch.Tensor) -> torch.Tensor:
@@ -77,10 +104,12 @@ def last_programs(monkeypatch):
 
     def run(kernel, grid: tuple[int, int], arguments: dict) -> None:
         programs, number = grid, T if "p_record" in arguments else 1
-        if "p_counter" in arguments:  # a team goes on with its last set
+        if "exchange" in arguments:  # a team goes on with its last set
             programs = grid[0], max(D, D * arguments["slices"] - D)
-        tensors = [v for v in arguments.values() if isinstance(v, torch.Tensor)]
-        inside[:] = [(v.data_ptr(), v.data_ptr() + v.untyped_storage().nbytes()) for v in tensors]
+        inside[:] = [
+            (v.data_ptr(), v.data_ptr() + v.untyped_storage().nbytes())
+            for v in tensors_of(arguments).values()
+        ]
 
         def set_index(x: int, y: int, z: int) -> None:
             builder.grid_idx = grid[0] - number + x, y, z
@@ -125,17 +154,17 @@ def test_results_beyond_32_bits(kernel, rows, last_programs, monkeypatch):
     for (code, grid, few), (_, grid_of_many, many) in zip(
         launches(FEW), launches(rows), strict=True
     ):
-        names = [name for name, value in few.items() if isinstance(value, torch.Tensor)]
-        for name in names:
-            few[name], many[name] = values(few[name]), virtual(many[name])
-            last(many[name], few[name]).copy_(few[name])
+        small, large = tensors_of(few), tensors_of(many)
+        for name in small:
+            small[name], large[name] = values(small[name]), virtual(large[name])
+            last(large[name], small[name]).copy_(small[name])
             if name in RESULTS and rows == 2**29 - 1:
-                assert many[name].numel() > 2**31
-        found = [name for name in names if name in RESULTS]
-        before = {name: few[name].clone() for name in found}
-        last_programs(code, grid, few)
-        last_programs(code, grid_of_many, many)
+                assert large[name].numel() > 2**31
+        found = [name for name in small if name in RESULTS]
+        before = {name: small[name].clone() for name in found}
+        last_programs(code, grid, with_tensors(few, small))
+        last_programs(code, grid_of_many, with_tensors(many, large))
         for name in found:
-            assert torch.equal(last(many[name], few[name]), few[name]), name
-        changed |= {name for name in found if not torch.equal(few[name], before[name])}
+            assert torch.equal(last(large[name], small[name]), small[name]), name
+        changed |= {name for name in found if not torch.equal(small[name], before[name])}
     assert changed == RESULTS

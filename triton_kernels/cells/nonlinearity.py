@@ -1,37 +1,39 @@
-"""The Elman cell: h = f(n) and dh f'(n) from h, pointwise, in float32; F is the name of f."""
+"""f(n), and dh f'(n) from h = f(n): pointwise, in float32. F is the name of f."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+NONLINEARITIES = ("tanh", "relu", "sigmoid")
+
 
 @triton.jit
-def value(b_n, F: tl.constexpr):
+def activation(b_n, F: tl.constexpr):
     """f(n)."""
     if F == "tanh":
         return _tanh(b_n)
     elif F == "relu":
-        return tl.where(b_n < 0, 0.0, b_n)  # no maximum: a NaN fails the comparison and goes on
+        return tl.where(b_n < 0, 0.0, b_n)  # a maximum would lose a NaN; this keeps it
     else:
         return _sigmoid(b_n)
 
 
 @triton.jit
-def through(b_dh, b_h, F: tl.constexpr):
+def times_slope(b_dh, b_h, F: tl.constexpr):
     """dh f'(n)."""
     if F == "tanh":
         return b_dh * (1.0 - b_h * b_h)
     elif F == "relu":
-        return tl.where(b_h <= 0, 0.0, b_dh)  # no product: an idle unit stops a NaN of dh
+        return tl.where(b_h <= 0, 0.0, b_dh)  # a product would let a NaN of dh through an idle unit
     else:
         return b_dh * (b_h * (1.0 - b_h))
 
 
 @triton.jit
 def _tanh(b_n):
-    # Two ways and a choice, as on the CPU (bench/ladder/activations.md): near zero
-    # 1 - 2 / (1 + exp(2 |n|)) cancels.
+    # Two formulas, as on the CPU (bench/ladder/activations.md): 1 - 2 / (1 + exp(2 |n|)) loses
+    # digits near zero.
     b_magnitude = tl.abs(b_n)
     b_far = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * b_magnitude))
     b_far = tl.where(b_n < 0, -b_far, b_far)
@@ -49,8 +51,7 @@ def _tanh_near_zero(b_n):
 
 @triton.jit
 def _sigmoid(b_n):
-    # As csrc/cuda/device/math.cuh: the errors of exp and of the division are more than float32's
-    # rounding.
+    # As the CUDA kernels: exp and the division err by more than float32's rounding.
     b_magnitude = tl.abs(b_n)
     b_near = 0.5 + 0.5 * _tanh_near_zero(0.5 * b_n)
     b_e = tl.exp(-b_magnitude)
