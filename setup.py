@@ -39,10 +39,10 @@ ROOT = Path(__file__).resolve().parent
 PACKAGES = {"rnnfast": "rnnfast", "rnnfast.triton_kernels": "triton_kernels"}
 
 COMMON = shlex.split("-O3 -std=c++20 -fvisibility=hidden -ffp-contract=fast -fPIC -Wall -Wextra")
-# One source, compiled once for each level; the extension picks one when it runs. Never
+# Sources that are compiled once for each level; the extension picks one when it runs. Never
 # -march=native (wheels run elsewhere), never -fopenmp (the threads are torch's, of the libgomp it
 # has loaded).
-SIMD_SOURCE = "csrc/cpu/kernels.cpp"
+SIMD_SOURCES = ("csrc/cpu/loops.cpp", "csrc/cpu/rnn.cpp")
 SIMD = {"portable": []}  # the best last
 SIMD_X86_64 = {
     "avx2": shlex.split("-mavx2 -mfma -mf16c"),
@@ -276,7 +276,7 @@ def extension_steps(
     steps.append(compile_step(compiler, "csrc/cuda/plan.cpp", f"{folder}/cuda_plan.o", []))
     for source in ["csrc/bindings.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]:
         output = f"{folder}/{Path(source).stem}"
-        if source == SIMD_SOURCE:
+        if source in SIMD_SOURCES:
             for level in compiler.levels():
                 flags = level_flags(compiler, level)
                 steps.append(compile_step(compiler, source, f"{output}.{level}.o", flags))
