@@ -24,7 +24,7 @@ struct BackwardTask : Task<S> {
   A* direct;       // direct part of the carry
   A* dcarried;     // [carried][rows]
   A* dparameters;  // [B, groups, parameters] rows: each one's part
-  A* own_dh;       // of one row, this thread's own
+  A* own_dh;       // of a few rows, this thread's own, and after it the same clipped
   // Where rows are whole:
   bool whole_rows;
   A* carried_dh;      // [rows], what came back through time
@@ -162,17 +162,19 @@ struct BackwardTask : Task<S> {
     for_each_product(weights, old_du, du_stride, 1, this->tiling, skip, epilogue);
     if (!whole_rows) return;
     this->crew.wait();  // carried_dh is whole
-    // Layer norm needs dn of all units: of a crew, it waits for the others.
-    const bool waits = norms() && this->crew.count > 1;
-    for (int64_t row = 0; row < this->slice.count; ++row) {
-      if (t >= length(row)) continue;
-      row_points(at, row, enters(row));
-      if (!waits) finish(at, row, enters(row), flows(row));
-    }
-    if (!waits) return;
-    this->crew.wait();
-    for (int64_t row = 0; row < this->slice.count; ++row)
-      if (t < length(row)) finish(at, row, enters(row), flows(row));
+    finish_rows(at);
+  }
+
+  // The step at which BPTT enters the row: nothing has come through time yet.
+  RNNFAST_INLINE bool enters(int64_t t, int64_t row) const {
+    return t == (this->reverse() ? 0 : this->length(row) - 1);
+  }
+  // Where the row goes on, whether its gradient ends at the edge that it would come across.
+  RNNFAST_INLINE bool stops(int64_t t, int64_t row) const {
+    const int64_t edge = this->reverse() ? t : t + 1;
+    const std::uint8_t* const resets = this->resets(edge);
+    return (problem->window > 0 && edge % problem->window == 0) ||
+           (resets != nullptr && resets[row] != 0);
   }
 
   // Of rows that something comes back to.
@@ -278,30 +280,64 @@ struct BackwardTask : Task<S> {
     }
   };
 
-  Gradient gradient(const BackwardStep<S>& at, int64_t row, bool enters) const {
-    const bool last = enters && grad_h_n() != nullptr;
+  RNNFAST_INLINE Gradient gradient(const BackwardStep<S>& at, int64_t row) const {
+    const bool last = grad_h_n() != nullptr && enters(at.t, row);
     return {carried_dh + place(row, 0), at.grad_y.data != nullptr ? at.grad_y.at(row, 0) : nullptr,
             last ? this->template state<const S>(grad_h_n(), row, 0) : nullptr, size()};
   }
   A* dn_of(int64_t row) const { return dn + row * gates() * this->stride; }
 
-  // The cell's part of one row.
-  void row_points(const BackwardStep<S>& given, int64_t row, bool enters) const {
-    const Gradient dh = gradient(given, row, enters);
-    const A scale = static_cast<A>(clipping(dh));
-    const int64_t first = this->tiling.first_unit, end = first + this->tiling.units.total;
-    for_units<A>(first * L, end * L, size(), [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
-      store_raw(own_dh + unit, dh.template of<decltype(whole)::value>(unit) * scale);
-      if (dh.grad_y != nullptr) prefetch(dh.grad_y + unit, given.next_grad_y);
-    });
+  // This member's units of a row's dh, before it is clipped.
+  RNNFAST_INLINE void fill_dh(const Gradient& dh, A* to, int64_t next) const {
+    for_units<A>(this->first_unit(), this->end_unit(), size(),
+                 [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
+                   store_raw(to + unit, dh.template of<decltype(whole)::value>(unit));
+                   if (dh.grad_y != nullptr) prefetch(dh.grad_y + unit, next);
+                 });
+  }
+
+  // What is left of a step once carried_dh is whole.
+  void finish_rows(const BackwardStep<S>& given) const {
     BackwardStep<S> at = given;
-    at.grad_y = {};
-    if (norms()) {
-      set_norm(at);
-      at.dn = dn_of(row);
+    at.grad_y = {};  // dh has it
+    if (norms()) set_norm(at);
+    // Layer norm needs dn of all units: of a crew, it waits for the others.
+    const bool waits = norms() && this->crew.count > 1;
+    for (int64_t first = 0, end; first < this->slice.count; first = end) {
+      end = first + 1;
+      if (at.t >= this->length(first)) continue;
+      while (end < this->slice.count && end - first < kFewRows && at.t < this->length(end)) ++end;
+      rows_points(given, at, first, end);
+      for (int64_t row = first; row < end && !waits; ++row)
+        finish(given, at, row, dh_of(row - first));
     }
-    const Block<A> block = {row, row + 1, first, end, reinterpret_cast<const V*>(own_dh) + first,
-                            0,   1,       1};
+    if (!waits) return;
+    this->crew.wait();
+    for (int64_t row = 0; row < this->slice.count; ++row) {
+      if (at.t >= this->length(row)) continue;
+      if (measured != nullptr) fill_dh(gradient(given, row), dh_of(0), 0);
+      finish(given, at, row, dh_of(0));
+    }
+  }
+
+  A* dh_of(int64_t i) const { return own_dh + i * this->stride; }
+
+  // The cell's part of a few rows.
+  void rows_points(const BackwardStep<S>& given, const BackwardStep<S>& at, int64_t row,
+                   int64_t row_end) const {
+    const int64_t first = this->tiling.first_unit, end = first + this->tiling.units.total;
+    const bool clips = problem->clip < __builtin_inf();
+    for (int64_t i = 0; row + i < row_end; ++i) {
+      const Gradient dh = gradient(given, row + i);
+      fill_dh(dh, dh_of(i), given.next_grad_y);
+      if (!clips) continue;
+      const A scale = static_cast<A>(clipping(dh));
+      for (int64_t unit = first * L; unit < end * L; unit += L)
+        store_raw(dh_of(kFewRows + i) + unit, load(dh_of(i) + unit) * scale);
+    }
+    const A* const products = dh_of(clips ? kFewRows : 0) + first * L;
+    const Block<A> block = {
+        row, row_end, first, end, reinterpret_cast<const V*>(products), this->stride / L};
     if (facts().reads_previous) {
       points_from(at, block);
     } else {
@@ -314,18 +350,15 @@ struct BackwardTask : Task<S> {
     at.gamma = static_cast<const A*>(problem->gamma) + own;
     at.beta = problem->beta != nullptr ? static_cast<const A*>(problem->beta) + own : nullptr;
     at.normed_alone = problem->norm_recurrent;
+    at.dn = dn;
+    at.dn_stride = gates() * this->stride;
   }
 
-  // Once dn is whole.
-  void finish(const BackwardStep<S>& given, int64_t row, bool enters, bool carried) const {
-    if (norms()) {
-      BackwardStep<S> at = given;
-      set_norm(at);
-      through_norm(at, row);
-    }
-    if (measured == nullptr) return;
-    const Gradient dh = gradient(given, row, enters);
-    measure(given, dh, row, clipping(dh), carried);
+  // Once dn is whole. dh: not clipped.
+  RNNFAST_INLINE void finish(const BackwardStep<S>& given, const BackwardStep<S>& at, int64_t row,
+                             const A* dh) const {
+    if (norms()) through_norm(at, row);
+    if (measured != nullptr) measure(at, dh, row, clipping(gradient(given, row)));
   }
 
   // Every member of the crew takes the norm of the whole row.
@@ -395,8 +428,8 @@ struct BackwardTask : Task<S> {
   // ------------------------------------------------------------------------------- the record
 
   // Adds a row, or this member's units of it, to the record. Its da has just been written.
-  [[gnu::noinline]] void measure(const BackwardStep<S>& at, const Gradient& dh, int64_t row,
-                                 double scale, bool carried) const {
+  [[gnu::noinline]] void measure(const BackwardStep<S>& at, const A* dh, int64_t row,
+                                 double scale) const {
     Squares<A> state_squares, carry_squares, preact_squares;
     V largest = {};
     V finite = {};  // NaN from the first h on that is inf or NaN
@@ -404,8 +437,8 @@ struct BackwardTask : Task<S> {
                  [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
                    constexpr bool kWhole = decltype(whole)::value;
                    const int64_t count = size() - unit;
-                   V value = dh.template of<kWhole>(unit);
-                   V past = load(dh.through_time + unit);
+                   V value = load(dh + unit);
+                   V past = load(carried_dh + place(row, unit));
                    if constexpr (!kWhole) {
                      value = first_lanes<A>(value, count);
                      past = first_lanes<A>(past, count);
@@ -432,7 +465,7 @@ struct BackwardTask : Task<S> {
         static_cast<double>(this->cell->gain(at, row, this->first_unit(), this->end_unit()));
     const int64_t units = end > this->first_unit() ? end - this->first_unit() : 0;
     to[kEntries] += static_cast<double>(units);
-    if (carried) to[kCarried] += static_cast<double>(units);
+    if (!enters(at.t, row) && !stops(at.t, row)) to[kCarried] += static_cast<double>(units);
     const double any = state + preact + static_cast<double>(sum_lanes<A>(finite));
     if (any - any != 0) count_nonfinite(at, dh, row, to);
   }
@@ -443,12 +476,12 @@ struct BackwardTask : Task<S> {
                            size() - unit);
   }
 
-  [[gnu::noinline]] void count_nonfinite(const BackwardStep<S>& at, const Gradient& dh, int64_t row,
+  [[gnu::noinline]] void count_nonfinite(const BackwardStep<S>& at, const A* dh, int64_t row,
                                          double* to) const {
     const auto finite = [](double x) { return x - x == 0; };
     for (int64_t unit = this->first_unit(); unit < this->end_unit(); unit += L) {
       const int64_t count = size() - unit < L ? size() - unit : L;
-      const V value = dh.template of<false>(unit);
+      const V value = load(dh + unit);
       const V h = load(at.y.at(row, unit), count);
       for (int64_t i = 0; i < count; ++i) {
         bool good = finite(value[i]);

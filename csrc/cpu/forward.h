@@ -22,7 +22,7 @@ struct ForwardTask : Task<S> {
   A* new_state;
   A* carried;     // [carried][rows]
   A* preact;      // [gates][rows], with layer norm
-  A* normalized;  // [gates] of one row, this thread's own, with layer norm
+  A* normalized;  // [few rows][gates], this thread's own, with layer norm
   A* absent;      // [gates * S] of -0, which changes no sum: p where it is in preact already
 
   // Where x is given: p of a few steps at a time, which is never written out.
@@ -41,9 +41,12 @@ struct ForwardTask : Task<S> {
   void run() {
     begin();
     const int64_t steps = this->shape.steps;
+    const ForwardStep<S> first = step_at_0();
+    ForwardStep<S> at = first;
     for (int64_t i = 0; i < steps; ++i) {
       if (chunk > 0 && i % chunk == 0) project(i, steps - i < chunk ? steps - i : chunk);
-      step(i);
+      advance(at, first, i);
+      step(at, time(i));
       this->crew.wait();  // new_state is whole, and old_state is read no more
       A* const swap = old_state;
       old_state = new_state;
@@ -120,6 +123,8 @@ struct ForwardTask : Task<S> {
   void project(int64_t i, int64_t count) {
     const int64_t rows = this->slice.count;
     const int64_t input_stride = row_stride<A>(problem->input_size);
+    const int64_t stride = projected_stride(), size = this->size();
+    const int gates = this->gates();
     const auto counts = [&](int64_t index) {
       return this->lengths == nullptr || time(i + index / rows) < this->length(index % rows);
     };
@@ -131,52 +136,58 @@ struct ForwardTask : Task<S> {
                      time(i + index / rows) * problem->x.stride_t +
                      (this->slice.first + index % rows) * problem->x.stride_b,
                  problem->input_size);
-      const Tiling tiles =
-          make_tiling(end - first, this->tiling.first_unit, this->tiling.units.total, gates(),
-                      input_weights.sums.chains);
+      const Tiling tiles = make_tiling(end - first, this->tiling.first_unit,
+                                       this->tiling.units.total, gates, input_weights.sums.chains);
       const auto skip = [&](int64_t row, int64_t row_end) RNNFAST_INLINE_LAMBDA {
         while (row < row_end && !counts(first + row)) ++row;
         return row == row_end;
       };
       const auto epilogue = [&](const Tile<A>& tile) RNNFAST_INLINE_LAMBDA {
-        const V* p = tile.products;
-        for (int64_t row = tile.row; row < tile.row_end; ++row) {
-          A* const to = projected + (first + row) * projected_stride();
-          for (int64_t unit = tile.first * L; unit < tile.end * L; unit += L)
-            for (int gate = 0; gate < gates(); ++gate, ++p)
-              store(to + gate * size() + unit, *p, size() - unit);
-        }
+        for (int64_t row = tile.row; row < tile.row_end; ++row)
+          for (int gate = 0; gate < gates; ++gate) {
+            const V* p = tile.products + (row - tile.row) * tile.row_stride + gate;
+            A* const to = projected + (first + row) * stride + gate * size;
+            for_units<A>(tile.first * L, tile.end * L, size,
+                         [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
+                           store_if<decltype(whole)::value>(to + unit, *p, size - unit);
+                           p += gates;
+                         });
+          }
       };
-      for_each_product(input_weights, inputs, input_stride, gates(), tiles, skip, epilogue);
+      for_each_product(input_weights, inputs, input_stride, gates, tiles, skip, epilogue);
     }
   }
 
-  ForwardStep<S> at_step(int64_t i) const {
-    const int64_t t = time(i);
-    const bool last = i + 1 == this->shape.steps;
-    const int64_t towards = this->reverse() ? -1 : 1;
+  ForwardStep<S> step_at_0() const {
     ForwardStep<S> at;
     at.size = size();
-    if (chunk > 0) {
-      const Rows<const A> rows = {projected + i % chunk * this->slice.count * projected_stride(),
-                                  projected_stride()};
-      set_p(at, rows);
-      if (!last && (i + 1) % chunk > 0) at.next_p = this->slice.count * projected_stride();
-    } else {
-      at.p = this->template rows<const S>(problem->p, gates(), t);
-      if (!last) at.next_p = towards * problem->p.stride_t;
-    }
-    at.y = this->template rows<S>(problem->y, 1, t);
-    if (!last) at.next_y = towards * problem->y.stride_t;
-    at.saved = this->template rows<S>(problem->saved, facts().saved, t);
-    at.old_state = old_state;
-    at.new_state = new_state;
+    if (chunk == 0) at.p = this->template rows<const S>(problem->p, gates(), 0);
+    at.y = this->template rows<S>(problem->y, 1, 0);
+    at.saved = this->template rows<S>(problem->saved, facts().saved, 0);
     at.carried = carried;
     at.stride = this->stride;
     at.plane = plane();
     at.parameters = parameters();
     at.parameter_stride = this->all_units();
     return at;
+  }
+  RNNFAST_INLINE void advance(ForwardStep<S>& at, const ForwardStep<S>& first, int64_t i) const {
+    const int64_t t = time(i);
+    const bool last = i + 1 == this->shape.steps;
+    const int64_t towards = last ? 0 : this->reverse() ? -1 : 1;
+    if (chunk > 0) {
+      const int64_t step = this->slice.count * projected_stride(), place = i % chunk;
+      set_p(at, {projected + place * step, projected_stride()});
+      at.next_p = place + 1 < chunk && !last ? step : 0;
+    } else {
+      at.p.data = first.p.data + t * problem->p.stride_t;
+      at.next_p = towards * problem->p.stride_t;
+    }
+    at.y.data = first.y.data + t * problem->y.stride_t;
+    at.next_y = towards * problem->y.stride_t;
+    at.saved.data = first.saved.data + t * problem->saved.stride_t;
+    at.old_state = old_state;
+    at.new_state = new_state;
   }
   RNNFAST_INLINE static void set_p(ForwardStep<S>& at, Rows<const A> rows) {
     if constexpr (__is_same(S, A)) {
@@ -185,15 +196,16 @@ struct ForwardTask : Task<S> {
       at.projected = rows;
     }
   }
+  template <bool kWhole>
   RNNFAST_INLINE static V p_at(const ForwardStep<S>& at, int64_t row, int64_t place,
                                int64_t count) {
-    if (at.projected.data != nullptr) return load(at.projected.at(row, place), count);
-    return load(at.p.at(row, place), count);
+    if (sizeof(S) != sizeof(A) && at.projected.data != nullptr)
+      return load_if<kWhole>(at.projected.at(row, place), count);
+    prefetch(at.p.at(row, place), at.next_p);
+    return load_if<kWhole>(at.p.at(row, place), count);
   }
 
-  void step(int64_t i) {
-    const int64_t t = time(i);
-    const ForwardStep<S> at = at_step(i);
+  void step(const ForwardStep<S>& at, int64_t t) {
     const int64_t* const lengths =
         this->lengths != nullptr ? this->lengths + this->slice.first : nullptr;
     const auto active = [=](int64_t row) RNNFAST_INLINE_LAMBDA {
@@ -205,9 +217,10 @@ struct ForwardTask : Task<S> {
     };
     const bool norms = this->norms();
     const auto compute = [&](const Tile<A>& tile) RNNFAST_INLINE_LAMBDA {
-      if (norms) return keep(at, tile);
+      if (norms) return tile.end * L <= at.size ? keep<true>(at, tile) : keep<false>(at, tile);
       this->cell->forward(at, {tile.row, tile.row_end, tile.first, tile.end, tile.products,
                                tile.row_stride, gates()});
+      if (this->reset == nullptr) return;
       for (int64_t row = tile.row; row < tile.row_end; ++row)
         forget(t, row, tile.first * L, tile.end * L);
     };
@@ -255,19 +268,22 @@ struct ForwardTask : Task<S> {
 
   // ------------------------------------------------------------------------------- layer norm
 
+  // What is normalized, gate by gate: p + u, or u alone.
+  template <bool kWhole>
   void keep(const ForwardStep<S>& at, const Tile<A>& tile) const {
-    const V* u = tile.products;
+    const int gates = this->gates();
+    const bool with_p = !problem->norm_recurrent;
+    const int64_t first = tile.first * L, end = tile.end * L, size = this->size();
     for (int64_t row = tile.row; row < tile.row_end; ++row)
-      for (int64_t unit = tile.first * L; unit < tile.end * L; unit += L)
-        for (int gate = 0; gate < gates(); ++gate, ++u) {
+      for (int gate = 0; gate < gates; ++gate) {
+        const V* u = tile.products + (row - tile.row) * tile.row_stride + gate;
+        A* const to = preact_at(gate, row);
+        for (int64_t unit = first; unit < end; unit += L, u += gates) {
           V value = *u;
-          if (!problem->norm_recurrent) {
-            const int64_t place = gate * size() + unit;
-            prefetch(at.p.at(row, place), at.next_p);
-            value = p_at(at, row, place, size() - unit) + value;
-          }
-          store_raw(preact_at(gate, row) + unit, value);
+          if (with_p) value = p_at<kWhole>(at, row, gate * size + unit, size - unit) + value;
+          store_raw(to + unit, value);
         }
+      }
   }
 
   // The moments of a few rows, then what follows from them: one row alone would wait for its sums,
@@ -282,12 +298,13 @@ struct ForwardTask : Task<S> {
       set_p(at, {absent, 0});
       at.next_p = 0;
     }
-    constexpr int64_t kFew = 8;
-    Moments<A> moments[kFew];
+    Moments<A> moments[kFewRows];
     for (int64_t first = 0, end; first < this->slice.count; first = end) {
-      end = this->slice.count - first < kFew ? this->slice.count : first + kFew;
+      end = first + 1;
+      const bool counts = t < this->length(first);
+      while (end < this->slice.count && end - first < kFewRows && (t < this->length(end)) == counts)
+        ++end;
       for (int64_t row = first; row < end; ++row) {
-        const bool counts = t < this->length(row);
         if (counts)
           moments[row - first] =
               Moments<A>::of(preact_at(0, row), gates(), this->stride, size(), problem->norm_eps);
@@ -295,22 +312,24 @@ struct ForwardTask : Task<S> {
           static_cast<A*>(problem->rstd)[this->rstd_place(t, row)] =
               counts ? moments[row - first].rstd : 0;
       }
-      for (int64_t row = first; row < end; ++row) {
-        if (t >= this->length(row)) continue;
+      if (!counts) continue;
+      const int64_t row_stride = gates() * this->stride;
+      for (int64_t row = first; row < end; ++row)
         for (int gate = 0; gate < gates(); ++gate)
-          normalize_gate(moments[row - first], gate, row, ahat.at(row, gate * size()), at.next_y);
-        this->cell->forward(
-            at, {row, row + 1, first_vector, end_vector,
-                 reinterpret_cast<const V*>(normalized) + first_vector, 0, 1, this->stride / L});
-        forget(t, row, first_vector * L, end_vector * L);
-      }
+          normalize_gate(moments[row - first], gate, row,
+                         normalized + (row - first) * row_stride + gate * this->stride,
+                         {ahat.at(row, gate * size()), at.next_y});
+      this->cell->forward(at, {first, end, first_vector, end_vector,
+                               reinterpret_cast<const V*>(normalized) + first_vector,
+                               row_stride / L, 1, this->stride / L});
+      for (int64_t row = first; row < end; ++row) forget(t, row, first_vector * L, end_vector * L);
     }
   }
 
-  void normalize_gate(const Moments<A>& moments, int gate, int64_t row, S* ahat_row,
-                      int64_t next) const {
+  // Rows<S>: its stride is here the way to the next step.
+  RNNFAST_INLINE void normalize_gate(const Moments<A>& moments, int gate, int64_t row, A* to,
+                                     Rows<S> ahat_row) const {
     const A* const a = preact_at(gate, row);
-    A* const to = normalized + gate * this->stride;
     const int64_t own = this->group_width() + gate * size();
     const A* const gamma = static_cast<const A*>(problem->gamma) + own;
     const A* const beta =
@@ -319,9 +338,9 @@ struct ForwardTask : Task<S> {
                  [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
                    constexpr bool kWhole = decltype(whole)::value;
                    const int64_t count = size() - unit;
-                   prefetch(ahat_row + unit, next);
+                   prefetch(ahat_row.data + unit, ahat_row.stride);
                    const V ahat = moments.normalize(load(a + unit));
-                   store_if<kWhole>(ahat_row + unit, narrow<S>(ahat), count);
+                   store_if<kWhole>(ahat_row.data + unit, narrow<S>(ahat), count);
                    const V scaled = ahat * load_if<kWhole>(gamma + unit, count);
                    const V shift = beta != nullptr ? load_if<kWhole>(beta + unit, count) : V{};
                    store_raw(to + unit, scaled + shift);

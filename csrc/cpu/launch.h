@@ -93,7 +93,7 @@ struct ForwardRun : Call<S> {
   int64_t x_elements;  // of each thread's copy of inputs
   A* input_panels = nullptr;
   A* inputs = nullptr;
-  A* normalized = nullptr;  // with layer norm: a row of each gate for each thread
+  A* normalized = nullptr;  // with layer norm: a few rows of each gate for each thread
   A* absent = nullptr;
 
   const CellFacts& facts() const { return cell.facts; }
@@ -104,7 +104,7 @@ struct ForwardRun : Call<S> {
     const int64_t inputs =
         this->plan.groups * input_layout.group_stride() + this->plan.threads * x_elements;
     return whole_blocks<A>(this->elements() + (projects() ? inputs : 0)) +
-           (norms() ? (this->plan.threads + 1) * whole_blocks<A>(gate_rows()) : 0);
+           (norms() ? (kFewRows * this->plan.threads + 1) * whole_blocks<A>(gate_rows()) : 0);
   }
   void place(const Scratch& memory) {
     Call<S>::place(memory);
@@ -112,7 +112,7 @@ struct ForwardRun : Call<S> {
     inputs = input_panels + this->plan.groups * input_layout.group_stride();
     if (!norms()) return;
     absent = this->panels + all_elements() - whole_blocks<A>(gate_rows());
-    normalized = absent - this->plan.threads * whole_blocks<A>(gate_rows());
+    normalized = absent - kFewRows * this->plan.threads * whole_blocks<A>(gate_rows());
     for (int64_t i = 0; i < gate_rows(); ++i) absent[i] = -A(0);
   }
 
@@ -163,7 +163,7 @@ struct ForwardRun : Call<S> {
     memory = task.carried + facts().carried * plane;
     task.preact = memory;
     if (norms()) memory += slice.count * gate_rows();
-    task.normalized = normalized + member.index * whole_blocks<A>(gate_rows());
+    task.normalized = normalized + kFewRows * member.index * whole_blocks<A>(gate_rows());
     task.absent = absent;
     task.chunk = chunk;
     if (projects()) {
@@ -227,7 +227,7 @@ struct BackwardRun : Call<S> {
   // In scratch as well:
   A* dparameters = nullptr;     // [B, groups, parameters] rows
   A* norm_gradients = nullptr;  // [B, groups, 2, gates] rows
-  A* own_dh = nullptr;          // a row for each thread
+  A* own_dh = nullptr;          // two times a few rows for each thread
   double* measured = nullptr;   // [tasks, parts] records of some rows and some units
 
   const CellFacts& facts() const { return cell.facts; }
@@ -238,6 +238,7 @@ struct BackwardRun : Call<S> {
   int64_t rows_of_all(int64_t values) const {
     return whole_blocks<A>(this->shape.batch * this->plan.groups * values * stride);
   }
+  int64_t own_rows() const { return whole_blocks<A>(2 * kFewRows * this->plan.threads * stride); }
   int64_t norm_rows() const { return norms() ? 2 * facts().gates : 0; }
   // Of one record, numbers; and its rows of the batch, or one.
   int64_t record_numbers() const {
@@ -252,15 +253,14 @@ struct BackwardRun : Call<S> {
   int64_t all_elements() const {
     constexpr int64_t kPerNumber = static_cast<int64_t>(sizeof(double) / sizeof(A));
     return whole_blocks<A>(this->elements()) + rows_of_all(facts().parameters) +
-           rows_of_all(norm_rows()) + whole_blocks<A>(this->plan.threads * stride) +
-           records() * record_numbers() * kPerNumber;
+           rows_of_all(norm_rows()) + own_rows() + records() * record_numbers() * kPerNumber;
   }
   void place(const Scratch& memory) {
     Call<S>::place(memory);
     dparameters = this->panels + whole_blocks<A>(this->elements());
     norm_gradients = dparameters + rows_of_all(facts().parameters);
     own_dh = norm_gradients + rows_of_all(norm_rows());
-    measured = reinterpret_cast<double*>(own_dh + whole_blocks<A>(this->plan.threads * stride));
+    measured = reinterpret_cast<double*>(own_dh + own_rows());
   }
 
   void pack(int64_t index) const {
@@ -302,7 +302,7 @@ struct BackwardRun : Call<S> {
     task.dcarried = memory + 2 * slice.count * du_stride;
     task.direct = task.dcarried + facts().carried * plane;
     task.dparameters = dparameters;
-    task.own_dh = own_dh + member.index * stride;
+    task.own_dh = own_dh + 2 * kFewRows * member.index * stride;
     task.whole_rows = whole_rows(problem);
     task.carried_dh = task.direct + (facts().direct_gradient ? plane : 0);
     task.dn = task.carried_dh + plane;

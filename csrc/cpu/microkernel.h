@@ -228,8 +228,26 @@ template <class A, Left kLeft = Left::kRows, class Skip, class Epilogue>
 RNNFAST_INLINE void for_each_product(const Packed<A>& w, const A* x, int64_t x_stride, int gates,
                                      const Tiling& tiling, Skip&& skip, Epilogue&& epilogue) {
   const MultiplyTable<A>& multiply = multiply_table<A, kLeft>(w.sums.chains);
-  Vec<A> products[kAccumulators];
+  constexpr int kGathered = kAccumulators > 32 ? kAccumulators : 32;
+  Vec<A> products[kGathered];
   int64_t unit = tiling.first_unit;
+  if (tiling.rows.total == 1) {  // several tiles for one call of the epilogue
+    const bool skipped = skip(int64_t{0}, int64_t{1});
+    int64_t first = unit, panels = 0;
+    for (int64_t group = 0; group < tiling.units.runs; ++group) {
+      const int64_t more = tiling.units.length(group) * gates;
+      if (panels + more > kGathered) {
+        epilogue(Tile<A>{0, 1, first, unit, products, panels});
+        first = unit;
+        panels = 0;
+      }
+      if (!skipped) multiply.at[1][more](w, unit * gates, x, x_stride, products + panels);
+      panels += more;
+      unit += tiling.units.length(group);
+    }
+    if (panels > 0) epilogue(Tile<A>{0, 1, first, unit, products, panels});
+    return;
+  }
   for (int64_t group = 0, unit_end; group < tiling.units.runs; ++group, unit = unit_end) {
     unit_end = unit + tiling.units.length(group);
     const int64_t panels = (unit_end - unit) * gates;

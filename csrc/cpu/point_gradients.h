@@ -99,8 +99,10 @@ struct PointGradients {
   static int64_t panels_of(int64_t columns) {
     return whole_blocks<A>(ceil_div(columns, L) * with_gap<A>(L * kChunk));
   }
-  // Where layer norm has u alone, dW_hh is of what comes out of the norm backward.
-  bool split() const { return facts.split_gradient || problem.norm_recurrent; }
+  // Of what layer norm leaves: with p in it, there is one gradient of both.
+  bool split() const {
+    return problem.gamma != nullptr ? problem.norm_recurrent : facts.split_gradient;
+  }
   // Without a du of its own a cell has one sum for both biases.
   int64_t biases() const { return split() ? 2 : 1; }
   int64_t sums_of_group() const { return whole_blocks<A>(most_tiles() * 2 * kStrip<A>); }

@@ -30,6 +30,9 @@ RNNFAST_INLINE void prefetch(const T* from, int64_t ahead) {
   __builtin_prefetch(from + ahead);
 }
 
+// Rows that are computed whole, by one call of a cell.
+constexpr int64_t kFewRows = 8;
+
 // Vectors [first, end) of rows [row, row_end), and the products for them: strides count vectors.
 template <class A>
 struct Block {
@@ -84,7 +87,8 @@ struct BackwardStep {
   // With layer norm:
   const A* gamma = nullptr;
   const A* beta = nullptr;
-  A* dn = nullptr;            // gradient of what was normalized: a row for each gate of one row
+  A* dn = nullptr;  // gradient of what was normalized: a row for each gate
+  int64_t dn_stride = 0;
   bool normed_alone = false;  // u was normalized, and p was not
 };
 
@@ -209,6 +213,15 @@ struct PointsOf {
               });
   }
 
+  template <bool kWhole>
+  RNNFAST_INLINE static V h_from_norm(const BackwardStep<S>& at, int64_t row, int64_t unit) {
+    const int64_t count = at.size - unit;
+    const V scaled =
+        load_if<kWhole>(at.ahat.at(row, unit), count) * load_if<kWhole>(at.gamma + unit, count);
+    const V shift = at.beta != nullptr ? load_if<kWhole>(at.beta + unit, count) : V{};
+    return Cell::forward({&scaled, &shift, V{}, nullptr}, nullptr, nullptr);
+  }
+
   // kNormed: what has been normalized gets its gradient in dn, not rounded.
   template <bool kNormed>
   [[gnu::noinline]] static void backward(const BackwardStep<S>& step, const Block<A>& given) {
@@ -230,14 +243,9 @@ struct PointsOf {
             prefetch(at.y.at(row, unit), at.next_y);
             prefetch(at.dp.at(row, unit), at.next_dp);
           }
-          V h, h_prev = {};
+          V h = load_if<kWhole>(at.y.at(row, unit), count), h_prev = {};
           if constexpr (kNormed && kNarrow && Cell::kRecomputesH) {
-            const V scaled = load_if<kWhole>(at.ahat.at(row, unit), count) *
-                             load_if<kWhole>(at.gamma + unit, count);
-            const V shift = at.beta != nullptr ? load_if<kWhole>(at.beta + unit, count) : V{};
-            h = Cell::forward({&scaled, &shift, V{}, nullptr}, nullptr, nullptr);
-          } else {
-            h = load_if<kWhole>(at.y.at(row, unit), count);
+            if (!at.normed_alone) h = h_from_norm<kWhole>(at, row, unit);
           }
           if constexpr (Cell::kReadsPrevious)
             h_prev = load_if<kWhole>(at.before.at(row, unit), count);
@@ -263,7 +271,7 @@ struct PointsOf {
           for (int i = 0; i < Cell::kGates; ++i) {
             const V inner = Cell::kSplitGradient ? du.at[Cell::kSplitGradient ? i : 0] : dp.at[i];
             if constexpr (kNormed) {
-              store_raw(at.dn + unit + i * at.stride, at.normed_alone ? inner : dp.at[i]);
+              store_raw(at.dn + row * at.dn_stride + i * at.stride + unit, inner);
               if (!at.normed_alone) continue;
             }
             Raw<S> stored = narrow<S>(dp.at[i]);
