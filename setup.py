@@ -1,19 +1,20 @@
 """Package map and the compiled extension `rnnfast._C`; everything else is in pyproject.toml.
 
-The extension is C++ and pybind11, without torch; where nvcc is found, with kernels for GPUs.
-Objects are kept in build/native and rebuilt by ninja when a source, a header or a flag changes
-(without ninja: all of them, one by one).
-No working compiler is no reason to refuse the installation, but it is never silent: the reason is
-printed and kept in rnnfast/_build.json, and `import rnnfast` warns. RNNFAST_REQUIRE_EXTENSION=1
-makes it an error. CXX, CPPFLAGS, CXXFLAGS and LDFLAGS are heeded.
+The extension uses C++ and pybind11, not torch. If nvcc is found, it includes the GPU kernels.
+Objects stay in build/native. ninja rebuilds an object if a source, a header or a flag changes;
+without ninja, every build compiles everything.
 
-RNNFAST_SIMD_LEVELS says which levels the kernels for CPUs are built for: all (the default), native
-(the best of this machine, and no other: a third of the time), or names like portable,avx2.
+Without a working compiler the installation continues. setup.py prints the reason and keeps it in
+rnnfast/_build.json, and `import rnnfast` warns. RNNFAST_REQUIRE_EXTENSION=1 makes it an error. The
+build uses CXX, CPPFLAGS, CXXFLAGS and LDFLAGS.
 
-RNNFAST_CUDA=1 makes a missing nvcc, or one that does not compile, an error; 0 leaves it alone.
-NVCC names it. RNNFAST_CUDA_ARCHS lists the architectures; the default is
-sm_80,sm_90,sm_100,sm_120,compute_90, and from an nvcc before 12.8 without sm_100 and sm_120.
-compute_90 is PTX, which drivers compile for other GPUs; native names the GPUs of this machine.
+RNNFAST_SIMD_LEVELS selects the levels of the CPU kernels: all (the default), native (only the best
+of this machine, a third of the time), or names such as portable,avx2.
+
+RNNFAST_CUDA=1 makes it an error if nvcc is missing or fails; 0 leaves the GPU kernels out. NVCC
+names the compiler. RNNFAST_CUDA_ARCHS lists the architectures. The default is
+sm_80,sm_90,sm_100,sm_120,compute_90, and without sm_100 and sm_120 if nvcc is older than 12.8.
+compute_90 is PTX, which drivers compile for other GPUs; native means the GPUs of this machine.
 """
 
 from __future__ import annotations
@@ -37,27 +38,31 @@ from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = {"rnnfast": "rnnfast", "rnnfast.triton_kernels": "triton_kernels"}
+TRITON_PACKAGES = ["rnnfast.triton_kernels", "rnnfast.triton_kernels.cells"]
 
 COMMON = shlex.split("-O3 -std=c++20 -fvisibility=hidden -ffp-contract=fast -fPIC -Wall -Wextra")
 # Sources that are compiled once for each level; the extension picks one when it runs. Never
-# -march=native (wheels run elsewhere), never -fopenmp (the threads are torch's, of the libgomp it
-# has loaded).
+# -march=native (a wheel runs on other machines), never -fopenmp (the threads belong to torch's
+# libgomp).
 SIMD_SOURCES = ("csrc/cpu/loops.cpp", "csrc/cpu/rnn.cpp")
-SIMD = {"portable": []}  # the best last
+SIMD = {"portable": []}  # the best level comes last
 SIMD_X86_64 = {
     "avx2": shlex.split("-mavx2 -mfma -mf16c"),
     "avx512": shlex.split(
         "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
     ),
 }
-# The kernels for GPUs, compiled once for each mode (csrc/cuda/fragments.cuh) and each family: its
-# name in C++, its sources, and the oldest architecture that it is for.
-CUDA_MEASURE = "csrc/cuda/measure.cu"
-CUDA_RESIDENT = ("csrc/cuda/backward.cu", "csrc/cuda/forward.cu")  # the slower to compile first
+# The GPU kernels, compiled once for each mode and family. {family: (name in C++, sources, oldest
+# architecture)}.
+CUDA_MEASURE = "csrc/cuda/record/measure.cu"
+CUDA_RESIDENT = (
+    "csrc/cuda/resident/backward.cu",
+    "csrc/cuda/resident/forward.cu",
+)  # slower to compile, so first
 CUDA_FAMILIES = {
     "cluster": ("kCluster", CUDA_RESIDENT, 90),
     "single_block": ("kSingleBlock", CUDA_RESIDENT, 0),
-    "streaming": ("kStreaming", ("csrc/cuda/streaming.cu",), 0),
+    "streaming": ("kStreaming", ("csrc/cuda/streaming/kernels.cu",), 0),
 }
 CUDA_MODES = {
     "bfloat16": ("Half<BFloat16>", "kBFloat16"),
@@ -66,11 +71,11 @@ CUDA_MODES = {
     "exact": ("Exact", "kExact"),
 }
 CUDA_ARCHS = "sm_80,sm_90,compute_90"
-# For Blackwell, where nvcc knows it: from the PTX a driver would compile the kernels at the first
-# call, which takes it some 17 s.
+# Adds Blackwell, if nvcc knows it. From PTX the driver would compile the kernels at the first call,
+# which takes about 17 s.
 CUDA_ARCHS_FROM_12_8 = "sm_80,sm_90,sm_100,sm_120,compute_90"
 CUDA_COMMON = shlex.split("-O3 -std=c++20 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra")
-LAUNCHERS = {"ccache", "sccache", "distcc"}  # of compilers, which nvcc does not know
+LAUNCHERS = {"ccache", "sccache", "distcc"}  # start compilers; nvcc does not know them
 LOAD = "import sys; sys.path.insert(0, sys.argv[1]); import _C"
 
 
@@ -109,7 +114,7 @@ class Compiler:
         return cls(command, version.partition("\n")[0], target.strip())
 
     def simd(self) -> dict[str, list[str]]:
-        """The levels that it can build, the best last, with their flags."""
+        """{level that this compiler can build: its flags}, the best level last."""
         x86_64 = self.target.startswith(("x86_64", "amd64"))
         return SIMD | SIMD_X86_64 if x86_64 else SIMD
 
@@ -143,7 +148,7 @@ class Compiler:
 @dataclass(frozen=True)
 class Nvcc:
     command: list[str]
-    version: str  # its last line but one of --version
+    version: str  # the last line but one of --version
     archs: list[str]
     libraries: list[str]  # folders
 
@@ -172,7 +177,7 @@ class Nvcc:
         return "-DRNNFAST_NVCC=" + re.sub(r"\W+", "_", self.version)
 
     def gencode(self, oldest: int = 0) -> list[str]:
-        """For all architectures, or for those from one on, if there are any."""
+        """Flags for all architectures from ``oldest`` on, or for all if there is none."""
         if "native" in self.archs:  # the GPUs of this machine
             return ["-arch=native"]
         flags = []
@@ -184,13 +189,13 @@ class Nvcc:
 
 
 def release(version: list[str]) -> tuple[int, ...]:
-    """The release of nvcc, from the lines of its --version; () where they name none."""
+    """The release of nvcc from the lines of --version; () if they name none."""
     found = re.search(r"release (\d+)\.(\d+)", "\n".join(version))
     return tuple(map(int, found.groups())) if found else ()
 
 
 def host_flags(compiler: Compiler) -> list[str]:
-    """The host's compiler as nvcc is told it: the program, then its arguments."""
+    """nvcc's flags for the host's compiler: the program, then its arguments."""
     words = compiler.command
     if Path(words[0]).name in LAUNCHERS and len(words) > 1:
         words = words[1:]
@@ -198,8 +203,8 @@ def host_flags(compiler: Compiler) -> list[str]:
 
 
 def run(command: list[str], complaint: str, show: bool = False) -> str:
-    """The output of `command`, or Unavailable with the errors it printed; show: print each line as
-    it comes."""
+    """The output of `command`. Raises Unavailable with its errors. show: print each line as it
+    comes."""
     output = ""
     try:
         with subprocess.Popen(
@@ -257,7 +262,7 @@ def cuda_steps(nvcc: Nvcc, compiler: Compiler, folder: str) -> list[Step]:
     def add(source: str, name: str, oldest: int, flags: list[str]) -> None:
         output = f"{folder}/{name}.o"
         files = ["-MMD", "-MF", f"{output}.d", "-c", source, "-o", output]
-        # The version, so that another nvcc at the same place compiles anew.
+        # The version, so that another nvcc at the same path compiles again.
         all_flags = [*CUDA_COMMON, *nvcc.gencode(oldest), *flags, nvcc.define(), "-Icsrc"]
         steps.append(Step("compile", [source], output, [*nvcc.command, *all_flags, *files]))
 
@@ -265,7 +270,7 @@ def cuda_steps(nvcc: Nvcc, compiler: Compiler, folder: str) -> list[Step]:
         _, _, oldest = CUDA_FAMILIES[family]
         add(source, name, oldest, kernel_flags(mode, family))
     add(CUDA_MEASURE, "cuda_measure", 0, [])
-    steps.append(compile_step(compiler, "csrc/cuda/launch.cpp", f"{folder}/cuda_launch.o", []))
+    steps.append(compile_step(compiler, "csrc/cuda/host/launch.cpp", f"{folder}/cuda_launch.o", []))
     return steps
 
 
@@ -273,7 +278,7 @@ def extension_steps(
     compiler: Compiler, folder: str, module: str, nvcc: Nvcc | None = None
 ) -> list[Step]:
     steps = [] if nvcc is None else cuda_steps(nvcc, compiler, folder)
-    steps.append(compile_step(compiler, "csrc/cuda/plan.cpp", f"{folder}/cuda_plan.o", []))
+    steps.append(compile_step(compiler, "csrc/cuda/host/plan.cpp", f"{folder}/cuda_plan.o", []))
     for source in ["csrc/bindings.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]:
         output = f"{folder}/{Path(source).stem}"
         if source in SIMD_SOURCES:
@@ -317,14 +322,14 @@ def link_flags(compiler: Compiler) -> list[str]:
 
 
 def find_ninja() -> str | None:
-    """This environment's, activated or not, before another on the PATH: objects made by one version
-    of ninja are remade by the next."""
+    """This environment's ninja, activated or not, before another on the PATH, because another
+    version of ninja compiles everything again."""
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
     return shutil.which("ninja", path=path)
 
 
 def make(steps: list[Step], folder: str) -> None:
-    """Runs what is out of date, in parallel; without ninja everything, one by one."""
+    """Runs the steps that are out of date, in parallel. Without ninja it runs all, one by one."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     ninja = find_ninja()
     if ninja is None:
@@ -342,7 +347,7 @@ def load(folder: str) -> None:
 
 
 def ninja_script(steps: list[Step], folder: str) -> str:
-    """Commands are written out in full: ninja rebuilds what another command has made."""
+    """Writes commands in full, because ninja rebuilds if a command changes."""
     lines = [
         f"builddir = {folder}",
         "rule compile",
@@ -364,7 +369,7 @@ def ninja_script(steps: list[Step], folder: str) -> str:
 
 
 class BuildExtension(build_ext):
-    """Compiles into build/native, then puts module and report into the package."""
+    """Compiles into build/native, then copies the module and the report into the package."""
 
     def run(self) -> None:
         (extension,) = self.extensions
@@ -399,8 +404,8 @@ class BuildExtension(build_ext):
         return ROOT / folder / file_name, report
 
     def build_cuda(self, compiler: Compiler, folder: str, file_name: str) -> dict:
-        """Builds the extension with the kernels for GPUs or, where they cannot be had, without:
-        what was compiled, or why not."""
+        """Builds the extension with the GPU kernels, or without them if they cannot be built.
+        Returns what was compiled, or why not."""
         wanted, module = os.environ.get("RNNFAST_CUDA", ""), f"{folder}/{file_name}"
         try:
             if wanted == "0":
@@ -422,7 +427,7 @@ class BuildExtension(build_ext):
         return []  # MANIFEST.in grafts csrc, headers included
 
     def get_output_mapping(self) -> dict[str, str]:
-        """What is in build_lib, and where an editable installation finds it in the sources."""
+        """{file in build_lib: its path in the sources}, for an editable installation."""
         if not self.inplace:
             return {}
         return {file: str(ROOT / Path(file).relative_to(self.build_lib)) for file in self.made()}
@@ -436,7 +441,7 @@ class BuildExtension(build_ext):
 
 
 def replace(path: Path, content: bytes | None) -> None:
-    """In one step: a running process may have the old file mapped. None: no stale one, either."""
+    """Replaces the file at once, because a running process may have mapped it. None removes it."""
     if content is None:
         path.unlink(missing_ok=True)
         return
@@ -459,7 +464,7 @@ def warn(reason: str) -> None:
 
 if __name__ == "__main__":
     setup(
-        packages=[*find_packages(include=["rnnfast", "rnnfast.*"]), "rnnfast.triton_kernels"],
+        packages=[*find_packages(include=["rnnfast", "rnnfast.*"]), *TRITON_PACKAGES],
         package_dir=PACKAGES,
         ext_modules=[Extension("rnnfast._C", sources=[])],
         cmdclass={"build_ext": BuildExtension},

@@ -1,4 +1,4 @@
-"""A few points for pytest-benchmark, to compare commits: see README.md here."""
+"""A few points for pytest-benchmark, to compare commits. See README.md in this folder."""
 
 from __future__ import annotations
 

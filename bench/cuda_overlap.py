@@ -1,5 +1,5 @@
-"""Layers of a stack one after another, and side by side (RNNFAST_OVERLAP): whether that gains
-anything, and gives the same. On a GPU, half a minute at most.
+"""Times layers of a stack one after another and side by side (RNNFAST_OVERLAP), and compares the
+results. On a GPU, half a minute at most.
 
     python -m bench.cuda_overlap --out bench/results
 """
@@ -18,7 +18,7 @@ import torch
 
 import rnnfast
 from rnnfast.arguments import positive
-from rnnfast.backends import cuda
+from rnnfast.backends import cuda_clock, cuda_plan
 from rnnfast.modules import wavefront
 
 LAYERS = (2, 4, 8)
@@ -28,17 +28,17 @@ MOST_DIFFERENCE = 0.03  # some roundings of bfloat16
 
 
 class Row(NamedTuple):
-    """Milliseconds of a call of so many layers in bfloat16, the least of some runs in turns."""
+    """Milliseconds of a call of a stack in bfloat16, the least of some runs in turns."""
 
     layers: int
     units: int
     rows: int
     steps: int  # of a sequence
-    stretch: int  # steps of a layer before the next one begins; 0: they are never side by side
+    stretch: int  # steps of a layer before the next layer begins; 0: never side by side
     what: str  # forward without gradients, or forward and backward
     apart: float
     together: float
-    difference: float  # of what both compute, relative: of y; the largest of gradients
+    difference: float  # relative difference of the results: of y, or the largest of the gradients
 
 
 def measure(
@@ -70,7 +70,7 @@ def _in_turns(run: Callable[[], None], device: torch.device) -> list[float]:
     times: dict[bool, list[float]] = {False: [], True: []}
     for _, together in itertools.product(range(RUNS + 1), times):
         wavefront.ENABLED = together
-        times[together].append(1e3 * cuda.timed(run, device))
+        times[together].append(1e3 * cuda_clock.timed(run, device))
     return [min(found[1:]) for found in times.values()]
 
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=positive, default=16, metavar="B")
     parser.add_argument("--steps", type=positive, default=512, metavar="T")
     args = parser.parse_args(argv)
-    if cuda.KERNELS is None or not torch.cuda.is_available():
+    if cuda_plan.KERNELS is None or not torch.cuda.is_available():
         print("python -m bench.cuda_overlap: wanted a GPU, and the extension with CUDA kernels")
         return 2
     sizes = itertools.product(args.layers, args.units, [args.rows], [args.steps])
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 flush=True,
             )
             if not row.difference <= MOST_DIFFERENCE:
-                print(f"  FAILED: what they compute differs by {row.difference:g}", flush=True)
+                print(f"  FAILED: the results differ by {row.difference:g}", flush=True)
                 good = False
     return 0 if good else 1
 

@@ -1,10 +1,10 @@
-"""Times the CUDA kernels beside their estimates, and a layer beside cuDNN: the figures that
-csrc/cuda/plan.cpp is to be corrected by. On a GPU, a minute at most.
+"""Times the CUDA kernels beside their estimates, and a layer beside cuDNN. The figures correct the
+launch plan (csrc/cuda/host/plan.cpp). On a GPU, a minute at most.
 
     python -m bench.cuda_plans --out bench/results            # every kernel of every size
     python -m bench.cuda_plans --first --out bench/results    # two dozen sizes, with cuDNN
 
-A time is the slope between calls of two lengths, with the host out of the way
+A time is the slope between calls of two lengths, without the host's time
 (rnnfast.backends.cuda.times_of). Every row is on disk before the next is measured.
 """
 
@@ -23,25 +23,25 @@ import torch
 
 import rnnfast
 from rnnfast.arguments import positive
-from rnnfast.backends import cuda
+from rnnfast.backends import cuda, cuda_clock, cuda_plan
 from rnnfast.recurrence import precision
 
 DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "exact": torch.float32}
 UNITS = (64, 128, 256, 512, 768, 1024, 1280, 2048, 4096)
 ROWS = (1, 16, 64, 256)
-# Two dozen, the sizes of the targets first.
+# Two dozen sizes, those with a target first.
 FIRST = [
     *itertools.product(DTYPES, (256, 512, 1024), (16,), (False,)),
     *itertools.product(("bfloat16",), (256, 512, 1024), (1, 64), (False,)),
     *itertools.product(("bfloat16",), (256, 512, 1024), (16,), (True,)),
     *itertools.product(("bfloat16", "exact"), (128, 768, 2048), (16,), (False,)),
 ]
-NAMES = {number: name for name, number in cuda.NAMES.items() if name}
-MISS = 1.25  # times its estimate, or the inverse: a prediction to be named
+NAMES = {number: name for name, number in cuda_plan.NAMES.items() if name}
+MISS = 1.25  # a time this much above or below its estimate is a miss
 
 
 class Row(NamedTuple):
-    """Microseconds; the estimate is of forward. None where nothing was measured."""
+    """Microseconds. The estimate is for forward. None means not measured."""
 
     mode: str
     units: int
@@ -49,7 +49,7 @@ class Row(NamedTuple):
     norm: bool
     kernel: str
     columns: int
-    of_units: int  # what the kernel is compiled for, or a block of the streaming one multiplies
+    of_units: int  # units that the kernel is compiled for, or a tile of the streaming kernel
     estimated: float
     # The kernel alone: a step, and a call beside its steps.
     forward: float
@@ -64,23 +64,23 @@ class Row(NamedTuple):
 
     @property
     def miss(self) -> float:
-        """How many times more or less than estimated."""
+        """The ratio of measurement and estimate, or its inverse, above 1."""
         return max(self.forward / self.estimated, self.estimated / max(self.forward, 1e-9))
 
 
 def measure(
     device: str, sizes: Iterable[tuple[str, int, int, bool]], first: bool = False
 ) -> Iterator[Row]:
-    """The best plan of each kernel, by its estimate, the fastest first.
+    """Times the best plan of each kernel by its estimate, the fastest first.
 
     Args:
         sizes: mode, units, rows, norm.
-        first: the plan's own choice alone, and layers beside cuDNN.
+        first: only the plan's own choice, and layers beside cuDNN.
     """
     for mode, units, rows, norm in sizes:
         like = torch.empty(0, dtype=DTYPES[mode], device=device)
         size, seen = (mode, units, 1, rows, norm), set()
-        for plan in cuda.KERNELS.cuda_plans(*size, *cuda._device(device, None, mode)):
+        for plan in cuda_plan.KERNELS.cuda_plans(*size, *cuda_plan.device_of(device, None, mode)):
             kernel, columns, of_units = plan.wanted
             if kernel in seen or (first and seen):
                 continue
@@ -93,15 +93,15 @@ def measure(
 
 
 def of_layers(mode: str, units: int, rows: int, like: torch.Tensor) -> Iterator[float]:
-    """Forward and backward of rnnfast.RNN by its CUDA kernels, and of nn.RNN."""
+    """Times forward and backward of rnnfast.RNN with its CUDA kernels, and of nn.RNN."""
     place = {"dtype": like.dtype, "device": like.device}
     with precision.tf32(mode == "tf32"):
         for rnn in (
             rnnfast.RNN(units, units, backend="cuda", **place),
             torch.nn.RNN(units, units, **place),
         ):
-            calls = [layer_calls(rnn, T, rows, like) for T in cuda.LENGTHS]
-            yield from (1e6 * time.step for time in cuda.slopes(calls, like.device))
+            calls = [layer_calls(rnn, T, rows, like) for T in cuda_clock.LENGTHS]
+            yield from (1e6 * time.step for time in cuda_clock.slopes(calls, like.device))
 
 
 def layer_calls(rnn: torch.nn.RNNBase, T: int, rows: int, like: torch.Tensor) -> tuple:
@@ -117,7 +117,7 @@ def layer_calls(rnn: torch.nn.RNNBase, T: int, rows: int, like: torch.Tensor) ->
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """How far off the estimates are, and what the plan's choice costs."""
+    """Lines: how far the estimates are off, and the cost of the plan's choice."""
     lines = [f"{'kernel':14}{'sizes':>6}  measured / estimated: median, least, most"]
     for kernel in dict.fromkeys(row.kernel for row in rows):
         ratios = [row.forward / row.estimated for row in rows if row.kernel == kernel]
@@ -156,7 +156,7 @@ def beside_cudnn(rows: Sequence[Row]) -> str:
 
 
 def misses(rows: Sequence[Row], most: int = 5) -> list[str]:
-    """The predictions that are furthest off, as lines that a summary keeps."""
+    """Lines with the predictions that are furthest off. The summary keeps them."""
     far = sorted((row for row in rows if row.miss > MISS), key=lambda row: -row.miss)[:most]
     return [
         f"MISS {row.mode} {row.units} units, {row.rows} rows{', layer norm' if row.norm else ''}, "
@@ -176,8 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, default in (("--units", UNITS), ("--rows", ROWS)):
         parser.add_argument(name, type=positive, nargs="+", default=default, metavar="N")
     args = parser.parse_args(argv)
-    device = "cpu" if cuda.EMULATION else "cuda"
-    if cuda.KERNELS is None or (device == "cuda" and not torch.cuda.is_available()):
+    device = "cpu" if cuda_plan.EMULATION else "cuda"
+    if cuda_plan.KERNELS is None or (device == "cuda" and not torch.cuda.is_available()):
         print("python -m bench.cuda_plans: wanted a GPU, and the extension with CUDA kernels")
         return 2
     sizes = FIRST if args.first else itertools.product(DTYPES, args.units, args.rows, (False, True))

@@ -1,6 +1,6 @@
-"""What the commands for a machine with a GPU share: its facts, a process under a limit, arguments.
+"""Shared by the commands for a machine with a GPU: its facts, a process under a limit, arguments.
 
-Nothing here imports torch: a driver that breaks is to cost a process, not the command.
+Nothing here imports torch, so that a broken driver costs one process and not the command.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import IO
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
-LEAST_S = 3  # nothing is begun with less time left
+LEAST_S = 3  # with less time left nothing begins
 KEPT = 200_000  # bytes of a process's output
 
 
 @dataclass
 class Ended:
-    """What a process left; ``why`` it failed, or ""."""
+    """The output of a process, and ``why`` it failed, or ""."""
 
     out: str = ""
     err: str = ""
@@ -43,7 +43,7 @@ class Ended:
 
 
 class _Tail(threading.Thread):
-    """Reads a stream to its end and keeps the last bytes: a flood takes no memory."""
+    """Reads a stream to its end and keeps the last bytes, so that a flood takes no memory."""
 
     def __init__(self, stream: IO[bytes], keep: int) -> None:
         super().__init__(daemon=True)
@@ -59,7 +59,7 @@ class _Tail(threading.Thread):
                     del self.last[: -self.keep]
 
     def text(self) -> str:
-        self.join(5)  # what left the process's group may hold the stream for ever
+        self.join(5)  # a process that left the group may hold the stream for ever
         lost = self.size - self.keep
         head = f"[{lost} bytes before this were left out]\n" if lost > 0 else ""
         return head + self.last[-self.keep :].decode(errors="replace")
@@ -73,7 +73,7 @@ def run(
     keep: int = KEPT,
     env: Mapping[str, str] | None = None,
 ) -> Ended:
-    """Runs a process in ROOT, in a group of its own that ends with it.
+    """Runs a process in ROOT, in its own process group, and ends the group with it.
 
     Args:
         merge: stderr goes to ``out``, in order.
@@ -98,12 +98,12 @@ def run(
         status, why = process.wait(limit_s), ""
     except subprocess.TimeoutExpired:
         status, why = 0, f"killed at its limit of {limit_s:.0f} s"
-    finally:  # also where the user interrupts: the group does not hear that
+    finally:  # also if the user interrupts, because the group gets no signal
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     try:
         process.wait(5)
-    except subprocess.TimeoutExpired:  # the kernel driver holds it: leave it behind
+    except subprocess.TimeoutExpired:  # the kernel driver holds it, so we leave it behind
         why += " and did not die"
     if status:
         why = f"exit status {status}" if status > 0 else f"ended by {signal.Signals(-status).name}"
@@ -112,7 +112,7 @@ def run(
 
 
 def machine(versions: Sequence[str], nvcc: str = "nvcc") -> dict[str, str]:
-    """What figures depend on. Reads only; a part that does not answer is left out.
+    """The facts that figures depend on. Reads only. A part that does not answer is left out.
 
     Args:
         versions: a command that prints more facts, as one line of JSON.
@@ -128,7 +128,7 @@ def machine(versions: Sequence[str], nvcc: str = "nvcc") -> dict[str, str]:
 
 
 def sources() -> str:
-    """A hash of the sources that are built and run; other sources have another one."""
+    """A hash of the sources that are built and run."""
     names = "csrc", "rnnfast", "triton_kernels", "setup.py"
     files = [f for name in names for f in (ROOT / name, *(ROOT / name).rglob("*")) if f.is_file()]
     code = [f for f in sorted(files) if f.suffix in (".py", ".h", ".cuh", ".cu", ".cpp")]
@@ -136,14 +136,14 @@ def sources() -> str:
 
 
 def architecture() -> str:
-    """The first GPU in the words of nvcc, as sm_90; "" where nvidia-smi does not say."""
+    """The first GPU as nvcc names it, such as sm_90; "" if nvidia-smi does not say."""
     found = first_line(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
     capability = re.fullmatch(r"(\d+)\.(\d+)", found.strip())
     return f"sm_{capability[1]}{capability[2]}" if capability else ""
 
 
 def first_line(command: Sequence[str]) -> str:
-    """Of its output; "" where it fails."""
+    """The first line of the output; "" if the command fails."""
     done = run(command, 60)
     return "" if done.why else done.out.partition("\n")[0]
 
@@ -162,7 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser, budget_s: float, what: str) -
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the process, with status 2, where there is no such folder, or no GPU and need of one."""
+    """Ends the process with status 2 if the folder is missing, or a GPU that the command needs."""
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"argument --out: {args.out} is not a folder")
     if not (args.dry_run or shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists()):

@@ -1,4 +1,4 @@
-"""What GradientMonitor adds to the demo's training: whole training steps, in turns.
+"""Measures what GradientMonitor adds to the demo's training. Whole training steps take turns.
 
 .venv/bin/python -m bench.monitor
 """
@@ -24,13 +24,13 @@ from rnnfast.demo.training import BATCH_SIZE, LEARNING_RATE, Classifier, trainin
 from rnnfast.diagnose.history import BLOCK
 from rnnfast.report import cpu_name
 
-LENGTHS = tuple(ROWS + delay for delay in DELAYS)  # the demo's
-PLAIN, AGAIN = "record", "record, once more"  # what they differ by is noise
+LENGTHS = tuple(ROWS + delay for delay in DELAYS)  # of the demo
+PLAIN, AGAIN = "record", "record, once more"  # their difference is noise
 NAMES = ("no record", PLAIN, AGAIN, "monitor", "monitor, every=10", "monitor, writer")
 
 
 def measure(T: int, limit: float, names: Sequence[str] = NAMES) -> dict[str, list[float]]:
-    """Seconds of BLOCK training steps, after each of which the monitor has read all it has."""
+    """Seconds of BLOCK training steps. The monitor reads its record after each step."""
     x, labels = torch.randn(BATCH_SIZE, T, COLUMNS), torch.randint(10, (BATCH_SIZE,))
     with ExitStack() as stack:
         calls: dict[str, Callable[[], object]] = {}

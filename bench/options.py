@@ -1,5 +1,5 @@
-"""What layer norm, clipping and the gradient record cost, and layer norm beside the loop of modules
-that is written without it: forward and all gradients, in turns.
+"""Measures the cost of layer norm, clipping and the gradient record, and layer norm beside a loop
+of torch's modules: forward and all gradients, in turns.
 
     .venv/bin/python -m bench.options
 """
@@ -37,7 +37,7 @@ OPTIONS = {
 
 
 def build(H: int) -> dict[str, nn.Module]:
-    """The loops have the weights of "layer norm"."""
+    """Builds the candidates. The loops have the weights of "layer norm"."""
     torch.manual_seed(0)
     modules = {name: rnnfast.RNN(H, H, backend="cpu", **o) for name, o in OPTIONS.items()}
     loops = {name: NormedLoop(H, at_once) for name, at_once in zip(LOOPS, (False, True))}
@@ -55,7 +55,7 @@ def results(module: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, ...]:
 
 
 def check(modules: dict[str, nn.Module], x: Tensor, g: Tensor) -> None:
-    """No time for another result: loops and kernel agree as float32 computations do."""
+    """Loops and kernel must agree within float32 before they are timed."""
     ours = results(modules["layer norm"], x, g)[:2]
     for name in LOOPS:
         for a, b in zip(ours, results(modules[name], x, g)):

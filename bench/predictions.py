@@ -1,6 +1,5 @@
-"""``python -m bench.predictions``: the tables of docs/gpu_kernels.md: what a time step of the CUDA
-kernels is expected to take on an H200, and what the newest `make gpu-first` or `make gpu-check` has
-measured."""
+"""``python -m bench.predictions`` writes the tables of docs/gpu_kernels.md: the predicted time of a
+step of the CUDA kernels on an H200, beside the newest `make gpu-first` or `make gpu-check`."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rnnfast.backends import cuda
+from rnnfast.backends import cuda_plan
 
 from .cuda_plans import DTYPES, NAMES, ROWS, UNITS, Row
 from .readme import with_lines
@@ -19,11 +18,11 @@ from .readme import with_lines
 BEGIN = "<!-- made by python -m bench.predictions -->"
 PAGE = Path("docs/gpu_kernels.md")
 RESULTS = Path("bench/results")
-RECORDED = Path("tests/sass/recorded.json")
-# How many clusters of 2, 4, 8 and 16 blocks there are at once is not known before one is asked.
-H200 = cuda.Device("H200", 90, 132, 227 << 10, (66, 32, 15, 7))
+RECORDED = Path("tests/proof/sass/recorded.json")
+# Estimated: only the device can say how many clusters of 2, 4, 8, 16 blocks are resident.
+H200 = cuda_plan.Device("H200", 90, 132, 227 << 10, (66, 32, 15, 7))
 GIGAHERTZ = 1.98  # of an H200 under load
-# What is wanted of a step forward: blocks and units of the kernel, microseconds.
+# Targets of a forward step: blocks and units of the kernel, microseconds.
 WANTED = ((4, 256, 0.4), (16, 512, 0.5), (16, 1024, 0.8))
 
 
@@ -51,7 +50,7 @@ def newest(results: Path) -> tuple[str, dict[tuple, Row]]:
         return "", {}
     last = max((f.parent for f in files), key=lambda folder: folder.name[-15:])
     found = {}
-    for path in (f for f in files if f.parent == last):  # the rows beside cuDNN come last and stay
+    for path in (f for f in files if f.parent == last):  # rows beside cuDNN come last
         with path.open(newline="") as file:
             rows = [Row(**row) for row in csv.DictReader(file)]
         found |= {
@@ -62,7 +61,7 @@ def newest(results: Path) -> tuple[str, dict[tuple, Row]]:
 
 
 def beside_cudnn(measured: dict[tuple, Row]) -> Iterator[str]:
-    """Whole layers, ours and nn.RNN's, where a run has measured both."""
+    """Whole layers, ours and nn.RNN's, if a run has measured both."""
     rows = [(key, row) for key, row in measured.items() if row.cudnn_forward]
     if not rows:
         return
@@ -82,7 +81,7 @@ def beside_cudnn(measured: dict[tuple, Row]) -> Iterator[str]:
 
 
 def of_the_model(measured: dict[tuple, Row]) -> Iterator[str]:
-    """Cycles from the machine code, as microseconds, beside what is wanted."""
+    """Cycles from the machine code as microseconds, beside the targets."""
     recorded = json.loads(RECORDED.read_text())
     at = recorded["columns"].index("cycles")
 
@@ -110,7 +109,7 @@ def of_the_model(measured: dict[tuple, Row]) -> Iterator[str]:
 
 
 def of_the_plan(measured: dict[tuple, Row]) -> Iterator[str]:
-    """The kernel that the plan takes, and its estimate."""
+    """The kernel that the plan chooses, and its estimate."""
     yield f"| forward, us a step | {' | '.join(f'B = {rows}' for rows in ROWS)} |"
     yield "|---" * (1 + len(ROWS)) + "|"
     for mode in DTYPES:
@@ -118,7 +117,7 @@ def of_the_plan(measured: dict[tuple, Row]) -> Iterator[str]:
             for units in UNITS:
                 cells = [f"{mode}, {units} units{', layer norm' if norm else ''}"]
                 for rows in ROWS:
-                    plan = cuda.EXTENSION.cuda_plan(mode, units, 1, rows, norm, *H200)
+                    plan = cuda_plan.EXTENSION.cuda_plan(mode, units, 1, rows, norm, *H200)
                     kernel = NAMES[plan.wanted[0]]
                     found = measured.get((mode, units, rows, norm, kernel))
                     cells.append(f"{kernel} {beside(plan.step, found and found.forward)}")

@@ -1,10 +1,11 @@
-"""``python -m bench.readme``: README.md's figures, made from bench/results."""
+"""``python -m bench.readme`` writes figures of bench/results into README.md and docs/speed.md."""
 
 from __future__ import annotations
 
 import argparse
 import csv
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from rnnfast.bench.rows import Row, read_csv
@@ -12,29 +13,32 @@ from rnnfast.bench.workload import BOTH, BUSY, MANY
 
 BEGIN, END = "<!-- made by python -m bench.readme -->", "<!-- end -->"
 RESULTS = Path("bench/results")
-OPTIONS_AT = ("512", "32", "128")
-APART = ("threads", MANY, BUSY)  # kinds of rows, none of an idle machine with two threads
+SHOWN_SIZES = ((128, 1, 64), (512, 32, 128), (256, 32, 256), (64, 64, 1024))  # in README.md
+OPTIONS_SIZE = ("512", "32", "128")
+OTHER_KINDS = ("threads", MANY, BUSY)  # not measured with two threads on an idle machine
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__)
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    parser.add_argument("--root", type=Path, default=Path())
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    text = options.readme.read_text()
-    options.readme.write_text(with_figures(text, options.results))
+    for name in PAGES:
+        page = options.root / name
+        page.write_text(with_figures(name, page.read_text(), options.results))
     return 0
 
 
-def with_figures(readme: str, results: Path) -> str:
-    return with_lines(readme, BEGIN, figures(results))
+def with_figures(name: str, page: str, results: Path) -> str:
+    """This page of PAGES with the figures of these results."""
+    return with_lines(page, BEGIN, "\n".join(PAGES[name](results)))
 
 
 def with_lines(page: str, begin: str, lines: str) -> str:
-    """The page with these lines between that line and the next END.
+    """The page with these lines between the line ``begin`` and the next END.
 
     Raises:
-        ValueError: it has no place for them.
+        ValueError: the page lacks one of the two lines.
     """
     before, begun, rest = page.partition(begin)
     _, ended, after = rest.partition(END)
@@ -43,64 +47,95 @@ def with_lines(page: str, begin: str, lines: str) -> str:
     return "\n".join([f"{before}{begin}", lines, f"{END}{after}"])
 
 
-def figures(results: Path) -> str:
+def few_figures(results: Path) -> Iterator[str]:
+    """The sizes of SHOWN_SIZES and the size with the lowest ratio to nn.RNN."""
     found, machine = read_csv(results / "cpu.csv")
-    ours = [row for row in found if row.ours and row.what == BOTH and row.kind not in APART]
-    plain = [row for row in ours if row.work.plain]
-    torch = {row.work: row for row in found if row.provider == "torch" and row.what == BOTH}
-    where = f"{machine['processor']} ({machine['simd']}), 2 threads, torch {machine['torch']}"
-    lines = [f"{where}, commit {machine['commit']}, {machine['date']}:", ""]
-    lines += ["| (T, B, H) | nn.RNN, ms | rnnfast.RNN, ms | | of the machine's GEMM rate |"]
-    lines += ["|---|---|---|---|---|"]
-    for row in (row for row in ours if row.kind == "listed"):
-        times = f"{_ms(torch[row.work])} | {_ms(row)} | {row.over_torch:.2f}x"
-        lines.append(f"| {row.work} | {times} | {row.floor_share:.0%} |")
-    lines += ["", _in_words(plain), "", *_variants(ours), "", *_options(results)]
-    return "\n".join(lines)
-
-
-def _in_words(plain: list[Row]) -> str:
-    ratios = sorted(plain, key=lambda row: row.over_torch)
-    faster = [row for row in ratios if row.over_torch > 1]
-    slower = [f"{row.over_torch:.2f}x at {row.work}" for row in ratios if row.over_torch <= 1]
-    text = (
-        f"Over {len(ratios)} sizes, {len(faster)} were faster than nn.RNN, by "
-        f"{faster[0].over_torch:.2g}x at {faster[0].work} to {faster[-1].over_torch:.2g}x at "
-        f"{faster[-1].work}"
+    plain = [row for row in _ours(found) if row.work.plain]
+    shown = {(row.T, row.B, row.H): row for row in plain if row.kind == "listed"}
+    worst, next_worst, *_, best = sorted(plain, key=lambda row: row.over_torch)
+    behind_jax = sum(bool(row.over_jax) and row.over_jax < 1 for row in plain)
+    yield _where(machine)
+    yield ""
+    yield from _times([*(shown[size] for size in SHOWN_SIZES), worst], found)
+    yield ""
+    yield (
+        f"The last row is the worst of {len(plain)} sizes; the other ratios are "
+        f"{next_worst.over_torch:.2g}x to {best.over_torch:.2g}x. "
+        f"jax.lax.scan under jit is faster at {behind_jax} sizes."
     )
-    if slower:
-        text += f"; not so {', '.join(slower)}"
-    jax = sorted((row for row in plain if row.over_jax), key=lambda row: row.over_jax)
-    behind = [f"{row.work} {row.over_jax:.2f}x" for row in jax if row.over_jax < 1]
-    if jax:
-        text += f". Beside jax.lax.scan under jit: faster at {len(jax) - len(behind)} of {len(jax)}"
-    if behind:
-        text += f"; behind it at {', '.join(behind)}"
-    return text + "."
 
 
-def _variants(ours: list[Row]) -> list[str]:
-    """A line of what else a layer can be."""
+def all_figures(results: Path) -> Iterator[str]:
+    """The listed sizes, the summary over all sizes, other kinds of layers, and the options."""
+    found, machine = read_csv(results / "cpu.csv")
+    ours = _ours(found)
+    yield _where(machine)
+    yield ""
+    yield from _times([row for row in ours if row.kind == "listed"], found, share=True)
+    yield ""
+    yield from _summary([row for row in ours if row.work.plain])
+    yield ""
+    yield from _variants(ours)
+    yield ""
+    yield from _options(results)
+
+
+PAGES = {"README.md": few_figures, "docs/speed.md": all_figures}
+
+
+def _ours(found: list[Row]) -> list[Row]:
+    return [row for row in found if row.ours and row.what == BOTH and row.kind not in OTHER_KINDS]
+
+
+def _where(machine: dict[str, str]) -> str:
+    where = f"{machine['processor']} ({machine['simd']}), 2 threads, torch {machine['torch']}"
+    return f"{where}, commit {machine['commit']}, {machine['date']}:"
+
+
+def _times(rows: list[Row], found: list[Row], share: bool = False) -> Iterator[str]:
+    torch = {row.work: row for row in found if row.provider == "torch" and row.what == BOTH}
+    heads = ["(T, B, H)", "nn.RNN, ms", "rnnfast.RNN, ms", "speed-up"]
+    heads += ["share of the GEMM rate"] if share else []
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
+    for row in rows:
+        cells = [str(row.work), _ms(torch[row.work]), _ms(row), f"{row.over_torch:.2f}x"]
+        cells += [f"{row.floor_share:.0%}"] if share else []
+        yield f"| {' | '.join(cells)} |"
+
+
+def _summary(plain: list[Row]) -> Iterator[str]:
+    heads = "peer", "sizes", "rnnfast is faster at", "lowest", "highest", "rnnfast is slower at"
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
+    for peer, column in (("nn.RNN", "over_torch"), ("jax.lax.scan under jit", "over_jax")):
+        ratios = [(getattr(row, column), row.work) for row in plain if getattr(row, column)]
+        ratios.sort(key=lambda pair: pair[0])
+        slower = [f"{work} {ratio:.2f}x" for ratio, work in ratios if ratio <= 1]
+        ends = " | ".join(f"{ratio:.2g}x at {work}" for ratio, work in (ratios[0], ratios[-1]))
+        faster = len(ratios) - len(slower)
+        yield f"| {peer} | {len(ratios)} | {faster} | {ends} | {', '.join(slower) or 'none'} |"
+
+
+def _variants(ours: list[Row]) -> Iterator[str]:
+    """Ratios of other precisions and stacks."""
     variants = [row for row in ours if row.kind == "variant" and row.over_torch]
-    size = f"({variants[0].T}, {variants[0].B}, {variants[0].H})"
-    told = ", ".join(f"{' '.join(row.work.beyond())} {row.over_torch:.2g}x" for row in variants)
-    return [f"At {size} over nn.RNN: {told}."]
+    yield f"| at ({variants[0].T}, {variants[0].B}, {variants[0].H}) | speed-up over nn.RNN |"
+    yield "|---|---|"
+    for row in variants:
+        yield f"| {' '.join(row.work.beyond())} | {row.over_torch:.2g}x |"
 
 
-def _options(results: Path) -> list[str]:
+def _options(results: Path) -> Iterator[str]:
     with (results / "cpu_options.csv").open(newline="") as file:
-        lines = [
-            row for row in csv.DictReader(file) if (row["T"], row["B"], row["H"]) == OPTIONS_AT
-        ]
-    machine = f"{lines[0]['processor']} ({lines[0]['simd']})"
-    size = ", ".join(OPTIONS_AT)
-    head = [f"What the options cost at ({size}), {machine}:", ""]
-    head += ["| | ms | time / plain | time / layer norm's |", "|---|---|---|---|"]
-    return head + [
-        f"| {row['what']} | {1e3 * float(row['median_s']):.1f} | {float(row['over_plain']):.2f} | "
-        f"{float(row['over_layer_norm']):.2f} |"
-        for row in lines
-    ]
+        rows = [r for r in csv.DictReader(file) if (r["T"], r["B"], r["H"]) == OPTIONS_SIZE]
+    yield f"Options at ({', '.join(OPTIONS_SIZE)}), {rows[0]['processor']} ({rows[0]['simd']}):"
+    yield ""
+    yield "| layer | ms | time / plain | time / layer norm's |"
+    yield "|---|---|---|---|"
+    for row in rows:
+        ratios = f"{float(row['over_plain']):.2f} | {float(row['over_layer_norm']):.2f}"
+        yield f"| {row['what']} | {1e3 * float(row['median_s']):.1f} | {ratios} |"
 
 
 def _ms(row: Row) -> str:

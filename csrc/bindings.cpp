@@ -1,6 +1,6 @@
 // rnnfast._C: addresses and sizes in, nothing checked but names. Shapes, dtypes and devices were
 // checked by the caller (rnnfast/backends/cpu.py), which also owns all memory.
-#include "cuda/bindings.h"
+#include "cuda/host/bindings.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -21,39 +21,16 @@ namespace {
 using std::int64_t;
 using Address = std::uintptr_t;
 
-// name(*, every field of Problem): runs the kernel of the cell that the problem names. A plain
-// function of Python: pybind11 would read so many arguments at twice the time.
+// name(*, every field of Problem): runs the kernel of the cell that the problem names.
 template <class Problem, void (*cpu::CellKernels::*kKernel)(const Problem&)>
 PyObject* call(PyObject* name, PyObject* const* values, Py_ssize_t positional, PyObject* given) {
-  try {
+  return rnnfast::none_or_error([&] {
     const auto problem =
         rnnfast::Keywords::read<Problem>(PyUnicode_AsUTF8(name), values, positional, given);
     const auto kernel = cpu::kernels().cell(problem.cell).*kKernel;
     const py::gil_scoped_release no_gil;
     kernel(problem);
-  } catch (py::error_already_set& error) {
-    error.restore();
-    return nullptr;
-  } catch (const py::type_error& error) {
-    PyErr_SetString(PyExc_TypeError, error.what());
-    return nullptr;
-  } catch (const std::invalid_argument& error) {
-    PyErr_SetString(PyExc_ValueError, error.what());
-    return nullptr;
-  } catch (const std::bad_alloc&) {
-    PyErr_NoMemory();
-    return nullptr;
-  }
-  Py_RETURN_NONE;
-}
-
-template <class Problem, void (*cpu::CellKernels::*kKernel)(const Problem&)>
-void define(py::module_& module, const char* name) {
-  static PyMethodDef method = {name, nullptr, METH_FASTCALL | METH_KEYWORDS, nullptr};
-  method.ml_meth =
-      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call<Problem, kKernel>));
-  const py::str self(name);
-  module.attr(name) = py::reinterpret_steal<py::object>(PyCFunction_New(&method, self.ptr()));
+  });
 }
 
 // (tasks, parts of each, threads): how a call would be cut up.
@@ -70,8 +47,8 @@ std::tuple<int64_t, int64_t, int> rnn_plan(const char* cell, const char* dtype, 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of rnnfast: addresses (None: no tensor), sizes in elements.";
   cpu::kernels();  // or the module does not load
-  define<cpu::ForwardProblem, &cpu::CellKernels::forward>(module, "rnn_forward");
-  define<cpu::BackwardProblem, &cpu::CellKernels::backward>(module, "rnn_backward");
+  rnnfast::define<&call<cpu::ForwardProblem, &cpu::CellKernels::forward>>(module, "rnn_forward");
+  rnnfast::define<&call<cpu::BackwardProblem, &cpu::CellKernels::backward>>(module, "rnn_backward");
   module.def("rnn_plan", &rnn_plan, py::arg("cell"), py::arg("dtype"), py::arg("steps"),
              py::arg("batch"), py::arg("size"), py::arg("directions"), py::arg("heads"),
              py::arg("threads"));

@@ -1,18 +1,29 @@
 // Fills a struct from the keyword arguments of a Python call. visit_fields of the struct says which
 // names there are; every name must be given, and no other. An absent tensor is None, a contiguous
-// one its address, a strided one (address, stride_t, stride_b).
+// one its address, a strided one (address, stride_t, stride_b); an enumeration is a name, which
+// from_name of its namespace knows.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <concepts>
 #include <cstdint>
+#include <new>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
-#include "cpu/dispatch.h"
-
 namespace rnnfast {
+
+// [T, B, ...] with its last axis dense.
+template <class T>
+concept Strided = requires(T tensor) {
+  tensor.data;
+  tensor.stride_t;
+  tensor.stride_b;
+};
 
 // The names of a struct's fields in their order, interned: those of a call are mostly the same
 // objects, so that comparing addresses finds them.
@@ -31,7 +42,8 @@ const std::vector<PyObject*>& field_names() {
 
 class Keywords {
  public:
-  // As METH_FASTCALL | METH_KEYWORDS passes them: `given` is null or a tuple of names.
+  // As METH_FASTCALL | METH_KEYWORDS passes them, without the positional arguments that a function
+  // takes: `given` is null or a tuple of names.
   template <class Problem>
   static Problem read(const char* function, PyObject* const* values, Py_ssize_t positional,
                       PyObject* given) {
@@ -114,35 +126,80 @@ class Keywords {
   void assign(T*& field) const {
     if (value_ != Py_None) field = address<T*>(value_, "None or an address");
   }
-  template <class Pointer>
-  void assign(cpu::Sequence<Pointer>& field) const {
+  template <Strided T>
+  void assign(T& field) const {
     constexpr const char* kWanted = "None or (address, stride_t, stride_b)";
     if (value_ == Py_None) return;
     if (!PyTuple_Check(value_) || PyTuple_GET_SIZE(value_) != 3) refuse(kWanted);
-    field = {address<Pointer>(PyTuple_GET_ITEM(value_, 0), kWanted),
+    field = {address<decltype(field.data)>(PyTuple_GET_ITEM(value_, 0), kWanted),
              integer(PyTuple_GET_ITEM(value_, 1), kWanted),
              integer(PyTuple_GET_ITEM(value_, 2), kWanted)};
   }
-  void assign(std::int64_t& field) const { field = integer(value_, "an integer"); }
-  void assign(int& field) const { field = static_cast<int>(integer(value_, "an integer")); }
+  template <std::integral T>
+  void assign(T& field) const {
+    field = static_cast<T>(integer(value_, "an integer"));
+    if (!std::cmp_equal(field, integer(value_, "an integer"))) refuse("a smaller integer");
+  }
   void assign(bool& field) const {
     if (!PyBool_Check(value_)) refuse("True or False");
     field = value_ == Py_True;
   }
-  void assign(double& field) const {
-    field = PyFloat_AsDouble(value_);
-    if (field == -1 && PyErr_Occurred()) refuse("a number");
+  template <std::floating_point T>
+  void assign(T& field) const {
+    const double number = PyFloat_AsDouble(value_);
+    if (number == -1 && PyErr_Occurred()) refuse("a number");
+    field = static_cast<T>(number);
   }
   // Alive while the call is.
   void assign(const char*& field) const {
     field = PyUnicode_Check(value_) ? PyUnicode_AsUTF8(value_) : nullptr;
     if (field == nullptr) refuse("a name");
   }
-  void assign(cpu::Dtype& field) const {
+  template <class T>
+    requires std::is_enum_v<T>
+  void assign(T& field) const {
     const char* name = nullptr;
     assign(name);
-    field = cpu::dtype_named(name);
+    from_name(name, field);
   }
 };
+
+using FastCall = PyObject* (*)(PyObject* name, PyObject* const* values, Py_ssize_t positional,
+                               PyObject* given);
+
+// None, or the Python error that an exception of run() stands for.
+template <class Run>
+PyObject* none_or_error(Run run) {
+  try {
+    run();
+  } catch (pybind11::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  } catch (const pybind11::builtin_exception& error) {
+    error.set_error();
+    return nullptr;
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+    return nullptr;
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
+// A plain function of Python, which gets its own name first: pybind11 would read so many arguments
+// at twice the time.
+template <FastCall kCall>
+void define(pybind11::module_& module, const char* name) {
+  static PyMethodDef method = {name, nullptr, METH_FASTCALL | METH_KEYWORDS, nullptr};
+  method.ml_meth = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(kCall));
+  const pybind11::str self(name);
+  module.attr(name) =
+      pybind11::reinterpret_steal<pybind11::object>(PyCFunction_New(&method, self.ptr()));
+}
 
 }  // namespace rnnfast

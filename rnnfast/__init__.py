@@ -2,11 +2,12 @@
 
 from pathlib import Path as _Path
 
-# A checkout has the Triton kernels beside the package; installed they are inside.
+# In a checkout the Triton kernels are beside the package; an installed package contains them.
 if (_Path(__file__).parents[1] / "triton_kernels" / "plan.py").exists():
     __path__.append(str(_Path(__file__).parents[1]))
 
 from . import functional
+from ._version import __version__ as __version__
 from .backends import BackendError
 from .convert import replace, to_torch
 from .deploy import decompositions
@@ -16,8 +17,6 @@ from .gradient_flow import GradientFlow
 from .modules import RNN
 from .report import explain, info
 from .report import warn_of_missing_kernels as _warn_of_missing_kernels
-
-__version__ = "0.1.0"
 
 __all__ = [
     "RNN",

@@ -6,17 +6,18 @@ import argparse
 import inspect
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import __version__, arguments
+from . import arguments
+from ._version import __version__
 from .backends import BACKENDS
 from .modules import RNN
 from .modules.settings import CHOICES
 from .report import info
 
-# What `pip install rnnfast[demo]` brings, by the names under which it is imported.
-DEMO_IMPORTS = {"matplotlib", "rich", "sklearn", "tqdm"}
+# The modules that the packages of an extra install.
+DEMO_IMPORTS = {"matplotlib", "rich", "sklearn", "tqdm"}  # rnnfast[demo]
 PROBE_IMPORTS = {"matplotlib", "rich"}  # rnnfast[cli,plots]
 VALIDATE_IMPORTS = {"matplotlib", "rich", "tqdm"}  # rnnfast[cli,plots]
 BENCH_IMPORTS = {"matplotlib", "numpy", "rich", "tqdm"}  # rnnfast[cli,plots]
@@ -32,22 +33,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    as_script = Path(sys.argv[0]).stem == "rnnfast"  # which pip makes
+    as_script = Path(sys.argv[0]).stem == "rnnfast"  # the script that pip installs
     found = argparse.ArgumentParser(prog="rnnfast" if as_script else "python -m rnnfast")
     found.add_argument("--version", action="version", version=f"rnnfast {__version__}")
     commands = found.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    text = "versions, device, which backends are usable and why not"
-    command = commands.add_parser("info", help=text, description=text)
+    def add(name: str, text: str, add_options: Callable, run: Callable) -> None:
+        command = commands.add_parser(name, help=text, description=text)
+        add_options(command)
+        command.set_defaults(run=run)
+
+    add("info", "versions, device, the usable backends, and why others are not", _add_info, _info)
+    text = "why an RNN forgets, and what helps: six networks on handwritten digits"
+    add("demo", text, _add_demo, _demo)
+    add("probe", "how long the RNNs of a model remember, and what to change", _add_probe, _probe)
+    text = "the kernels against float64, on this machine; exit status 1 when an error is too large"
+    add("validate", text, _add_validate, _validate)
+    add("bench", "rnnfast.RNN beside torch.nn.RNN and other peers, in one run", _add_bench, _bench)
+    return found
+
+
+def _add_info(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--full",
         action="store_true",
-        help="add what torch.utils.collect_env finds about the machine: takes seconds",
+        help="add the report of torch.utils.collect_env on the machine: takes seconds",
     )
-    command.set_defaults(run=_info)
 
-    text = "why an RNN forgets, and what helps: six networks on handwritten digits"
-    command = commands.add_parser("demo", help=text, description=text)
+
+def _add_demo(command: argparse.ArgumentParser) -> None:
     _add_out(command, "rnnfast-demo")
     command.add_argument(
         "--epochs",
@@ -56,40 +70,47 @@ def parser() -> argparse.ArgumentParser:
         help="passes over the digits, for every delay",
     )
     command.add_argument(
-        "--seed", type=arguments.seed, default=0, metavar="N", help="of weights, batches and noise"
+        "--seed",
+        type=arguments.seed,
+        default=0,
+        metavar="N",
+        help="the seed of weights, batches and noise",
     )
     size = command.add_mutually_exclusive_group()
-    size.add_argument("--full", action="store_true", help="thirty epochs, in the place of eight")
+    size.add_argument("--full", action="store_true", help="thirty epochs instead of eight")
     size.add_argument(
         "--quick", action="store_true", help="a few steps, to see that everything works"
     )
-    command.set_defaults(run=_demo)
 
-    text = "how far back the RNNs of a model feel their past, and what to change"
-    command = commands.add_parser("probe", help=text, description=text)
+
+def _add_probe(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "source",
         metavar="SOURCE",
-        help="module:factory, a function without arguments that returns a model (looked for in "
-        "this folder, too); or a checkpoint, with the flags of its RNN",
+        help="module:factory, a function without arguments that returns a model (its module may be "
+        "in this folder); or a checkpoint, with the flags of its RNN",
     )
     command.add_argument(
         "--data",
         metavar="MODULE:FUNCTION",
-        help="a function that returns what the model is called with: a tensor, or a tuple of "
-        "arguments (default: normal noise into every RNN)",
+        help="a function that returns the input of the model: a tensor, or a tuple of arguments "
+        "(default: normal noise into every RNN)",
     )
     command.add_argument(
-        "--steps", type=arguments.positive, metavar="N", help="of the noise (default: 250)"
+        "--steps", type=arguments.positive, metavar="N", help="steps of the noise (default: 250)"
     )
     command.add_argument(
         "--batch", type=arguments.positive, metavar="N", help="samples of the noise (default: 32)"
     )
     command.add_argument(
-        "--seed", type=arguments.seed, default=0, metavar="N", help="of weights, noise and vectors"
+        "--seed",
+        type=arguments.seed,
+        default=0,
+        metavar="N",
+        help="the seed of weights, noise and vectors",
     )
     _add_out(command, "rnnfast-probe")
-    group = command.add_argument_group("checkpoint", "which RNN it is of, as rnnfast.RNN takes it")
+    group = command.add_argument_group("checkpoint", "the arguments of its RNN, as in rnnfast.RNN")
     for flag, kind in (
         ("--input-size", arguments.positive),
         ("--hidden-size", arguments.positive),
@@ -106,29 +127,30 @@ def parser() -> argparse.ArgumentParser:
     for flag in ("--bidirectional", "--batch-first", "--residual"):
         group.add_argument(flag, action="store_true", default=argparse.SUPPRESS)
     group.add_argument("--no-bias", dest="bias", action="store_false", default=argparse.SUPPRESS)
-    group.add_argument("--key", default="", help="which entry of the file is the state_dict")
-    group.add_argument("--prefix", default="", help="of the RNN's names in the state_dict")
-    command.set_defaults(run=_probe)
+    group.add_argument("--key", default="", help="the entry of the file that is the state_dict")
+    group.add_argument(
+        "--prefix", default="", help="the prefix of the RNN's names in the state_dict"
+    )
 
-    text = "the kernels against float64, on this machine; exit status 1 when an error is too large"
-    command = commands.add_parser("validate", help=text, description=text)
+
+def _add_validate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--backend",
         nargs="+",
         choices=list(BACKENDS),
         default=[],
         metavar="NAME",
-        help=f"of {', '.join(BACKENDS)} (default: those that serve, but the reference)",
+        help=f"some of {', '.join(BACKENDS)} (default: all that are usable, but the reference)",
     )
     command.add_argument(
         "--dtype",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="of float32, float64, bfloat16, float16 and, on a GPU, tf32 (default: all)",
+        help="some of float32, float64, bfloat16, float16 and, on a GPU, tf32 (default: all)",
     )
     command.add_argument(
-        "--device", choices=["cpu", "cuda"], help="default: cuda where there is one"
+        "--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU"
     )
     _add_out(command, "rnnfast-validate")
     size = command.add_mutually_exclusive_group()
@@ -136,37 +158,30 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--full", action="store_true", help="every size, and tensors of 2^31 elements"
     )
-    command.set_defaults(run=_validate)
-
-    text = "rnnfast.RNN beside torch.nn.RNN and other peers, in one run"
-    command = commands.add_parser("bench", help=text, description=text)
-    _add_bench(command)
-    command.set_defaults(run=_bench)
-    return found
 
 
 def _add_bench(command: argparse.ArgumentParser) -> None:
     _add_out(command, "rnnfast-bench")
     size = command.add_mutually_exclusive_group()
     size.add_argument(
-        "--quick", action="store_true", help="a few workloads (on a CPU small ones), each briefly"
+        "--quick", action="store_true", help="a few workloads, small ones on a CPU, each briefly"
     )
     size.add_argument(
         "--points",
         type=arguments.point,
         nargs="+",
         metavar="T,B,H",
-        help="these only, I = H (no picture)",
+        help="these sizes alone, I = H (no picture)",
     )
     size.add_argument(
         "--compare",
         type=Path,
         nargs=2,
         metavar=("OLD", "NEW"),
-        help="measure nothing: what got slower from one CSV file to another",
+        help="measure nothing: print what is slower in the second CSV file than in the first",
     )
     command.add_argument(
-        "--device", choices=["cpu", "cuda"], help="default: cuda where there is one"
+        "--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU"
     )
     command.add_argument(
         "--providers",
@@ -186,7 +201,7 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--probe", type=Path, metavar="JSON", help="a result of make gpu-probe, for the floors"
     )
-    group = command.add_argument_group("what the layers of --points are")
+    group = command.add_argument_group("the layers of --points")
     precisions = ("float32", "tf32", "float64", "bfloat16", "float16")
     group.add_argument("--precisions", nargs="+", choices=precisions)
     group.add_argument("--layers", type=arguments.positive, default=1, metavar="N")
@@ -201,7 +216,7 @@ def _add_out(command: argparse.ArgumentParser, folder: str) -> None:
         type=Path,
         default=Path(folder),
         metavar="FOLDER",
-        help="where the picture and the figures go (default: %(default)s)",
+        help="the folder of the picture and the figures (default: %(default)s)",
     )
 
 
@@ -217,7 +232,7 @@ def _demo(options: argparse.Namespace) -> int:
         if (error.name or "").partition(".")[0] not in DEMO_IMPORTS:
             raise
         return _fail(f"the demo needs {error.name}: pip install rnnfast[demo]")
-    if problem := _unwritable(options.out):  # before two minutes of training, not after
+    if problem := _unwritable(options.out):  # two minutes of training would be lost
         return _fail(problem)
     names = ("epochs", "seed", "full", "quick")
     demo.run(options.out, **{name: getattr(options, name) for name in names})
@@ -234,6 +249,7 @@ def _probe(options: argparse.Namespace) -> int:
     if problem := _unwritable(options.out):
         return _fail(problem)
     known = inspect.signature(RNN).parameters
+    flags = {name: value for name, value in vars(options).items() if name in known}
     try:
         command.run(
             options.source,
@@ -242,9 +258,7 @@ def _probe(options: argparse.Namespace) -> int:
             steps=options.steps,
             batch=options.batch,
             seed=options.seed,
-            flags={name: value for name, value in vars(options).items() if name in known},
-            prefix=options.prefix,
-            key=options.key,
+            checkpoint=command.Checkpoint(flags, options.prefix, options.key),
         )
     except command.BadInput as error:
         return _fail(" ".join(str(error).split()))
@@ -291,7 +305,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _unwritable(folder: Path) -> str:
-    """Why nothing can be written there, or ""; the folder is made."""
+    """Makes the folder. The reason why nothing can be written there, or ""."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -1,4 +1,5 @@
-"""What the arguments of commands are, for argparse: each says what was given and what is wanted."""
+"""Types of command line arguments, for argparse. An error says which value was given and which is
+wanted."""
 
 from __future__ import annotations
 

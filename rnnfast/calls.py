@@ -1,4 +1,4 @@
-"""Watching the parts of a model while it is called."""
+"""A call of a model that watches its parts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def watch(
     named: Mapping[str, object],
 ) -> None:
     """Calls ``model(*args, **named)`` once, and ``see(name, part, args, named)`` before each call
-    of a part, which is in its own mode then. The call is in eval mode, without gradients, and
-    without torch.compile. The modes of all modules and the generators of random numbers stay as
-    they were.
+    of a part. ``see`` finds the part in its own mode; the call itself is in eval mode, without
+    gradients and without torch.compile. Afterwards the modes of all modules and the generators of
+    random numbers are as before.
 
     Args:
         parts: modules of the model, by name.
 
     Raises:
-        Exception: whatever the model raises.
+        Exception: any that the model raises.
     """
     modes = {module: module.training for module in model.modules()}
     gpus = {p.device.index for p in model.parameters() if p.device.type == "cuda"}

@@ -1,4 +1,4 @@
-"""The values of arguments, for type checkers."""
+"""The values that arguments may have, for type checkers."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ Backend = Literal["auto", "cpu", "cuda", "triton", "torch", "reference"]
 
 
 class NoMore(TypedDict):
-    """Keyword arguments that a type checker lets nobody give, and that are refused by name."""
+    """No keyword arguments: a type checker reports any, and the constructor refuses it by name."""

@@ -1,4 +1,4 @@
-"""The words between this package and what traces it: torch.compile, export, jit and fx."""
+"""Marks and questions for the tools that trace this package: torch.compile, export, jit and fx."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ from torch import fx, nn
 
 Answer = TypeVar("Answer", bound=Callable)
 
-# Checks of sizes here are Python's, as those of torch.nn are, about which torch is silent, too.
+# The checks of sizes run in Python. torch.jit warns of each, and is silent about those of torch.nn.
 warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"rnnfast\.")
 
 
 def constant(answer: Answer) -> Answer:
-    """torch.compile takes what this function answers for a constant: it cannot look at a device.
-    (By the mark that torch.compiler.assume_constant_result sets, which takes a second to import.)
-    """
+    """Marks a function whose result torch.compile takes for a constant: it cannot look at a device.
+    (torch.compiler.assume_constant_result sets the same mark, and takes a second to import.)"""
     answer._dynamo_marked_constant = True
     return answer
 
 
 def eager(reason: str) -> Callable[[Answer], Answer]:
-    """torch.compile breaks its graph around this function; where it may not, and in torch.export,
-    the error says ``reason``. (As torch.compiler.disable, which takes a second to import, does.)
-    """
+    """Marks a function around which torch.compile breaks its graph. Where it must not, and in
+    torch.export, the error says ``reason``. (torch.compiler.disable does the same, and takes a
+    second to import.)"""
 
     def mark(function: Answer) -> Answer:
         @functools.wraps(function)
         def call(*args, **kwargs):
-            if torch.compiler.is_dynamo_compiling():  # this frame, behind the break
+            if torch.compiler.is_dynamo_compiling():  # this frame, after the break
                 return torch.compiler.disable(function)(*args, **kwargs)
             if torch.compiler.is_exporting():
                 raise RuntimeError(f"torch.export: {reason}")
@@ -46,18 +45,18 @@ def eager(reason: str) -> Callable[[Answer], Answer]:
 
 
 def makes_program() -> bool:
-    """Whether torch.export or torch.jit.trace records this call, to be run at other sizes and
-    differentiated later."""
+    """Whether torch.export or torch.jit.trace records this call. Its program may later run at other
+    sizes, and be differentiated."""
     return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
 
 
 def as_leaf(module: nn.Module, forward: Callable, **inputs: Any) -> fx.Proxy | None:
-    """A call of ``module`` as one node of the graph that torch.fx makes, as it does with all of
+    """A call of ``module`` as one node of the graph of torch.fx, like a call of any module of
     torch.nn; None where torch.fx traces none of ``inputs``.
 
     Raises:
-        TraceError: no node can stand for this call of ``forward``: the graph is of ``module``
-            itself, or of what a subclass does around ``forward``.
+        TraceError: no node can stand for this call: torch.fx traces ``module`` itself, or a
+            subclass that calls ``forward`` in its own.
     """
     traced = [x for x in inputs.values() if isinstance(x, fx.Proxy)]
     if not traced:
@@ -73,7 +72,7 @@ def as_leaf(module: nn.Module, forward: Callable, **inputs: Any) -> fx.Proxy | N
 
 
 def cannot_script(name: str, instead: str = "") -> Callable[..., NoReturn]:
-    """torch.jit.script calls the result before it compiles."""
+    """A hook that refuses: torch.jit.script calls it before it compiles."""
 
     def refuse(*_) -> NoReturn:
         raise RuntimeError(

@@ -42,7 +42,7 @@ HOOKS = (
 
 
 class Options(TypedDict, total=False):
-    """The arguments of rnnfast.RNN that :func:`replace` takes."""
+    """The arguments of rnnfast.RNN that :func:`replace` accepts."""
 
     norm: Norm | None
     norm_eps: float
@@ -66,24 +66,24 @@ def replace(model: M, *, report: Report | None = print, **options: Unpack[Option
 def replace(model, *, report=print, **options):
     """Swaps every nn.RNN in ``model`` for an rnnfast.RNN that holds the same Parameter objects.
 
-    Optimizers, checkpoints and hooks go on working. The model is changed in place and returned;
-    where ``model`` is itself an nn.RNN, its twin is returned.
+    Optimizers, checkpoints and hooks go on working. The model is changed in place and returned. If
+    ``model`` is itself an nn.RNN, its twin is returned.
 
     Args:
-        report: called with one line for each module that was swapped, one for each recurrent module
-            that stays as it is, with the reason, and one where there is none; None for silence.
+        report: called with one line for each swapped module, one for each recurrent module that
+            stays, with the reason, and one for a model without any; None for silence.
         options: norm, norm_eps, residual, track_gradient_flow, clip_state_grad, bptt_window and
-            backend of every new rnnfast.RNN. A norm has parameters of its own, which an optimizer
-            that was made before does not know.
+            backend of every new rnnfast.RNN. A norm has parameters of its own; an optimizer that
+            was made before does not know them.
 
     Raises:
         TypeError, ValueError: ``model`` is no module; an option is none of these, or has a value
-            that rnnfast.RNN refuses. Nothing was changed.
+            that rnnfast.RNN refuses. The model is unchanged.
     """
     for name in options.keys() - Options.__annotations__.keys():
         known, hint = ", ".join(Options.__annotations__), HINTS.get(name, "")
         raise TypeError(f"options: given {name}, wanted some of {known}{hint}")
-    RNN(2, 2, 2, device="meta", **options)  # refuses what it cannot have
+    RNN(2, 2, 2, device="meta", **options)  # raises before anything is changed
 
     def twin(old: nn.Module) -> nn.Module | str | None:
         why = why_kept(old)
@@ -95,8 +95,8 @@ def replace(model, *, report=print, **options):
 
 
 def why_kept(old: nn.Module) -> str | None:
-    """Why :func:`replace` leaves a recurrent module as it is; "" where it swaps it, and None where
-    the module is not recurrent."""
+    """The reason why :func:`replace` leaves a recurrent module as it is; "" for a module that it
+    swaps, None for one that is not recurrent."""
     kind = type(old).__name__
     if type(old) is TorchRNN:
         return strange_parameters(old)
@@ -125,21 +125,25 @@ def to_torch(model: M, *, report: Report | None = print) -> M: ...
 
 
 def to_torch(model, *, report=print):
-    """The way back, for ONNX and other routes that know nn.RNN: the weights are shared again.
+    """Swaps every rnnfast.RNN in ``model`` for an nn.RNN that holds the same Parameter objects, for
+    ONNX and other tools that know nn.RNN alone.
+
+    Args:
+        report: as in :func:`replace`.
 
     Raises:
-        ValueError: an rnnfast.RNN does what nn.RNN cannot (sigmoid, residual, a norm and so on);
-            nothing was changed.
+        ValueError: an rnnfast.RNN has an option that nn.RNN does not have (sigmoid, residual, a
+            norm and so on). The model is unchanged.
         TypeError: ``model`` is no module.
     """
     _check_module(model)
     for name, module in model.named_modules():
         if type(module) is RNN:
-            if module.nonlinearity not in torch_native.KERNELS:
+            if module._cell() not in torch_native.KERNELS:
                 raise ValueError(f"{name or 'model'}: nn.RNN has no {module.nonlinearity}")
-            beyond = module._problem(torch.empty(1, 1, 1)).beyond
-            if beyond:
-                raise ValueError(f"{name or 'model'}: nn.RNN has no {', '.join(beyond)}")
+            extras = module._problem(torch.empty(1, 1, 1)).extras
+            if extras:
+                raise ValueError(f"{name or 'model'}: nn.RNN has no {', '.join(extras)}")
 
     def twin(old: nn.Module) -> nn.Module | str | None:
         if type(old) is RNN:
@@ -152,7 +156,7 @@ def to_torch(model, *, report=print):
 
 
 def _adopt_hooks(new: nn.Module, old: nn.Module) -> None:
-    for hooks in HOOKS:  # the very dictionaries: the handles that remove hooks know them
+    for hooks in HOOKS:  # the same dictionaries, because the handles that remove hooks hold them
         setattr(new, hooks, getattr(old, hooks))
     for hook in new._load_state_dict_pre_hooks.values():
         if hook.with_module:
@@ -160,7 +164,8 @@ def _adopt_hooks(new: nn.Module, old: nn.Module) -> None:
 
 
 def sharing(kind: type[T], old: nn.RNNBase, options: Options | None = None) -> T:
-    """A ``kind`` with the parameters and mode of ``old``, which does not know of it."""
+    """A new module of class ``kind`` with the parameters and mode of ``old``, which stays as it
+    is."""
     own, options = old._flat_weights_names, options or {}
     new = kind(
         old.input_size,
@@ -177,7 +182,7 @@ def sharing(kind: type[T], old: nn.RNNBase, options: Options | None = None) -> T
     new.dropout = old.dropout
     for name in own:
         setattr(new, name, getattr(old, name))
-    if options:  # what is new is where the weights are
+    if options:
         _leave_meta(new, old.weight_ih_l0.device, own)
     new._init_flat_weights()
     new.train(old.training)
@@ -185,7 +190,12 @@ def sharing(kind: type[T], old: nn.RNNBase, options: Options | None = None) -> T
 
 
 def _leave_meta(rnn: RNN, device: torch.device, shared: Sequence[str]) -> None:
-    """Makes the parameters and buffers of a norm, and the record, which no module had before."""
+    """Makes the tensors that the old module did not have, on ``device``: the parameters and buffers
+    of a norm, and the record.
+
+    Args:
+        shared: names of the parameters of the old module.
+    """
     for name, x in list(rnn.named_parameters()):
         if name not in shared:
             setattr(rnn, name, nn.Parameter(torch.empty_like(x, device=device)))
@@ -196,8 +206,8 @@ def _leave_meta(rnn: RNN, device: torch.device, shared: Sequence[str]) -> None:
 
 
 def strange_parameters(old: nn.RNNBase) -> str:
-    """What ``old`` holds and a twin cannot, or "": pruning and the legacy weight_norm put a plain
-    tensor in the place of a parameter."""
+    """A complaint about parameters of ``old`` that a twin cannot have; "" where there are none.
+    Pruning and the legacy weight_norm put a plain tensor in the place of a parameter."""
     names = {name for name, _ in old.named_parameters(remove_duplicate=False)}
     names |= {name for name, _ in (*old.named_buffers(), *old.named_children())}
     wrong = sorted(names ^ set(old._flat_weights_names))
@@ -210,7 +220,13 @@ def _swap(
     report: Report | None,
     wanted: str,
 ) -> nn.Module:
-    """A module that stands in several places gets one twin."""
+    """Puts ``twin(module)`` in the place of each module, and returns the model.
+
+    Args:
+        twin: returns the new module, a reason to keep the old one, or None. A module in several
+            places has one twin.
+        wanted: the class that is swapped, for the report on a model without any.
+    """
     _check_module(model)
     lines: list[str] = []
     twins: dict[nn.Module, nn.Module] = {}

@@ -1,4 +1,4 @@
-"""How many cores' time this process may take, and what else the machine does."""
+"""How many cores this process may use, and how loaded the machine is."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-LOADED = 0.25  # a share of the CPUs
+LOADED = 0.25  # processes per CPU
 
 
 class Load(NamedTuple):
-    """How many processes ran or waited for a CPU over the last minute, on average."""
+    """The load average: processes that ran or waited for a CPU, over the last minute."""
 
     average: float
     cpus: int
@@ -35,10 +35,10 @@ def load() -> Load | None:
 
 
 def quota(root: Path = Path("/")) -> int:
-    """The CPU quota that a container's cgroups set, in whole cores rounded up; 0 for none.
+    """The CPU quota that a container's cgroups set, in whole cores rounded up; 0 without a quota.
 
-    The limit of any cgroup above the process holds, in both versions of cgroups; on systems that
-    are not Linux there is none.
+    Every cgroup above the process may set a limit, and the smallest holds, in both versions of
+    cgroups. Only Linux has them.
     """
     limits = []
     for line in _text(root / "proc/self/cgroup").splitlines():
@@ -52,7 +52,8 @@ def quota(root: Path = Path("/")) -> int:
 
 
 def _limit(folder: Path) -> float:
-    """Cores that one cgroup grants, 0 for no limit: version 2 has both numbers in one file."""
+    """The cores that one cgroup grants; 0 without a limit."""
+    # Version 1 has quota and period in two files, version 2 in one.
     version_1 = f"{_text(folder / 'cpu.cfs_quota_us')} {_text(folder / 'cpu.cfs_period_us')}"
     numbers = re.match(r"\s*(\d+)\s+(\d+)", _text(folder / "cpu.max") or version_1)
     return int(numbers[1]) / int(numbers[2]) if numbers else 0  # "max" and -1 are no numbers

@@ -1,4 +1,4 @@
-"""How all pictures look."""
+"""The look that all pictures share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INK, QUIET = "#222222", "#666666"
 
 
 class Picture(Figure):
-    """A figure without pyplot. A notebook shows it as a PNG where it is the value of a cell."""
+    """A figure without pyplot. A notebook shows it as a PNG if it is the value of a cell."""
 
     def __init__(self, width: float, height: float) -> None:  # inches
         super().__init__(figsize=(width, height), dpi=110)
@@ -28,7 +28,7 @@ class Picture(Figure):
         """Shows the figure in a notebook.
 
         Raises:
-            AttributeError: this is no notebook, as of any figure that pyplot does not know.
+            AttributeError: this is no notebook. Any figure without pyplot raises it.
         """
         ipython = sys.modules.get("IPython")
         if ipython is None or ipython.get_ipython() is None:

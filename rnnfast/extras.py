@@ -1,4 +1,4 @@
-"""Packages that not everybody installs."""
+"""Optional packages."""
 
 from __future__ import annotations
 

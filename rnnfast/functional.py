@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from .backends import Problem, check_nonlinearity, select, told_rows
-from .cells.rnn import Options
+from .backends import Problem, check_nonlinearity, rows_for_choice, select
 from .choices import Backend, Nonlinearity
 from .compiler import cannot_script
 from .ops import layer
 from .recurrence import precision
+from .recurrence.groups import Options, Rows, States, Weights
 from .values import values_of
 
 LEAST_CLIP = 1e-30  # of clip_state_grad
@@ -75,6 +75,7 @@ def rnn(
             raise TypeError(f"p: given {type(p).__name__}, wanted a Tensor")
         return handle_torch_function(rnn, (p,), **given)  # torch.fx: one node of its graph
     check_nonlinearity(nonlinearity)
+    cell = f"rnn_{nonlinearity}"
     if p.dim() != 3:
         raise ValueError(f"p: given shape {tuple(p.shape)}, wanted [T, B, D * H]")
     one = w_hh.dim() == 2
@@ -119,13 +120,13 @@ def rnn(
             raise RuntimeError(f"{name}: it is on {x.device}, and p on {p.device}")
     lengths = check_lengths(lengths, T, B, p.device)
     reset = check_reset(reset, (T, B), "[T, B]", p.device)
-    size = (w_hh.shape[2], D * num_heads, told_rows(B), p.device.index)
-    beyond = () if norm_weight is None else ("norm",)
-    chosen = select(backend, Problem(p.device.type, p.dtype, nonlinearity, True, beyond, *size))
-    options = Options(nonlinearity, num_heads, norm_eps, bptt_window, clip_state_grad)
-    inputs = (p, None, None, None, w_hh, gamma, beta, h_0, lengths, reset)
-    y, h_n = layer(*inputs, None, options, chosen)
-    return y, h_n[0].clone() if one else h_n  # a view could not be detached in place
+    size = (w_hh.shape[2], D * num_heads, rows_for_choice(B), p.device.index)
+    extras = () if norm_weight is None else ("norm",)
+    chosen = select(backend, Problem(p.device.type, p.dtype, cell, True, extras, *size))
+    options = Options(cell, num_heads, norm_eps, bptt_window, clip_state_grad)
+    weights, rows = Weights(None, None, None, w_hh, gamma, beta), Rows(lengths, reset)
+    y, states = layer(p, weights, States(h_0), rows, None, options, chosen)
+    return y, states.h[0].clone() if one else states.h  # a view could not be detached in place
 
 
 rnn.__prepare_scriptable__ = cannot_script("rnnfast.functional.rnn")

@@ -11,97 +11,173 @@ than a short sequence takes to compute.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from .backends import BACKENDS, reference
-from .cells.rnn import Options, directions, in_transform
+from .cells import CELLS
 from .compiler import makes_program
 from .graph import flops, onnx
 from .graph.registry import Ops
 from .recurrence import precision, record
+from .recurrence.clipping import in_transform
+from .recurrence.groups import (
+    Gradients,
+    Kept,
+    Options,
+    OutputGradients,
+    Results,
+    Rows,
+    Saved,
+    States,
+    Wanted,
+    Weights,
+)
 from .recurrence.tensors import check_backward, empty_gradients, empty_results
+
+# ------------------------------------------------------------------- groups, and the ops' tensors
+#
+# An op takes loose tensors: torch.jit.trace and vmap refuse lists of optional ones. The order is
+# that of the groups and their fields, written down here alone.
+
+LAYER = Weights, States, Rows  # after x
+KEPT = Weights, States, Rows, Saved  # after x and y
+PLACEHOLDERS = {"h": "h_0", "c": "c_0"}  # names of a first state among an op's arguments
+
+
+def _fields(*groups: type, prefix: str = "") -> Iterator[str]:
+    """The arguments of an op's schema."""
+    for group in groups:
+        for name, annotation in group.__annotations__.items():
+            kind = "Tensor?" if "None" in str(annotation) else "Tensor"
+            yield f"{kind} {prefix}{PLACEHOLDERS.get(name, name) if not prefix else name}"
+
+
+def _taken(tensors: Sequence, first: int, *groups: type) -> tuple[list, int]:
+    """The groups whose tensors begin at ``first``, and where they end."""
+    found = []
+    for group in groups:
+        end = first + len(group._fields)
+        found.append(group._make(tensors[first:end]))
+        first = end
+    return found, first
+
 
 _library = Ops("rnnfast")
 _OPTIONS = (
-    "str nonlinearity, int heads, float norm_eps, int? bptt_window, float? clip_state_grad,"
+    "str cell, int heads, float norm_eps, int? bptt_window, float? clip_state_grad,"
     " bool per_sample, str backend"
 )
-# An empty tensor in the place of a result that is not there, or not wanted. Forward leaves the
-# record as it is, for its backward to write.
+# An empty tensor stands for a result that does not exist, or is not wanted. Forward passes the
+# record on to its backward and does not write it.
+_RESULTS = ", ".join(["Tensor"] * (1 + len(States._fields) + len(Saved._fields)))
 _library.define(
-    "rnn(Tensor x, Tensor? w_ih, Tensor? b_ih, Tensor? b_hh, Tensor w_hh, Tensor? gamma,"
-    f" Tensor? beta, Tensor? h_0, Tensor? lengths, Tensor? reset, Tensor? record, {_OPTIONS})"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
+    f"rnn(Tensor x, {', '.join(_fields(*LAYER))}, Tensor? record, {_OPTIONS}) -> ({_RESULTS})"
 )
-# Two of them: an op that writes an argument is one that vmap refuses.
+# Two ops, because vmap refuses an op that writes an argument.
+_GRADIENTS = ", ".join(["Tensor"] * (1 + len(Weights._fields) + len(States._fields)))
 for _name, _record in (("rnn_backward", ""), ("rnn_backward_recorded", " Tensor(a!) record,")):
     _library.define(
-        f"{_name}(Tensor? grad_y, Tensor? grad_h_n, Tensor y, Tensor? x, Tensor? w_ih, Tensor w_hh,"
-        " Tensor? gamma, Tensor? beta, Tensor? ahat, Tensor? rstd, Tensor? h_0, Tensor? lengths,"
-        f" Tensor? reset,{_record} bool dx_wanted, bool dw_wanted, {_OPTIONS})"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+        f"{_name}(Tensor? grad_y, {', '.join(_fields(States, prefix='grad_'))}, Tensor? x,"
+        f" Tensor y, {', '.join(_fields(*KEPT))},{_record} bool dx_wanted, bool dw_wanted,"
+        f" {_OPTIONS}) -> ({_GRADIENTS})"
     )
 
 
+def _layer_inputs(inputs: Sequence) -> tuple[Tensor, Weights, States, Rows, int]:
+    """x and its groups, from the arguments of an op or of the Function; and where they end."""
+    (weights, states, rows), end = _taken(inputs, 1, *LAYER)
+    return inputs[0], weights, states, rows, end
+
+
+def _backward_inputs(inputs: Sequence) -> tuple[OutputGradients, Kept, int]:
+    """What backward reads, from the arguments of its op; and where they end."""
+    (of_states,), end = _taken(inputs, 1, States)
+    groups, last = _taken(inputs, end + 2, *KEPT)
+    return OutputGradients(inputs[0], of_states), Kept(*inputs[end : end + 2], *groups), last
+
+
+def _flat(found: Results | Gradients) -> tuple[Tensor | None, ...]:
+    first, second, third = found
+    return first, *second, *third
+
+
+def _flat_kept(given: OutputGradients, kept: Kept) -> tuple[Tensor | None, ...]:
+    groups = itertools.chain(kept.weights, kept.states, kept.rows, kept.saved)
+    return given.y, *given.states, kept.x, kept.y, *groups
+
+
+# --------------------------------------------------------------------------------------- the ops
+
+
 def _rnn(*inputs):
-    *tensors, backend = inputs
-    if tensors[0].shape[0] == 0:  # a program that was made for other sizes
+    x, weights, states, rows, end = _layer_inputs(inputs)
+    *settings, backend = inputs[end + 1 :]
+    options = Options(*settings)
+    if x.shape[0] == 0:  # a program that was made for other sizes
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     with torch._C._DisableAutocast():  # it leaks into op bodies
-        found = BACKENDS[backend].forward(*tensors[:10], Options(*tensors[11:]))
+        found = _flat(BACKENDS[backend].forward(x, weights, states, rows, options))
     if backend == "reference":
-        x, w_hh, gamma, heads = (tensors[i] for i in (0, 4, 5, 12))
-        found = _laid_out(found, empty_results(x, w_hh, gamma, heads))
-    return _with_empty(tensors[0], found)
+        found = _laid_out(found, _flat(empty_results(x, weights, options)))
+    return _with_empty(x, found)
 
 
 def _rnn_backward(*inputs):
-    return _rnn_backward_recorded(*inputs[:13], None, *inputs[13:])
+    end = _backward_inputs(inputs)[2]
+    return _rnn_backward_recorded(*inputs[:end], None, *inputs[end:])
 
 
 def _rnn_backward_recorded(*inputs):
-    *tensors, backend = inputs
-    _check_devices_of_saved(*tensors[:14])
+    given, kept, end = _backward_inputs(inputs)
+    buffer, dx_wanted, dw_wanted, *settings, backend = inputs[end:]
+    _check_devices_of_saved(given, kept, buffer)
+    wanted = Wanted(dx_wanted, dw_wanted)
     with torch._C._DisableAutocast():
-        gradients = _backward(BACKENDS[backend], *tensors[:16], Options(*tensors[16:]))
+        found = _backward(BACKENDS[backend], given, kept, buffer, wanted, Options(*settings))
+    found = _flat(found)
     if backend == "reference":
-        y, w_ih, w_hh, gamma, h_0, *wanted = (tensors[i] for i in (2, 4, 5, 6, 10, 14, 15))
-        gradients = _laid_out(gradients, empty_gradients(y, w_ih, w_hh, gamma, h_0, *wanted))
-    return _with_empty(tensors[2], gradients)
+        found = _laid_out(found, _flat(empty_gradients(kept, wanted)))
+    return _with_empty(kept.y, found)
 
 
 def eager_forward(*inputs) -> tuple[Tensor, ...]:
     """As the op ``rnn``, in torch's own ops."""
-    return _with_empty(inputs[0], reference.forward(*inputs[:10], Options(*inputs[11:-1])))
+    *groups, end = _layer_inputs(inputs)
+    found = reference.forward(*groups, Options(*inputs[end + 1 : -1]))
+    return _with_empty(inputs[0], _flat(found))
 
 
 def eager_backward(*inputs) -> tuple[Tensor, ...]:
     """As the op ``rnn_backward``, in torch's own ops."""
-    options = Options(*inputs[15:-1])
-    return _with_empty(inputs[2], reference.backward(*inputs[:13], None, *inputs[13:15], options))
+    given, kept, end = _backward_inputs(inputs)
+    wanted, options = Wanted(*inputs[end : end + 2]), Options(*inputs[end + 2 : -1])
+    return _with_empty(kept.y, _flat(reference.backward(given, kept, None, wanted, options)))
 
 
-def _rnn_shapes(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset, record, *options):
-    return _with_empty(x, empty_results(x, w_hh, gamma, options[1]))
+def _rnn_shapes(*inputs):
+    x, weights, _, _, end = _layer_inputs(inputs)
+    return _with_empty(x, _flat(empty_results(x, weights, Options(*inputs[end + 1 : -1]))))
 
 
 def _rnn_backward_shapes(*inputs):
-    return _rnn_backward_recorded_shapes(*inputs[:13], None, *inputs[13:])
+    end = _backward_inputs(inputs)[2]
+    return _rnn_backward_recorded_shapes(*inputs[:end], None, *inputs[end:])
 
 
-def _rnn_backward_recorded_shapes(
-    grad_y, grad_h_n, y, x, w_ih, w_hh, gamma, beta, ahat, rstd, h_0, lengths, reset, record, *rest
-):
-    saved = x, w_ih, w_hh, gamma, beta, ahat, rstd, h_0, lengths, reset, record
-    _check_devices_of_saved(grad_y, grad_h_n, y, *saved)
-    return _with_empty(y, empty_gradients(y, w_ih, w_hh, gamma, h_0, *rest[:2]))
+def _rnn_backward_recorded_shapes(*inputs):
+    given, kept, end = _backward_inputs(inputs)
+    _check_devices_of_saved(given, kept, inputs[end])
+    return _with_empty(kept.y, _flat(empty_gradients(kept, Wanted(*inputs[end + 1 : end + 3]))))
 
 
 def _laid_out(
     found: tuple[Tensor | None, ...], promised: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
-    """What was found, with the strides that a graph was built on."""
+    """The results with the strides that a graph was built on."""
     pairs = zip(found, promised, strict=True)
     return tuple(x if e is None or x.stride() == e.stride() else e.copy_(x) for x, e in pairs)
 
@@ -144,20 +220,26 @@ def _direct(*tensors: Tensor | None) -> bool:
     return True
 
 
-def _backward(backend, *inputs, **more) -> tuple[Tensor | None, ...]:
-    """A backend's, which gets the part of the record's buffer that it fills.
+def _backward(
+    backend,
+    given: OutputGradients,
+    kept: Kept,
+    buffer: Tensor | None,
+    wanted: Wanted,
+    options: Options,
+    **more,
+) -> Gradients:
+    """A backend's backward, with the part of the record's buffer that it fills.
 
     Raises:
         RuntimeError: tensors that do not fit together, whose memory a kernel would read past.
     """
-    *before, buffer, dx_wanted, dw_wanted, options = inputs
-    check_backward(*before, options.heads)
+    check_backward(given, kept, options)
     if buffer is not None:
-        y, w_hh = inputs[2], inputs[5]
-        T, B, _ = y.shape
+        T, B, _ = kept.y.shape
         N = B if options.per_sample else 1
-        buffer = record.begin(buffer, directions(w_hh), T, N, y.dtype)
-    return backend.backward(*before, buffer, dx_wanted, dw_wanted, options, **more)
+        buffer = record.begin(buffer, kept.weights.w_hh.shape[0], T, N, kept.y.dtype)
+    return backend.backward(given, kept, buffer, wanted, options, **more)
 
 
 _BATCHED = torch._C._parse_dispatch_key("Batched")
@@ -172,83 +254,140 @@ def _mapped(*gradients: Tensor | None) -> bool:
     return any(x is not None and keys(x).has(_BATCHED) for x in gradients)
 
 
+_STATES, _WEIGHTS = len(States._fields), len(Weights._fields)
+_W_HH = 1 + Weights._fields.index("w_hh")
+
+
 class _Layer(torch.autograd.Function):
-    """Inputs: eight that have gradients, lengths, reset, the record's buffer, Options, and where
-    to compute. ahat and rstd are outputs, so that a second derivative finds the way through them.
+    """Inputs: x, Weights, States and Rows as loose tensors, the record's buffer, Options, and where
+    to compute. w_hh may be [G * H, S], for one direction. ahat and rstd are outputs, so that a
+    second derivative finds the way through them.
     """
 
     @staticmethod
     def forward(ctx, *inputs):
-        *tensors, buffer, options, backend, direct = inputs
-        y, h_n, ahat, rstd = _call(tensors, options, backend, direct)
-        x, w_ih, _, _, w_hh, gamma, beta, h_0, lengths, reset = tensors
-        kept = x if w_ih is not None and any(ctx.needs_input_grad[1:7]) else None
-        saved = (y, kept, w_ih, w_hh, gamma, beta, ahat, rstd, h_0, lengths, reset)
-        ctx.save_for_backward(*saved)
-        ctx.buffer = buffer  # not saved: it is there to be written, by each backward anew
+        x, weights, states, rows, end = _layer_inputs(inputs)
+        buffer, options, backend, direct = inputs[end:]
+        w_hh = weights.w_hh
+        weights = weights._replace(w_hh=_by_direction(w_hh))
+        y, states_n, saved = _call(x, weights, states, rows, options, backend, direct)
+        needs = ctx.needs_input_grad
+        x = x if weights.w_ih is not None and any(needs[1 : 1 + _WEIGHTS]) else None
+        of_layer = weights._replace(b_ih=None, b_hh=None, w_hh=w_hh)
+        ctx.save_for_backward(x, y, *of_layer, *states, *rows, *saved)
+        ctx.buffer = buffer  # not saved: every backward pass writes it
         ctx.options, ctx.backend = options, backend
         ctx.shapes = y.shape, w_hh.shape
         ctx.set_materialize_grads(False)
-        return (y, h_n) if gamma is None else (y, h_n, ahat, rstd)
+        return (y, *states_n) if saved.ahat is None else (y, *states_n, *saved)
 
     @staticmethod
-    def backward(ctx, grad_y, grad_h_n, grad_ahat=None, grad_rstd=None):
-        second = grad_ahat is not None or grad_rstd is not None
-        if grad_y is None and grad_h_n is None and not second:
-            return (None,) * 14
-        if second and torch.compiler.is_compiling():  # it has zeros for them, no second derivatives
-            grad_ahat, grad_rstd, second = None, None, False
-        saved = ctx.saved_tensors  # once: checkpointing allows no second look
-        if (saved[0].shape, saved[3].shape) != ctx.shapes:  # all else is compared with these
-            raise RuntimeError(
-                f"saved output and weight_hh: given shapes {tuple(saved[0].shape)} and "
-                f"{tuple(saved[3].shape)}, wanted {tuple(map(tuple, ctx.shapes))}"
-            )
+    def backward(ctx, grad_y, *grads):
+        of_states, grad_saved = States._make(grads[:_STATES]), Saved(*grads[_STATES:])
+        second = grad_saved != (None, None, None)
         needs = ctx.needs_input_grad
+        if grad_y is None and of_states == (None, None) and not second:
+            return (None,) * len(needs)
+        if second and torch.compiler.is_compiling():  # it has zeros for them, no second derivatives
+            grad_saved, second = Saved(), False
+        x, y, *tensors = ctx.saved_tensors  # once: checkpointing allows no second look
+        (weights, states, rows, saved), _ = _taken(tensors, 0, *KEPT)
+        w_hh = weights.w_hh
+        if (y.shape, w_hh.shape) != ctx.shapes:  # check_backward compares the others with these
+            raise RuntimeError(
+                f"saved output and weight_hh: given shapes {tuple(y.shape)} and "
+                f"{tuple(w_hh.shape)}, wanted {tuple(map(tuple, ctx.shapes))}"
+            )
         buffer = ctx.buffer
-        if buffer is not None and (in_transform() or _mapped(grad_y, grad_h_n)):
+        if buffer is not None and (in_transform() or _mapped(grad_y, *of_states)):
             buffer = None
-        inputs = (grad_y, grad_h_n, *saved, buffer, needs[0], any(needs[1:7]))
-        if second or torch.is_grad_enabled() or in_transform():
-            with precision.no_autocast(saved[0].device.type):
-                more = {"grad_ahat": grad_ahat, "grad_rstd": grad_rstd}
-                gradients = _backward(reference, *inputs, ctx.options, **more)
-        elif _direct(grad_y, grad_h_n, *saved):
-            gradients = _backward(BACKENDS[ctx.backend], *inputs, ctx.options)
-        elif buffer is None:
-            inputs = (*inputs[:13], *inputs[14:])
-            gradients = torch.ops.rnnfast.rnn_backward(*inputs, *ctx.options, ctx.backend)
-        else:
-            gradients = torch.ops.rnnfast.rnn_backward_recorded(*inputs, *ctx.options, ctx.backend)
-        wanted = [g if need else None for g, need in zip(gradients, needs)]
-        return *wanted, None, None, None, None, None, None
+        given = OutputGradients(grad_y, of_states)
+        kept = Kept(x, y, weights._replace(w_hh=_by_direction(w_hh)), states, rows, saved)
+        wanted = Wanted(needs[0], any(needs[1 : 1 + _WEIGHTS]))
+        dx, of_weights, of_states = _gradients(ctx, given, kept, buffer, wanted, second, grad_saved)
+        dw_hh = of_weights.w_hh
+        if dw_hh is not None and dw_hh.shape != w_hh.shape:
+            of_weights = of_weights._replace(w_hh=dw_hh.view(w_hh.shape))
+        gradients = dx, *of_weights, *of_states
+        found = [g if need else None for g, need in zip(gradients, needs)]
+        return *found, *[None] * (len(needs) - len(found))
+
+
+def _gradients(
+    ctx,
+    given: OutputGradients,
+    kept: Kept,
+    buffer: Tensor | None,
+    wanted: Wanted,
+    second: bool,
+    grad_saved: Saved,
+) -> Gradients:
+    """By the way that fits: the eager formula where it will be differentiated again, the kernel
+    where the dispatcher has nothing to do, an op otherwise."""
+    options, backend = ctx.options, ctx.backend
+    if second or torch.is_grad_enabled() or in_transform():
+        with precision.no_autocast(kept.y.device.type):
+            more = {"grad_saved": grad_saved}
+            return _backward(reference, given, kept, buffer, wanted, options, **more)
+    tensors = _flat_kept(given, kept)
+    if _direct(*tensors):
+        return _backward(BACKENDS[backend], given, kept, buffer, wanted, options)
+    if buffer is None:
+        found = torch.ops.rnnfast.rnn_backward(*tensors, *wanted, *options, backend)
+    else:
+        op = torch.ops.rnnfast.rnn_backward_recorded
+        found = op(*tensors, buffer, *wanted, *options, backend)
+    (weights, states), _ = _taken(found, 1, Weights, States)
+    return Gradients(found[0], weights, states)
+
+
+def _by_direction(w_hh: Tensor) -> Tensor:
+    """[D, G * H, S]."""
+    return w_hh if w_hh.dim() == 3 else w_hh.unsqueeze(0)
 
 
 def _call(
-    inputs: tuple, options: Options, backend: str, direct: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    x: Tensor,
+    weights: Weights,
+    states: States,
+    rows: Rows,
+    options: Options,
+    backend: str,
+    direct: bool,
+) -> Results:
     if direct:
-        return BACKENDS[backend].forward(*inputs, options)
-    y, h_n, ahat, rstd = torch.ops.rnnfast.rnn(*inputs, None, *options, backend)
-    return (y, h_n, None, None) if inputs[5] is None else (y, h_n, ahat, rstd)
+        return BACKENDS[backend].forward(x, weights, states, rows, options)
+    found = torch.ops.rnnfast.rnn(x, *weights, *states, *rows, None, *options, backend)
+    return _results(found, weights, options)
+
+
+def _results(found: Sequence[Tensor], weights: Weights, options: Options) -> Results:
+    """The results of the op, without the empty tensors that stand for none."""
+    (states, saved), _ = _taken(found, 1, States, Saved)
+    present = CELLS[options.cell].states
+    states = States(*(s if n in present else None for n, s in zip(States._fields, states)))
+    saved = saved._replace(cell_values=None)
+    return Results(found[0], states, Saved() if weights.gamma is None else saved)
 
 
 def _differentiable(*inputs):
     """The op where autograd sees it: in a program, inside transforms of it, too."""
-    *tensors, backend = inputs
+    x, weights, states, rows, end = _layer_inputs(inputs)
+    buffer, *settings, backend = inputs[end:]
+    options = Options(*settings)
     if onnx.is_exporting():
-        *layer_inputs, _, h_0, lengths, reset = tensors[:10]
-        found = (*onnx.node(*layer_inputs, h_0, lengths, reset, Options(*tensors[11:])), None, None)
+        y, h_n = onnx.node(x, weights, states, rows, options)
+        found = y, h_n, *[None] * (_STATES - 1 + len(Saved._fields))
     elif in_transform():
-        with precision.no_autocast(inputs[0].device.type):
-            found = reference.forward(*tensors[:10], Options(*tensors[11:]))
+        with precision.no_autocast(x.device.type):
+            found = _flat(reference.forward(x, weights, states, rows, options))
     elif torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
-        found = _Layer.apply(*tensors[:11], Options(*tensors[11:]), backend, False)
-        found = (*found, None, None)[:4]
+        found = _Layer.apply(*inputs[:end], buffer, options, backend, False)
+        found = (*found, *[None] * len(Saved._fields))[: 1 + _STATES + len(Saved._fields)]
     else:
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.rnnfast.rnn(*inputs)
-    return _with_empty(inputs[0], found)
+    return _with_empty(x, found)
 
 
 _library.impl("rnn", _differentiable, "Autograd")
@@ -260,61 +399,68 @@ _apply = super(torch.autograd.Function, _Layer).apply
 
 def layer(
     x: Tensor,
-    w_ih: Tensor | None,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    weights: Weights,
+    states: States,
+    rows: Rows,
     buffer: Tensor | None,
     options: Options,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """y [T, B, D * H] and h_n [D, B, H] of one layer, all its directions.
+) -> tuple[Tensor, States]:
+    """y [T, B, D * H] and the last states of one layer, all its directions.
 
     Args:
-        x: [T, B, I], or with w_ih None the input projection p [T, B, D * H].
-        w_ih: [D * H, I] or None.
-        b_ih, b_hh: [D * H] or both None.
-        w_hh: [D, H, H / heads]; or [H, H / heads], D = 1.
-        gamma, beta: [D * H], float32 for dtypes narrower than that; or None.
-        h_0: [D, B, H] or None for zeros.
-        lengths: [B] int64 or None.
-        reset: [T, B] bool or None.
+        x: [T, B, I], or with ``weights.w_ih`` None the input projection p [T, B, D * G * H].
+        weights: w_hh may be [G * H, S] for one direction.
         buffer: of :mod:`rnnfast.recurrence.record`, large enough, for each backward pass to
             fill; or None. Transforms leave it as it is.
     """
-    inputs = (x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset)
-    unrolled = backend == "reference" and buffer is None and not makes_program()
+    program = makes_program()
+    unrolled = backend == "reference" and buffer is None and not program
     if unrolled or in_transform():
+        weights = weights._replace(w_hh=_by_direction(weights.w_hh))
         with precision.no_autocast(x.device.type):
-            return reference.forward(*inputs, options)[:2]
-    direct = _direct(*inputs)
+            return reference.forward(x, weights, states, rows, options)[:2]
+    direct = _direct(x, *weights, *states, *rows)
     if not direct:
-        _check_devices(*inputs[:8])
-        if makes_program():
-            onnx.refuse_old_exporter()
-            return torch.ops.rnnfast.rnn(*inputs, buffer, *options, backend)[:2]
+        _check_devices(x, *weights, *states)
+    if program or not torch.is_grad_enabled():
+        weights = weights._replace(w_hh=_by_direction(weights.w_hh))
+    if program:
+        onnx.refuse_old_exporter()
+        inputs = x, *weights, *states, *rows, buffer
+        found = torch.ops.rnnfast.rnn(*inputs, *options, backend)
+        return _results(found, weights, options)[:2]
     if not torch.is_grad_enabled():
-        return _call(inputs, options, backend, direct)[:2]
+        return _call(x, weights, states, rows, options, backend, direct)[:2]
     apply = _apply if direct else _Layer.apply
-    return apply(*inputs, buffer, options, backend, direct)[:2]
+    y, *others = apply(x, *weights, *states, *rows, buffer, options, backend, direct)
+    return y, States._make(others[:_STATES])
 
 
-_GIVEN_BACK = (
-    *("gradient of output", "gradient of h_n", "saved output", "saved input", "saved weight_ih"),
-    *("saved weight_hh", "saved norm_weight", "saved norm_bias", "saved ahat", "saved rstd"),
-    *("saved h_0", "saved lengths", "saved reset", "record"),
-)
+# Names in messages.
+_NAMES = {
+    "w_ih": "weight_ih", "b_ih": "bias_ih", "b_hh": "bias_hh", "w_hh": "weight_hh",
+    "gamma": "norm_weight", "beta": "norm_bias", "h": "h_0", "c": "c_0",
+}  # fmt: skip
+_OF_STATES = ["gradient of h_n", "gradient of c_n"]
 
 
-def _check_devices_of_saved(*given: Tensor | None) -> None:
-    """Hooks on saved tensors may move them. (Where the dispatcher is passed by, all are on the
-    CPU.)"""
-    there = [(name, x.device) for name, x in zip(_GIVEN_BACK, given) if x is not None]
+def _check_devices_of_saved(given: OutputGradients, kept: Kept, buffer: Tensor | None) -> None:
+    """Hooks on saved tensors may move them. (A call without the dispatcher has all on the CPU.)
+
+    Raises:
+        RuntimeError: tensors on different devices.
+    """
+    groups = kept.weights, kept.states, kept.rows, kept.saved
+    named = [
+        ("gradient of output", given.y),
+        *zip(_OF_STATES, given.states),
+        ("saved output", kept.y),
+        ("saved input", kept.x),
+        *((f"saved {_NAMES.get(n, n)}", x) for group in groups for n, x in group._asdict().items()),
+        ("record", buffer),
+    ]
+    there = [(name, x.device) for name, x in named if x is not None]
     wanted = there[0][1]
     for name, device in there:
         if device != wanted:

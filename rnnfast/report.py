@@ -1,4 +1,4 @@
-"""What is installed, and why a module computes as it does."""
+"""The installation in words, and the reasons for a module's choice of backend."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import backends, calls, convert
-from .backends import cpu, cuda
+from ._version import __version__
+from .backends import cpu, cuda_plan
 from .modules import RNN
 
 BUILD_REPORT = Path(__file__).with_name("_build.json")  # written by setup.py
 WITHOUT_KERNELS = (
     "On the CPU torch's own kernels are used instead, which are up to tens of times slower for "
-    "small models, and for what nn.RNN cannot do a loop in Python. Once the reason is mended, "
-    "reinstall rnnfast with pip install --no-cache-dir --force-reinstall --no-deps"
+    "small models; options that nn.RNN does not have run as a loop in Python. Once the reason is "
+    "mended, reinstall rnnfast with pip install --no-cache-dir --force-reinstall --no-deps"
 )
 
 
 def warn_of_missing_kernels() -> None:
-    """pip shows nothing of what setup.py prints where the installation goes on."""
+    """Warns at import, because pip hides setup.py's own warning unless the installation fails."""
     if cpu._C is None:
         warnings.warn(
             f"rnnfast has no compiled kernels: {_why_missing()}. {WITHOUT_KERNELS}. To silence "
             "this: PYTHONWARNINGS='ignore:rnnfast has no compiled kernels'",
             RuntimeWarning,
-            stacklevel=3,  # whoever imports rnnfast
+            stacklevel=3,  # the line that imports rnnfast
         )
 
 
 class Report(str):
-    """Lines of text. A notebook and Python's own prompt show the repr: the lines themselves."""
+    """Lines of text. Its repr is the lines themselves, for a notebook and Python's own prompt."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -50,13 +51,11 @@ def info(full: bool = False) -> Report:
     """Versions, the compiled extension, and the backends that can compute here; for bug reports.
 
     Args:
-        full: adds what torch.utils.collect_env finds about the machine, its compilers, drivers and
+        full: adds the report of torch.utils.collect_env on the machine, its compilers, drivers and
             packages, which takes seconds.
     """
-    import rnnfast
-
     lines = [
-        f"rnnfast {rnnfast.__version__}",
+        f"rnnfast {__version__}",
         f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}",
         f"extension: {_extension()}",
         f"CUDA kernels{_cuda()}",
@@ -64,28 +63,29 @@ def info(full: bool = False) -> Report:
     ]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
-        problem = backends.Problem(device, torch.float32, "tanh", projected=False)
+        problem = backends.Problem(device, torch.float32, "rnn_tanh", projected=False)
         lines.append(f"on {device}, float32, tanh:")
-        lines += [f"  {name}: {why or 'serves'}" for name, why in _refusals(problem)]
+        reasons = backends.refusals(problem)
+        lines += [f"  {name}: {why or 'usable'}" for name, why in reasons.items()]
     if full:
         from torch.utils.collect_env import get_pretty_env_info
 
         lines += ["", get_pretty_env_info()]
     else:
-        lines.append("the rest of the machine: rnnfast.info(full=True), or info --full, in seconds")
+        lines.append("more about this machine: rnnfast.info(full=True), or info --full")
     return Report("\n".join(lines))
 
 
 def explain(model: nn.Module, /, *args: Any, **named: Any) -> Report:
-    """Which backend computes each recurrent module in ``model(*args, **named)``, and why each other
-    backend does not. torch computes its own modules; of an nn.RNN the report says which backend
-    :func:`rnnfast.replace` would give it.
+    """Names the backend that computes each recurrent module in ``model(*args, **named)``, and says
+    why each other backend does not. torch computes its own modules. For an nn.RNN the report names
+    the backend that it would have after :func:`rnnfast.replace`.
 
     An RNN alone is not called. Any other model is called once, in eval mode and without gradients,
-    to see what its RNNs are called with.
+    to see the arguments of its RNNs.
 
     Args:
-        args, named: what the model is called with.
+        args, named: the arguments of the model.
 
     Raises:
         TypeError: ``model`` is no module; an RNN takes no such arguments.
@@ -94,7 +94,7 @@ def explain(model: nn.Module, /, *args: Any, **named: Any) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: given {type(model).__name__}, wanted a torch.nn.Module")
-    model = getattr(model, "_orig_mod", model)  # as torch.compile was given it
+    model = getattr(model, "_orig_mod", model)  # the argument of torch.compile
     found = {name: m for name, m in model.named_modules() if convert.why_kept(m) is not None}
     if model in found.values():
         return Report("\n".join(_of_module(model, args, named)))
@@ -119,7 +119,7 @@ def explain(model: nn.Module, /, *args: Any, **named: Any) -> Report:
 
 
 def _of_module(module: nn.Module, args: tuple, named: Mapping[str, Any]) -> list[str]:
-    """A recurrent module that is called with that."""
+    """The lines about one recurrent module and its arguments."""
     if isinstance(module, RNN):
         return _of_rnn(module, *args, **named)
     kind, why = type(module).__name__, convert.why_kept(module)
@@ -132,7 +132,7 @@ def _of_module(module: nn.Module, args: tuple, named: Mapping[str, Any]) -> list
 
 
 def _of_rnn(rnn: RNN, *args: Any, **named: Any) -> list[str]:
-    own = type(rnn).forward is not RNN.forward  # a subclass, which hands on its first argument
+    own = type(rnn).forward is not RNN.forward  # a subclass: its first argument is the input
     given = {"input": next(iter((*args, *named.values())), None)}
     if not own:
         given = inspect.signature(RNN.forward).bind(rnn, *args, **named).arguments
@@ -154,9 +154,8 @@ def _of_rnn(rnn: RNN, *args: Any, **named: Any) -> list[str]:
     else:
         asked, otherwise = "asked for by name", f"{chosen} is asked for"
         reasons = backends.refusals(problem)
-    lines = [
-        f"{chosen} ({asked}), for {problem.nonlinearity} in {problem.dtype} on {problem.device}"
-    ]
+    cell = problem.cell.removeprefix("rnn_")
+    lines = [f"{chosen} ({asked}), for {cell} in {problem.dtype} on {problem.device}"]
     if chosen in ("cuda", "triton"):
         lines.append(f"  {backends.BACKENDS[chosen].plan(problem)}")
     steps = rnn._stretch(chosen, _steps(rnn, input), problem)
@@ -177,7 +176,7 @@ def _steps(rnn: RNN, input: Tensor | PackedSequence) -> int:
 
 
 def cpu_name() -> str:
-    """As Linux and, failing that, Python calls it."""
+    """The name of the processor from Linux, or from Python where Linux does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -187,27 +186,25 @@ def cpu_name() -> str:
 
 
 def machine(device: str = "cpu") -> dict[str, str]:
-    """What figures depend on beside what is computed: processor or GPU, versions, commit, date.
+    """The facts that a measured figure depends on: processor or GPU, versions, commit, date.
 
     Args:
         device: a device type, "cpu" or "cuda".
     """
-    import rnnfast
-
     facts = {"processor": cpu_name(), "simd": cpu._C.simd_level() if cpu._C else ""}
     if device != "cpu":
         facts = {"processor": torch.cuda.get_device_name(), "simd": ""}
     return facts | {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "rnnfast": rnnfast.__version__,
+        "rnnfast": __version__,
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }
 
 
 def _commit() -> str:
-    """Of the checkout that this package is in; "" where it is in none, or there is no git."""
+    """The commit of the checkout that this package is in; "" outside a checkout, or without git."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return ""
@@ -224,10 +221,6 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _refusals(problem: backends.Problem) -> list[tuple[str, str]]:
-    return list(backends.refusals(problem).items())
-
-
 def _extension() -> str:
     if cpu._C is None:
         return f"missing ({_why_missing()}). {WITHOUT_KERNELS}"
@@ -235,7 +228,7 @@ def _extension() -> str:
 
 
 def _cuda() -> str:
-    kernels = cuda.KERNELS
+    kernels = cuda_plan.KERNELS
     if kernels is None:
         return f": none ({_build().get('cuda', {}).get('reason') or 'the extension is missing'})"
     archs = getattr(kernels, "cuda_archs", "the emulation").replace(",", ", ")
@@ -243,7 +236,8 @@ def _cuda() -> str:
 
 
 def _why_missing() -> str:
-    """Why it was not built, where the build says so; else why it does not load."""
+    """The reason why the extension was not built, from the build's report, or why it does not
+    load."""
     report = _build()
     if reason := report.get("reason"):
         return reason
@@ -254,5 +248,5 @@ def _why_missing() -> str:
 
 
 def _build() -> dict:
-    """What setup.py has said of it."""
+    """The report that setup.py wrote; {} without one."""
     return json.loads(BUILD_REPORT.read_text()) if BUILD_REPORT.exists() else {}

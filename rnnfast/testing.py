@@ -26,7 +26,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cells.rnn import BACKWARD, NONLINEARITIES, SIGN_ALONE, Options
+from .cells import CELLS
+from .cells.cell import Cell
+from .recurrence.groups import Kept, Options, OutputGradients, Results, Rows, States, Weights
+from .recurrence.loop import RecurrenceGradients
 from .recurrence.precision import arithmetic
 from .recurrence.record import FIELDS
 
@@ -54,28 +57,24 @@ class Verdict(NamedTuple):
 
 def judge_forward(
     p: Tensor,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    weights: Weights,
+    states: States,
+    rows: Rows,
     options: Options,
-    y: Tensor,
-    h_n: Tensor,
-    ahat: Tensor | None = None,
-    rstd: Tensor | None = None,
+    results: Results,
     *,
     u_operand: float | None = None,
     of_p: Tensor | None = None,
 ) -> list[Verdict]:
-    """Judges the results of :func:`rnnfast.cells.rnn.forward`: y [T, B, D * H], h_n [D, B, H], and
-    with layer norm ahat like y and rstd [T, B, D * n]; each step restarted from the y before it.
+    """Judges the results of :func:`rnnfast.recurrence.loop.forward`, each step restarted from the
+    y before it.
 
     Past a row's length y, ahat and rstd must be 0; h_n must be the last valid y (or h_0), to the
     bit. of_p: the error allowed to p itself, where a module made it; like p.
     """
-    case = _Case(y, w_hh, h_0, lengths, reset, options, u_operand)
+    y, (h_n, _), (_, ahat, rstd) = results
+    gamma, beta = weights.gamma, weights.beta
+    case = _Case(Kept(None, y, weights, states, rows, results.saved), options, u_operand)
     p = case.by_group(p)
     n = p + torch.einsum("gtbj,gij->gtbi", case.before, case.w_hh)
     terms = p.abs() + torch.einsum("gtbj,gij->gtbi", case.before.abs(), case.w_hh.abs())
@@ -99,7 +98,7 @@ def judge_forward(
         n = normal * gain + bias
         error = gain.abs() * error
         error += 4 * case.u_operand * ((normal * gain).abs() + bias.abs())
-    h = NONLINEARITIES[options.nonlinearity](n)
+    h = case.value(n)
     wanted_n = torch.where(case.empty, case.h_0, _pick(case.y, case.last))
     return [
         _verdict("y", y, *map(case.steps, (h, error))),
@@ -109,49 +108,38 @@ def judge_forward(
 
 
 def judge_backward(
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    y: Tensor,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    ahat: Tensor | None,
-    rstd: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    given: OutputGradients,
+    kept: Kept,
     options: Options,
-    dp: Tensor,
-    dw_hh: Tensor,
-    dgamma: Tensor | None = None,
-    dbeta: Tensor | None = None,
-    dh_0: Tensor | None = None,
+    gradients: RecurrenceGradients,
     *,
     u_operand: float | None = None,
 ) -> list[Verdict]:
-    """Judges the results of :func:`rnnfast.cells.rnn.backward` from the y, ahat and rstd that the
-    kernel saved: dp [T, B, D * H], each step restarted from the dp after it, and the sums from dp.
+    """Judges the results of :func:`rnnfast.recurrence.loop.backward` from what the kernel saved:
+    each step of dp restarted from the dp after it, and the sums from dp.
 
     A row may be clipped before its da is multiplied, or as well what it comes to: then dp is
     rounded apart from what was multiplied, each to within u_store. f' is that of y, or where y is
     in 16 bits that of ahat.
     """
-    case = _Case(y, w_hh, h_0, lengths, reset, options, u_operand)
+    dp, (_, _, _, dw_hh, dgamma, dbeta, _), (dh_0, _) = gradients
+    y, gamma, beta = kept.y, kept.weights.gamma, kept.weights.beta
+    case = _Case(kept, options, u_operand)
     T, B, S = *y.shape[:2], case.S
     da = case.by_group(dp)
-    _, (dh, error), of_da = case.state_gradient(grad_y, grad_h_n, da, options.clip_state_grad)
+    _, (dh, error), of_da = case.state_gradient(given, da, options.clip_state_grad)
     if options.clip_state_grad is not None:
         dh, error = _clip(dh, error, options.clip_state_grad)
     h = case.y
     if gamma is not None:
-        gain, normal, scale = map(case.by_group, (gamma, ahat, rstd))
-        if y.dtype != gamma.dtype and options.nonlinearity not in SIGN_ALONE:  # h from ahat anew
+        gain, normal, scale = map(case.by_group, (gamma, kept.saved.ahat, kept.saved.rstd))
+        if y.dtype != gamma.dtype and case.cell.recomputes:  # h from ahat
             bias = torch.zeros_like(gain) if beta is None else case.by_group(beta)
-            h = NONLINEARITIES[options.nonlinearity](normal * gain + bias)
+            h = case.value(normal * gain + bias)
             # |f''| <= 1, and h has the arithmetic's rounding
             of_n = (normal * gain).abs() + bias.abs()
             error = error + 4 * case.u_operand * dh.abs() * (1 + of_n)
-    dn = BACKWARD[options.nonlinearity](dh, h)  # |f'| <= 1: the error is no larger
+    dn = case.through(dh, h)  # |f'| <= 1: the error is no larger
     wanted = dn
     sums = []
     if gamma is not None:
@@ -171,15 +159,15 @@ def judge_backward(
     terms = torch.einsum("gtbi,gtbj->gij", da.abs(), case.before.abs())
     verdicts = [
         _verdict("dp", dp, *map(case.steps, (wanted, error))),
-        _verdict("dw_hh", dw_hh, *(x.reshape(w_hh.shape) for x in (dw, case.error(terms, T * B)))),
+        _verdict("dw_hh", dw_hh, *(x.reshape(dw_hh.shape) for x in (dw, case.error(terms, T * B)))),
         *sums,
     ]
     if dh_0 is not None:
         first, dropped = _pick(da, case.first), _pick(case.drops, case.first)
         into = torch.einsum("gbj,gji->gbi", first, case.w_hh)
         wanted = torch.where(dropped, 0, into)
-        if grad_h_n is not None:
-            wanted = torch.where(case.empty, case.states_by_group(grad_h_n), wanted)
+        if given.states.h is not None:
+            wanted = torch.where(case.empty, case.states_by_group(given.states.h), wanted)
         terms = torch.einsum("gbj,gji->gbi", first.abs(), case.w_hh.abs())
         error = case.error(torch.where(case.empty | dropped, 0, terms), S)
         error += torch.einsum("gbj,gji->gbi", _pick(of_da, case.first), case.w_hh.abs())
@@ -188,13 +176,8 @@ def judge_backward(
 
 
 def judge_record(
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    y: Tensor,
-    w_hh: Tensor,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    given: OutputGradients,
+    kept: Kept,
     options: Options,
     dp: Tensor,
     record: Tensor,
@@ -211,10 +194,10 @@ def judge_record(
     measured before or after it was rounded to be stored: e = u_store |da|. The sum of squares, one
     of H products, may err by 4 sqrt(H) u of itself, its root by half of that. Counts are exact.
     """
-    case = _Case(y, w_hh, h_0, lengths, reset, options, u_operand)
+    case = _Case(kept, options, u_operand)
     da = case.by_group(dp)
     limit = options.clip_state_grad
-    carry, state, _ = case.state_gradient(grad_y, grad_h_n, da, limit)
+    carry, state, _ = case.state_gradient(given, da, limit)
     clipped = state if limit is None else _clip(*state, limit)
     preact = da, torch.finfo(dp.dtype).eps / 2 * da.abs()
     found = dict(zip(FIELDS, _exact(record).unbind(-1)))
@@ -229,7 +212,7 @@ def judge_record(
     ones = case.masked(torch.ones_like(case.y))
     dh, error = state
     largest, of_largest = (case.by_direction(v.abs()).amax(-1) for v in (dh, error))
-    slopes = case.masked(BACKWARD[options.nonlinearity](ones, case.y))
+    slopes = case.masked(case.cell.gain(case.y, ()).abs())
     entries = case.over_units(ones)
     of_slopes = case.error(entries, case.S * case.heads)  # |f'| <= 1
     verdicts.append(_verdict("record.state_max", found["state_max"], largest, of_largest))
@@ -295,16 +278,9 @@ def _clips(dh: Tensor, error: Tensor, limit: float) -> Tensor:
 class _Case:
     """The kernel's own outputs in float64, by group (direction and head): [G, T, B, S]."""
 
-    def __init__(
-        self,
-        y: Tensor,
-        w_hh: Tensor,
-        h_0: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        options: Options,
-        u_operand: float | None,
-    ) -> None:
+    def __init__(self, kept: Kept, options: Options, u_operand: float | None) -> None:
+        y, w_hh, h_0, (lengths, reset) = kept.y, kept.weights.w_hh, kept.states.h, kept.rows
+        self.cell: Cell = CELLS[options.cell]
         T, B, _ = y.shape
         self.D, H, self.S = w_hh.shape
         self.heads = n = options.heads
@@ -338,10 +314,11 @@ class _Case:
         self.before = self.masked(torch.where(self.drops, 0, before))
 
     def state_gradient(
-        self, grad_y: Tensor | None, grad_h_n: Tensor | None, da: Tensor, limit: float | None
+        self, given: OutputGradients, da: Tensor, limit: float | None
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
         """What came back through time, and dh with what comes from outside, each with its error;
         from da of the steps after. And by how much da may differ from what was multiplied."""
+        grad_y, grad_h_n = given.y, given.states.h
         g = torch.zeros_like(self.y) if grad_y is None else self.by_group(grad_y)
         ends = self.at(self.last)
         after = self.shifted(da, -1)  # da of the step that BPTT takes before this one
@@ -364,6 +341,14 @@ class _Case:
             more = self.masked(torch.where(self.stops | ends, 0, more))
             error, of_carry = error + more, of_carry + more
         return (carry, of_carry), (dh, error), of_da
+
+    def value(self, a: Tensor) -> Tensor:
+        """The state that the cell makes of pre-activations."""
+        return self.cell.step(a[None], a[None], (self.before,), ())[0][0]
+
+    def through(self, dh: Tensor, h: Tensor) -> Tensor:
+        """da that the cell makes of the gradient of its state."""
+        return self.cell.step_back((dh,), (self.before,), h, (), None, ()).da[0]
 
     def by_direction(self, x: Tensor) -> Tensor:
         """[G, T, B, S] -> [D, T, B, H]."""

@@ -1,6 +1,6 @@
-"""Launch plans chosen by the clock, once for each size and device, and kept on disk.
+"""Launch plans that are timed once for each size and device. A file keeps the fastest.
 
-Off unless RNNFAST_AUTOTUNE is set: what a plan is estimated to take decides then.
+Off unless RNNFAST_AUTOTUNE is set; then estimates decide.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Choice = TypeVar("Choice", bound=Hashable)
 
 
 def folder() -> Path:
-    """Where results are kept: RNNFAST_CACHE, else rnnfast in the user's cache."""
+    """The folder of the results: RNNFAST_CACHE, or rnnfast in the user's cache."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("RNNFAST_CACHE") or Path(caches, "rnnfast"))
 
 
 class Tuned:
-    """What was measured on one device, by one build of the kernels."""
+    """The fastest plans on one device, with one build of the kernels."""
 
     def __init__(self, device: str, build: str) -> None:
         self.file = folder() / f"{re.sub(r'[^A-Za-z0-9]+', '-', device)}.json"
@@ -33,7 +33,7 @@ class Tuned:
         self.found = self._read()
 
     def best(self, size: str, choices: list[Choice], seconds: Callable[[Choice], float]) -> Choice:
-        """The choice of the least seconds; of a size that is known without asking for any."""
+        """The fastest choice. It calls ``seconds`` for a size that is not in the file."""
         known = {str(choice): choice for choice in choices}
         if self.found.get(size) not in known:
             times = {name: seconds(choice) for name, choice in known.items()}
@@ -52,7 +52,7 @@ class Tuned:
             return {}
 
     def _write(self) -> None:
-        """With what other processes have found in the meantime."""
+        """Writes the file, with the plans that other processes have added in the meantime."""
         self.found = self._read() | self.found
         text = json.dumps({"build": self.build, "plans": self.found}, indent=1, sort_keys=True)
         new = self.file.with_name(f"{self.file.name}.{os.getpid()}")
@@ -65,6 +65,6 @@ class Tuned:
 
     def _warn(self, done: str, error: Exception) -> None:
         warnings.warn(
-            f"RNNFAST_AUTOTUNE: {self.file} cannot be {done}, sizes are measured again: {error}",
+            f"RNNFAST_AUTOTUNE: {self.file} cannot be {done}, so sizes are measured again: {error}",
             stacklevel=2,
         )

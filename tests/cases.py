@@ -6,10 +6,11 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 import rnnfast
-from rnnfast.backends import BACKENDS, Problem, cpu, cuda, triton
+from rnnfast.backends import BACKENDS, Problem, cpu, cuda_plan, triton
 from rnnfast.validate.cases import FLOATS, NONLINEARITIES, Case, make_case
 from rnnfast.validate.runs import (
     NORM_RESULTS,
@@ -30,6 +31,7 @@ __all__ = [
     "RESULTS",
     "Case",
     "assert_good",
+    "examples",
     "has_room",
     "judge",
     "make_case",
@@ -51,10 +53,15 @@ _cpu_missing = pytest.mark.skipif(
 MODULE_BACKENDS = [
     pytest.param(name, marks=[_cpu_missing] if name == "cpu" else [])
     for name in BACKENDS
-    if (name != "triton" or triton.INTERPRETED) and (name != "cuda" or cuda.EMULATION)
+    if (name != "triton" or triton.INTERPRETED) and (name != "cuda" or cuda_plan.EMULATION)
 ]
 
 needs_cpu = pytest.mark.skipif(cpu._C is None, reason="the extension rnnfast._C is not built")
+
+
+def examples(number: int) -> int:
+    """What a test tries, times what the profile of hypothesis (conftest.py) says."""
+    return max(1, number * settings.default.max_examples // 100)
 
 
 def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]:
@@ -71,7 +78,7 @@ def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]
 
 def has_room(backend: str, units: int, dtype: torch.dtype, device: str = "cpu") -> bool:
     """Not all of a backend's kernels take a group of any size."""
-    problem = Problem(device, dtype, "tanh", projected=True, units=units)
+    problem = Problem(device, dtype, "rnn_tanh", projected=True, units=units)
     return not BACKENDS[backend].unavailable(problem)
 
 

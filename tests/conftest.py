@@ -1,15 +1,23 @@
-"""What every test shares: the backends there are, a known seed."""
+"""What every test shares: the backends there are, a known seed, and what `make test` leaves out."""
 
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import pytest
 import torch
 from cases import MODULE_BACKENDS
+from hypothesis import settings
 
-from rnnfast.backends import BACKENDS, Problem, cpu, cuda, triton
+from rnnfast.backends import BACKENDS, Problem, cpu, cuda_plan, triton
 from rnnfast.recurrence import precision
+
+# Examples in percent of what a test names (cases.examples): `make test`, by hand, `make prove`.
+for name, percent in {"small": 25, "usual": 100, "long": 400}.items():
+    settings.register_profile(name, max_examples=percent, deadline=None, derandomize=True)
+settings.load_profile("usual")
+PROOF = Path(__file__).with_name("proof")
 
 
 @pytest.fixture(params=MODULE_BACKENDS)
@@ -25,13 +33,15 @@ def own_backend(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """No dtype that a backend has not."""
+    """Those of proof/ are marked so; a backend gets no dtype that it lacks."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for item in items.copy():
+        if item.path.is_relative_to(PROOF):
+            item.add_marker(pytest.mark.proof)
         given = item.callspec.params if hasattr(item, "callspec") else {}
         backend, dtype = given.get("backend", given.get("own_backend")), given.get("dtype")
         if backend in BACKENDS and isinstance(dtype, torch.dtype):
-            problem = Problem(device, dtype, "tanh", projected=False)
+            problem = Problem(device, dtype, "rnn_tanh", projected=False)
             if BACKENDS[backend].unavailable(problem).endswith(str(dtype)):
                 items.remove(item)
 
@@ -56,7 +66,7 @@ def _torch_switches_stay():
 @pytest.fixture(autouse=True)
 def _no_tf32():
     """Where a backend follows torch's switch: on a GPU, and what stands in for one."""
-    follows = triton.INTERPRETED or cuda.EMULATION or torch.cuda.is_available()
+    follows = triton.INTERPRETED or cuda_plan.EMULATION or torch.cuda.is_available()
     with precision.tf32(False) if follows else contextlib.nullcontext():
         yield
 

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnnfast
-from rnnfast.backends import cuda, triton
+from rnnfast.backends import cuda_plan, triton
 
 # What is compared to rounding is so in float64, which leaves no room for another computation; where
 # kernels for GPUs run on a CPU in float32, which is all that they have.
-EXACT = torch.float32 if triton.INTERPRETED or cuda.EMULATION else torch.float64
+EXACT = torch.float32 if triton.INTERPRETED or cuda_plan.EMULATION else torch.float64
 
 
 def twins(backend: str, *args, dtype=EXACT, **options) -> tuple[nn.RNN, rnnfast.RNN]:
@@ -44,7 +44,7 @@ def results(module: nn.Module, input, hx: Tensor | None = None, **options) -> di
 
 # The exp and reciprocal of CUDA kernels err by 2 ulp and 1, and sums of one unit cancel to a
 # hundredth of their terms.
-APPROXIMATE = bool(cuda.EMULATION) or torch.cuda.is_available()
+APPROXIMATE = bool(cuda_plan.EMULATION) or torch.cuda.is_available()
 SAME = {torch.float64: 1e-12, torch.float32: 2e-5 if APPROXIMATE else 1e-5}
 
 

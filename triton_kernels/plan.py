@@ -188,14 +188,6 @@ def _team(
     )
 
 
-def torch_step(size: Size, device: Device) -> float:
-    """Microseconds of a step of forward of torch's own kernels (cuDNN), estimated."""
-    rate = {"half": 500e6, "tf32": 250e6, "tf32x3": 50e6}[size.precision]  # FLOP a microsecond
-    work = 2 * size.rows * size.units**2 * size.groups / rate * 132 / device.multiprocessors
-    fixed = 1.0 if size.units <= 256 and size.precision != "tf32x3" else 1.5
-    return fixed + work
-
-
 def blocks(number: int, of: int) -> int:
     return -(-number // of)
 

@@ -1,1 +1,1 @@
-"""What is said to help an RNN remember, measured: accuracy and half-life on the demo's task."""
+"""Measures remedies for forgetting: accuracy and half-life on the demo's task."""

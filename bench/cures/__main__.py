@@ -1,4 +1,4 @@
-"""``python -m bench.cures``: trains each cure and writes docs/cures.csv and the table of it."""
+"""``python -m bench.cures``: trains each cure, writes docs/cures.csv and its table."""
 
 from __future__ import annotations
 

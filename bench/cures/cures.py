@@ -1,4 +1,4 @@
-"""The networks and optimizers, and how one of them is trained and read."""
+"""The networks and optimizers; trains one of them and reads its gradient."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ CURES = (
 @dataclass(frozen=True)
 class Outcome:
     accuracy: float  # on digits not trained on, after the last epoch
-    first: float  # log growth of the gradient a step, before training
-    last: float  # and after
+    first: float  # log growth of the gradient per step, before training
+    last: float  # after training
 
 
 def run(cure: Cure, task: Task, seed: int) -> Outcome:
@@ -91,8 +91,8 @@ def run(cure: Cure, task: Task, seed: int) -> Outcome:
 
 
 def log_growth(model: Classifier, x: Tensor, labels: Tensor) -> float:
-    """Mean logarithm of what a step back through time makes of the gradient of the loss; of several
-    layers, in the one where it lasts longest."""
+    """Mean logarithm of the factor of the loss's gradient per step back. With several layers, that
+    of the layer where it lasts longest."""
     if isinstance(model.rnn, rnnfast.RNN):
         F.cross_entropy(model(x), labels).backward()
         model.zero_grad()
@@ -101,8 +101,8 @@ def log_growth(model: Classifier, x: Tensor, labels: Tensor) -> float:
 
 
 def log_growth_by_steps(model: Classifier, x: Tensor, labels: Tensor) -> float:
-    """The same of a module of torch's, which is run one step at a time: its state is h, and of an
-    LSTM c as well."""
+    """The same for a module of torch, which runs one step at a time. Its state is h; an LSTM also
+    has c."""
     states: list[tuple[Tensor, ...]] = []
     state = None
     for step in x.split(1, dim=1):
@@ -115,7 +115,7 @@ def log_growth_by_steps(model: Classifier, x: Tensor, labels: Tensor) -> float:
         states.append(state if isinstance(state, tuple) else (state,))
     loss = F.cross_entropy(model.head(states[-1][0][-1]), labels)
     parts = [part for state in states for part in state]
-    grads = torch.autograd.grad(loss, parts, allow_unused=True)  # h goes into the loss, c does not
+    grads = torch.autograd.grad(loss, parts, allow_unused=True)  # the loss uses h and not c
     squares = [0.0 if g is None else g.double().square().sum().item() for g in grads]
     each = len(states[0])
     norms = [math.sqrt(sum(squares[i : i + each])) for i in range(0, len(squares), each)]

@@ -1,4 +1,4 @@
-"""``python -m bench.cures.figures``: the pictures of docs/gradient_flow.md."""
+"""``python -m bench.cures.figures`` draws the pictures of docs/gradient_flow.md."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def untrained() -> tuple[rnnfast.RNN, Tensor]:
 
 
 def one_that_remembers() -> tuple[rnnfast.RNN, Tensor]:
-    """Unit 0 keeps what it has, and nobody reads it; the others forget."""
+    """A network whose unit 0 keeps its value, which nothing reads. The others forget."""
     rnn, x = untrained()
     with torch.no_grad():
         rnn.weight_hh_l0[0] = rnn.weight_hh_l0[:, 0] = 0
@@ -46,13 +46,13 @@ def one_that_remembers() -> tuple[rnnfast.RNN, Tensor]:
 
 
 def at_every_step(rnn: rnnfast.RNN, x: Tensor, ignored: int = 0) -> rnnfast.GradientFlow:
-    """The record under a loss at every step that does not look at the first units."""
+    """The record under a loss at every step that ignores the first units."""
     rnn(x)[0][..., ignored:].square().mean().backward()
     return rnn.gradient_flow
 
 
 def training() -> rnnfast.GradientMonitor:
-    """Two networks on the demo's task, in one model, so that they share a scale."""
+    """Trains two networks on the demo's task in one model, so that they share a colour scale."""
     task = digits_then_noise(100, seed=0, epochs=EPOCHS)
     pair = nn.ModuleDict()
     for name, options in {"tanh": {}, "layer norm": {"norm": "layer"}}.items():

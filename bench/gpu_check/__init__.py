@@ -1,1 +1,1 @@
-"""Everything that a machine with a GPU can say about rnnfast; see README.md."""
+"""Everything that a machine with a GPU can say about rnnfast. See README.md."""

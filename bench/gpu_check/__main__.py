@@ -11,7 +11,7 @@ from .driver import Step, check, parse
 from .stand_ins import STAND_INS
 
 BUDGET_S = 520
-# Names of tests as they begin; where one hangs, its stack. Nothing is left in the checkout.
+# Prints the names of tests as they begin, and the stack of a test that hangs. Leaves no files.
 PYTEST = (
     "python",
     "-m",
@@ -22,21 +22,21 @@ PYTEST = (
     "-p",
     "no:cacheprovider",
 )
-# Seconds for each file of tests/gpu, as many as there are; a crash of one is not the others'.
+# Seconds for each file of tests/gpu. Each is a process, so a crash ends one file only.
 TEST_LIMITS = {"numbers": 50, "kernels": 45, "surroundings": 95, "tools": 40}
 SMI = (
     "--query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw"
 )
 
 
-# Without a CUDA kernel, every test and time below would be of another backend.
+# Without CUDA kernels, every test and time below would use another backend.
 BUILT = {"RNNFAST_REQUIRE_EXTENSION": "1", "RNNFAST_CUDA": "1"}
-REQUIRED = {"RNNFAST_REQUIRE_GPU": "1"}  # tests/gpu fails where "cuda" cannot be used
+REQUIRED = {"RNNFAST_REQUIRE_GPU": "1"}  # tests/gpu fails if "cuda" cannot be used
 RNNFAST = ("python", "-m", "rnnfast")
 
 
 def beginning() -> tuple[Step, ...]:
-    """The machine, the build for its GPU alone, and what it makes of rnnfast."""
+    """Steps: the machine, the build for its GPU, and rnnfast.info()."""
     build = ("python", "setup.py", "--quiet", "build_ext", "--inplace")
     arch = {"RNNFAST_CUDA_ARCHS": gpu.architecture() or "native"}
     return (
@@ -47,7 +47,7 @@ def beginning() -> tuple[Step, ...]:
 
 
 def rest() -> tuple[Step, ...]:
-    """Tests, validation and times."""
+    """Steps: tests, validation and times."""
     quick = ("--quick", "--device", "cuda", "--out", "{out}")
     return (
         *(

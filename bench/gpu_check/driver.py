@@ -16,15 +16,15 @@ from pathlib import Path
 from .. import gpu
 from . import summary
 
-LARGEST = 5_000_000  # bytes of a file that is kept: results are committed
-ENOUGH = 0.9  # of a step's limit: with less left, a table that goes on later does not begin it
+LARGEST = 5_000_000  # bytes of a file that we keep, because results are committed
+ENOUGH = 0.9  # of a step's limit; with less time left, the step waits for a later run
 VERSIONS = "import json; from rnnfast.report import machine; print(json.dumps(machine('cuda')))"
 ENVIRONMENT = {
     "COLUMNS": "100",
     "MPLBACKEND": "Agg",
     "NO_COLOR": "1",
-    "PYTHONFAULTHANDLER": "1",  # a crash says where
-    "PYTHONPATH": str(gpu.ROOT),  # the checkout is what is tested
+    "PYTHONFAULTHANDLER": "1",  # prints the stack of a crash
+    "PYTHONPATH": str(gpu.ROOT),  # tests the checkout
     "TERM": "dumb",
 }
 
@@ -37,8 +37,8 @@ class Step:
     command: tuple[str, ...]
     limit_s: float
     env: Mapping[str, str] = field(default_factory=dict)
-    excuse: tuple[str, str] = ("", "")  # output that makes a failure a skip, and what that means
-    always: bool = False  # also where an earlier run has done it: what later steps build on
+    excuse: tuple[str, str] = ("", "")  # (output that makes a failure a skip, reason)
+    always: bool = False  # repeats even if an earlier run did it, because later steps need it
 
     def words(self, python: str, out: str) -> list[str]:
         words = [python if word == "python" else word for word in self.command]
@@ -57,12 +57,12 @@ def parse(
 def check(
     title: str, steps: Sequence[Step], args: argparse.Namespace, resumes: bool | None = None
 ) -> int:
-    """Runs all, prints and writes the summary; 0: nothing failed; 1: something did.
+    """Runs all steps, prints and writes the summary. 0: nothing failed; 1: something did.
 
     Args:
-        resumes: None for a table that has time for all its steps. Otherwise a step that does not
-            fit is left for a later run, all is packed into one archive, and True goes on in the
-            folder of the last run that has left or failed something.
+        resumes: None if there is time for all steps. Otherwise a step that does not fit waits for
+            a later run, and all results are packed into one archive. True continues in the folder
+            of the last run with steps that failed or wait.
     """
     begin = time.monotonic()
     when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -107,7 +107,7 @@ def check(
 
 
 def unfinished(prefix: str, places: Sequence[Path], steps: Sequence[Step]) -> Path | None:
-    """The newest folder of a run like this one, where that has left something to do."""
+    """The newest folder of a run like this one, if it has steps left."""
     found = [f.parent for place in places for f in place.glob(f"{prefix}*/summary.json")]
     if not found:
         return None
@@ -125,14 +125,14 @@ def run_all(
     save: Callable[[], None],
     leaves: bool = False,
 ) -> None:
-    """Puts each step's result into ``results``, in the order of the table, saving after each;
-    nothing runs past ``deadline``. A step that is "ok" there is not repeated, unless ``always``.
+    """Puts each step's result into ``results``, in the order of the table, and saves after each.
+    Nothing runs past ``deadline``. A step that is "ok" in ``results`` does not run again, unless
+    ``always``.
 
-    A step may use what earlier steps left of their limits: it is cut where those after it would
-    lose theirs.
+    A step may use the time that earlier steps left, but not the time of later steps.
 
     Args:
-        leaves: a step with much less time than its limit is left for a later run.
+        leaves: whether a step with much less time than its limit waits for a later run.
     """
     known = {found["name"]: found for found in results}
     todo = [s for s in steps if s.always or known.get(s.name, {}).get("state") != "ok"]
@@ -153,14 +153,14 @@ def run_all(
 def outcome(
     step: Step, state: str, said: str, why: str = "", seconds: float = 0.0, details: Sequence = ()
 ) -> dict:
-    """The result of a step, as the summary has it."""
+    """The result of a step for the summary."""
     command = shlex.join(step.words("python", "."))
     of_it = {"name": step.name, "command": command, "state": state, "said": said, "why": why}
     return of_it | {"seconds": round(seconds, 1), "details": list(details)}
 
 
 def run_one(step: Step, folder: Path, limit_s: float) -> dict:
-    """What the summary tells of it; its output goes to <name>.log."""
+    """Runs a step and returns its entry of the summary. Its output goes to <name>.log."""
 
     command = step.words(sys.executable, str(folder))
     if not shutil.which(command[0]):

@@ -1,7 +1,7 @@
 """The first minutes on a GPU, under 7: builds rnnfast, judges every CUDA kernel, times two dozen
-sizes beside cuDNN, probes the machine, then takes the steps of gpu-check as far as time allows.
+sizes beside cuDNN, probes the machine, then runs the steps of gpu-check that fit.
 
-A run that is started again goes on in the folder of the last one: what succeeded is not repeated.
+A second run continues in the folder of the last one and repeats no step that succeeded.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .driver import Step, check, parse
 BUDGET_S = 400
 # The tests of test_gpu_kernels.py that judge every kernel and dtype, plain and with all options.
 JUDGED = "not clipped and not 760x3 and not 1270x9"
-QUESTIONS = "1,2,3,5"  # of the probe: flight, ingress, clusters at once, tensor cores
+QUESTIONS = "1,2,3,5"  # questions of the probe: flight, ingress, resident clusters, tensor cores
 
 
 def steps() -> tuple[Step, ...]:
-    """The most valuable first."""
+    """The steps, the most valuable first."""
     probe = ("python", "-m", "bench.gpu_probe", "--only", QUESTIONS, "--budget", "60")
     return (
         *beginning(),
@@ -33,7 +33,7 @@ def steps() -> tuple[Step, ...]:
 
 
 def stand_ins() -> tuple[Step, ...]:
-    """The same steps with processes that print a line: order, folder, archive and summary."""
+    """The same steps with processes that print a line. Tests order, folder, archive and summary."""
     missed = "MISS bfloat16 512 units, 16 rows, cluster16: a figure of no machine"
     said = {"first": [missed, "stand-in"]}
 
@@ -46,7 +46,7 @@ def stand_ins() -> tuple[Step, ...]:
 def main(argv: Sequence[str] | None = None) -> int:
     """0: nothing failed; 1: something did (it is named); 2: unusable arguments, or no GPU."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_check.first", description=__doc__)
-    parser.add_argument("--again", action="store_true", help="repeat what succeeded, too")
+    parser.add_argument("--again", action="store_true", help="also repeat steps that succeeded")
     args = parse(parser, argv, BUDGET_S)
     table = stand_ins() if args.dry_run else steps()
     return check("GPU first", table, args, resumes=not args.again)

@@ -1,4 +1,4 @@
-"""Small workloads under Nsight Compute and compute-sanitizer, where the machine has these tools."""
+"""Runs small workloads under Nsight Compute and compute-sanitizer, if the machine has them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .workload import OTHERS, workloads
 
 BUDGET_S = 520
 SECTIONS = ("LaunchStats", "Occupancy", "SpeedOfLight", "MemoryWorkloadAnalysis", "WarpStateStats")
-LAUNCHES = 20  # kernels of a workload that are looked at
+LAUNCHES = 20  # kernels of a workload that ncu profiles
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 NO_COUNTERS = (
     "ERR_NVGPUCTRPERM",
@@ -22,13 +22,13 @@ NO_COUNTERS = (
 
 
 def steps(names: Sequence[str], kernels: str = "") -> tuple[Step, ...]:
-    """Five of each workload, which share the time; of kernels with ``kernels`` in their name."""
+    """Five steps for each workload, which share the time, over kernels named with ``kernels``."""
     limit_s = min(60, BUDGET_S // (len(names) * (1 + len(SANITIZERS))))
     found = []
     for name in names:
         workload = ("python", "-m", "bench.gpu_check.workload", name)
         ncu = ["ncu", "--profile-from-start", "off", "--launch-count", str(LAUNCHES)]
-        ncu += ["--clock-control", "none"]  # the card's settings stay as they are
+        ncu += ["--clock-control", "none"]  # leaves the card's settings alone
         ncu += [word for section in SECTIONS for word in ("--section", section)]
         ncu += ["--page", "details", "--force-overwrite", "--export", f"{{out}}/{name}"]
         ncu += ["--kernel-name", f"regex:{kernels}"] if kernels else []
@@ -37,7 +37,7 @@ def steps(names: Sequence[str], kernels: str = "") -> tuple[Step, ...]:
             command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
             command += ["--print-limit", "20"]
             command += ["--kernel-name", f"kernel_substring={kernels}"] if kernels else []
-            # An allocation of its own for each tensor, so that its end is an end for memcheck.
+            # One allocation for each tensor, so that memcheck sees where the tensor ends.
             env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
             found.append(Step(f"{name}-{tool}", (*command, *workload), limit_s, env))
     return tuple(found)
@@ -50,7 +50,7 @@ def _part(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: nothing was found; 1: something was, or broke; 2: unusable arguments, or no GPU."""
+    """0: no findings; 1: findings, or a step failed; 2: unusable arguments, or no GPU."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_check.profile", description=__doc__)
     known = workloads()
     ours = [name for name in known if name not in OTHERS] or list(known)

@@ -1,4 +1,4 @@
-"""The dry run: small processes that do all that a step may do."""
+"""The dry run: small processes that do everything a step may do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fits on a screen: 40 lines of 100 columns, and no path of the machine."""
+"""The summary: at most 40 lines of 100 columns, without a path of the machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import textwrap
 
 LINES, COLUMNS = 40, 100
 FINE = ("ok", "skipped", "later")
-# pytest's, Python's own, and the predictions that bench.cuda_plans found furthest off.
+# Lines of pytest, of Python, and the worst predictions from bench.cuda_plans.
 NAMED = ("FAILED ", "ERROR ", "Fatal Python error", "MISS ")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _FOLDERS = re.compile(r"(?<![\w.~])~?(?:/[\w.@+-]+)+/")  # of an absolute path
@@ -18,7 +18,7 @@ def succeeded(results: dict) -> bool:
 
 
 def telling(output: str) -> tuple[str, list[str]]:
-    """The last line of a step's output, and those that name a failure, a crash, a hang, a miss."""
+    """The last line of a step's output, and the lines that name a failure, crash, hang or miss."""
     lines = [_plain(line) for line in re.split(r"[\r\n]+", output)]
     lines = [line for line in lines if line]
     failed = [line for line in lines if line.startswith(NAMED) or "Timeout (" in line]
@@ -42,7 +42,7 @@ def render(results: dict) -> str:
     if old := earlier(steps):
         foot.insert(1, f"before the sources last changed: {', '.join(old)}")
     room = LINES - len(head) - len(foot)
-    # Where there are too many, the good ones go first.
+    # If there are too many lines, those of good steps are dropped first.
     while sum(1 + bool(step["details"]) for step in steps) > room - 1:
         good = [step for step in steps if step["state"] in FINE]
         if not good:
@@ -68,7 +68,7 @@ def render(results: dict) -> str:
 
 
 def earlier(steps: list[dict]) -> list[str]:
-    """The steps that ran on other sources than the first one, which every run repeats."""
+    """The steps that ran on other sources than the first step, which every run repeats."""
     return [s["name"] for s in steps if s.get("sources") != steps[0].get("sources")]
 
 

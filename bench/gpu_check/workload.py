@@ -1,6 +1,6 @@
 """``python -m bench.gpu_check.workload NAME``: one small forward and backward pass on the GPU.
 
-What ncu and compute-sanitizer look at: sizes that no kernel divides evenly, and few steps.
+A workload for ncu and compute-sanitizer: few steps, and sizes that no kernel divides evenly.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ KINDS = {
     "norm": {"norm": "layer", "num_heads": 2, "track_gradient_flow": True},
     "stacked": {"num_layers": 2, "bidirectional": True},
 }
-# The CUDA kernels that the plan would not take for this size.
+# CUDA kernels that the plan would not choose for this size.
 FORCED = {f"cuda-{kernel}": kernel for kernel in ("streaming", "cluster4")}
 OTHERS = {"torch-plain": ("torch", {}), "reference-norm": ("reference", KINDS["norm"])}
 
 
 def workloads() -> dict[str, tuple[str, dict]]:
-    """{name: (backend, options of rnnfast.RNN)}, for every backend that a GPU may have."""
+    """{name: (backend, options of rnnfast.RNN)} for every backend that runs on a GPU."""
     from rnnfast.backends import BACKENDS
 
     own = [name for name in BACKENDS if name not in ("cpu", "torch", "reference")]
@@ -30,14 +30,14 @@ def workloads() -> dict[str, tuple[str, dict]]:
 
 
 def run(name: str, device: str = "cuda") -> None:
-    """Once to load what is loaded late; then again, for the profiler, which begins there."""
+    """Runs once to load everything, then again for the profiler, which begins there."""
     import torch
 
     import rnnfast
-    from rnnfast.backends import cuda
+    from rnnfast.backends import cuda_plan
 
     if name in FORCED:
-        cuda.WANTED = cuda.NAMES[FORCED[name]], 0
+        cuda_plan.WANTED = cuda_plan.NAMES[FORCED[name]], 0
     backend, options = workloads()[name]
     torch.manual_seed(0)
     rnn = rnnfast.RNN(IN, H, backend=backend, device=device, **options)

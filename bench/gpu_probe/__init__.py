@@ -1,1 +1,1 @@
-"""What this GPU can do, measured in one command: ``make gpu-probe`` (see README.md here)."""
+"""``make gpu-probe`` measures what this GPU can do. See README.md in this folder."""

@@ -18,7 +18,7 @@ from .plan import PROGRAMS, QUESTIONS, Measurement, measurements
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: everything was measured; 1: something failed (it is named); 2: unusable arguments."""
+    """0: everything was measured; 1: something failed, by name; 2: unusable arguments."""
     args = parse(argv)
     if args.report:
         print(report.render(args.report), end="")
@@ -57,7 +57,7 @@ def measure(
     results: dict,
     save: Callable[[], None],
 ) -> None:
-    """Runs ``plan`` into ``results``, saving after each process; nothing runs past ``deadline``."""
+    """Runs ``plan`` into ``results``, saving after each process. Nothing runs past ``deadline``."""
     for number, m in enumerate(plan, 1):
         left = deadline - time.monotonic()
         if m.program in broken:
@@ -145,7 +145,7 @@ def result_path(folder: Path, results: dict) -> Path:
 
 
 def write(path: Path, results: dict) -> None:
-    """JSON with one figure a line: small, and a difference of two files is readable."""
+    """Writes JSON with one figure a line, so that the difference of two files is readable."""
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = []
     for key, value in results.items():

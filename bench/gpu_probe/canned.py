@@ -1,4 +1,4 @@
-"""Canned figures for the dry run: the form of what each probe prints, with made-up values.
+"""Canned figures for the dry run: the output of each probe, with made-up values.
 
 ``python -m bench.gpu_probe.canned NAME`` stands in for the process of the measurement NAME.
 """
@@ -16,7 +16,7 @@ WIDTHS = ("b32", "v2.b32", "v4.b32")
 
 
 def figures(m: Measurement) -> Iterator[dict]:
-    """Everything that measurement ``m`` prints on a GPU that has all that is asked for."""
+    """Everything that measurement ``m`` prints on a GPU that supports it."""
 
     def figure(name: str, unit: str, value: float = 1.0, **params: object) -> dict:
         spread = {"low": value, "high": value}

@@ -1,5 +1,5 @@
-"""What others reach on this GPU, through torch: large matrix products (question 6), and nn.RNN and
-nn.LSTM on cuDNN (question 7). Prints one figure a line, like the compiled probes."""
+"""Times torch on this GPU: large matrix products (question 6), and nn.RNN and nn.LSTM on cuDNN
+(question 7). Prints one figure a line, like the compiled probes."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def seconds(work: Callable[[], object], device: str) -> tuple[list[float], list[
     """Times of single calls after warm-up, by CUDA events (by the clock on a CPU): as called, and
     queued.
 
-    Queued: the calls are issued while the GPU sleeps, so that it does not wait for the host between
-    them: the time of the kernels alone, unless a call launches more of them than the queue holds.
+    Queued: the host issues the calls while the GPU sleeps, so the GPU does not wait between them.
+    This is the kernels' time, unless a call launches more kernels than the queue holds.
     """
     budget, least, most = 0.04, 3, 20
 
@@ -80,7 +80,7 @@ def seconds(work: Callable[[], object], device: str) -> tuple[list[float], list[
 
 
 def warm_up(device: str) -> None:
-    """Brings the clocks up: an idle GPU runs at a sixth of them."""
+    """Raises the clock: an idle GPU runs at a sixth of it."""
     a = torch.randn(1024, 1024, device=device)
     begin = time.perf_counter()
     while device == "cuda" and time.perf_counter() - begin < 0.3:
@@ -107,7 +107,7 @@ def measure_rnn(
                 params = {"cell": cell, "precision": precision, "H": H, "B": B}
                 try:
                     _measure_rnn_case(params, device, steps)
-                except RuntimeError as error:  # cuDNN refuses some types: the rest goes on
+                except RuntimeError as error:  # cuDNN refuses some types; the others continue
                     print(json.dumps({"failed": f"{params}: {error}"[:500]}), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What is measured, in which process, and what was expected of it. Pure data: nothing runs here."""
+"""The measurements, their processes, and the expected figures. Pure data: nothing runs here."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Measurement:
 
 
 def measurements() -> list[Measurement]:
-    """All of them, the least known first: what runs out of time is what others could measure."""
+    """All measurements, the least known first, because the last ones may run out of time."""
     plan = [Measurement(1, "st_async_latency", (str(c),)) for c in CLUSTERS]
     plan += [Measurement(2, "dsmem_ingress", (str(c),)) for c in CLUSTERS]
     plan += [Measurement(3, "active_clusters"), Measurement(4, "grid_barrier")]
@@ -124,8 +124,8 @@ TABLES = {
     ),
 }
 
-# What the design expected before anything was measured: (figure, parameters that must agree, what
-# was said); the first that agrees is shown. pub: published by others, est: estimated.
+# Expectations before any measurement: (figure, parameters that must agree, expectation). The first
+# that agrees is shown. pub: published by others, est: estimated.
 ESTIMATES: tuple[tuple[str, dict[str, object], str], ...] = (
     ("st_async_hop", {"wait": "acquire.cluster"}, "about 200 est, and a CCTL.IVALL"),
     ("st_async_hop", {}, "about 200 est"),
@@ -168,7 +168,7 @@ ESTIMATES: tuple[tuple[str, dict[str, object], str], ...] = (
 
 
 def estimate(figure: str, params: dict[str, object]) -> str:
-    """What was expected of a figure, or "" where nothing was."""
+    """The expectation for a figure, or "" if there is none."""
     for name, wanted, text in ESTIMATES:
         if name == figure and all(params.get(k) == v for k, v in wanted.items()):
             return text

@@ -1,4 +1,4 @@
-"""The figures as tables: Markdown that also reads well on a screen."""
+"""Prints the figures as Markdown tables that are also readable on a screen."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def render(results: dict) -> str:
 
 
 def _table(table: Table, figures: Sequence[dict], mhz: float | None) -> str:
-    """One table: a row for each set of the other parameters, a column for each value across."""
+    """One table: a row for each set of other parameters, a column for each value of ``across``."""
     if not figures:
         return ""
     rows: dict[tuple, dict[tuple, dict]] = {}

@@ -14,13 +14,13 @@ from pathlib import Path
 from .. import gpu
 
 SOURCES = Path(__file__).parent / "cuda"
-FIGURES = 10_000_000  # bytes of them, from one process
+FIGURES = 10_000_000  # bytes of figures from one process
 NVCC_FLAGS = ("-std=c++20", "-O3", "-gencode=arch=compute_90,code=sm_90")
 
 
 @dataclass
 class Outcome:
-    """What one process left: ``failures`` is empty when all went well."""
+    """The output of one process. ``failures`` is empty if everything went well."""
 
     figures: list[dict] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)

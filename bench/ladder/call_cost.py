@@ -1,4 +1,4 @@
-"""Where the time of a short call goes: forward and all gradients of one layer, I = H, float32.
+"""The parts of a short call's time: forward and all gradients of one layer, I = H, float32.
 
     .venv/bin/python bench/ladder/call_cost.py
 
@@ -17,13 +17,22 @@ from torch import Tensor, nn
 
 import rnnfast
 from rnnfast.backends import cpu
-from rnnfast.cells.rnn import Options
+from rnnfast.recurrence.groups import (
+    Kept,
+    Options,
+    OutputGradients,
+    Rows,
+    Saved,
+    States,
+    Wanted,
+    Weights,
+)
 
 SIZES = ((1, 1, 1), (128, 1, 64), (128, 16, 64))
 
 
 class Nothing(torch.autograd.Function):
-    """y, and the inputs themselves as their gradients."""
+    """Returns y, and the inputs as their own gradients."""
 
     @staticmethod
     def forward(ctx, y: Tensor, *inputs: Tensor) -> Tensor:
@@ -39,16 +48,16 @@ def calls(T: int, B: int, H: int) -> dict[str, Callable[[], object]]:
     ours, theirs = rnnfast.RNN(H, H, backend="cpu"), nn.RNN(H, H)
     x, g = torch.randn(T, B, H, requires_grad=True), torch.randn(T, B, H)
     w_ih, w_hh, b_ih, b_hh = (p.detach() for p in ours.parameters())
-    rest = (None,) * 5  # gamma, beta, h_0, lengths, reset
+    weights = Weights(w_ih, b_ih, b_hh, w_hh.unsqueeze(0))
 
     def both(module: nn.Module) -> object:
         return torch.autograd.grad(module(x)[0], [x, *module.parameters()], g)
 
     def backend() -> object:
         inputs = x.detach()
-        y, _, _, _ = cpu.forward(inputs, w_ih, b_ih, b_hh, w_hh, *rest, Options())
-        saved = (y, inputs, w_ih, w_hh, *(None,) * 8)
-        return cpu.backward(g, None, *saved, True, True, Options())
+        y, _, _ = cpu.forward(inputs, weights, States(), Rows(), Options())
+        kept = Kept(inputs, y, weights, States(), Rows(), Saved())
+        return cpu.backward(OutputGradients(g, States()), kept, None, Wanted(), Options())
 
     def nothing() -> object:
         leaves = [x, *ours.parameters()]

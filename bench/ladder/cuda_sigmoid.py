@@ -1,4 +1,4 @@
-"""The float32 sigmoid of the kernels for GPUs, with instructions that err as far as PTX allows.
+"""Errors of the GPU kernels' float32 sigmoid, if instructions err as far as PTX allows.
 
     .venv/bin/python bench/ladder/cuda_sigmoid.py
 

@@ -1,14 +1,14 @@
-"""What limits the kernels where a call is long: forward and all gradients of one layer, I = H,
-float32, part by part, beside torch's products.
+"""The limits of the kernels in a long call: forward and all gradients of one layer, I = H, float32,
+part by part, beside torch's products.
 
     .venv/bin/python -m bench.ladder.limits                  # the listed sizes with H >= 128
     .venv/bin/python -m bench.ladder.limits 256,32,256       # T,B,H of your own
 
-A part is the difference of two calls, one that computes it and one that does not, each the least of
-several in turns. Times are the processor's, over the number of threads: what else a busy machine
-does, does not count. But a thread that waits spins, so more than one wants an idle machine
-(or OMP_WAIT_POLICY=passive, and then waiting is left out). "tanh" is
-what it takes beyond ReLU, "packing" what a call of one step takes beyond its step.
+The time of a part is the difference of two calls, with the part and without it. Each is the least
+of several, in turns. Times are processor time over the number of threads, so other work on the
+machine does not count. A waiting thread spins: with more than one thread use an idle machine, or
+OMP_WAIT_POLICY=passive, which leaves the waiting out. "tanh" is the time beyond ReLU's. "packing"
+is the time of a call of one step beyond its step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from rnnfast.backends import cpu
 from rnnfast.bench import points
 from rnnfast.bench.timing import SETTLE_S, Gemm, HostClock
 from rnnfast.bench.workload import Workload
-from rnnfast.cells.rnn import Options
+from rnnfast.recurrence.groups import (
+    Kept,
+    Options,
+    OutputGradients,
+    Rows,
+    Saved,
+    States,
+    Wanted,
+    Weights,
+)
 
 Call = Callable[[], object]
 SIZES = [size for size in points.LISTED if size[2] >= 128]
@@ -33,7 +42,7 @@ ROUNDS = 8
 WHOLE = "the whole call"
 LARGE = "torch: 2048^3"
 SAME = "torch: (T B, H) x (H, H)"
-# Part: the call that computes it, one that does all but that, and how many products it is.
+# {part: (call with it, call without it, number of its products)}.
 PARTS = {
     "projection": ("x", "p", 1),
     "time loop": ("p", None, 1),
@@ -51,22 +60,24 @@ PARTS = {
 
 
 def calls(T: int, B: int, H: int) -> dict[str, Call]:
-    """Of the backend, with more and more to compute; and the whole."""
+    """Calls of the backend that compute more and more, and the whole call."""
     x, g, _, weights = Workload(T, B, H).data()
     w_ih, w_hh, b_ih, b_hh = weights.values()
     rnn = rnnfast.RNN(H, H, backend="cpu")
     leaves = [x.clone().requires_grad_(), *rnn.parameters()]
-    rest = (None,) * 5  # gamma, beta, h_0, lengths, reset
+    w_hh = w_hh.unsqueeze(0)
+    layers = {True: Weights(w_ih, b_ih, b_hh, w_hh), False: Weights(None, None, None, w_hh)}
 
     def forward(x: torch.Tensor, projects: bool, nonlinearity: str = "tanh") -> Call:
-        weights = (w_ih, b_ih, b_hh) if projects else (None,) * 3
-        return lambda: cpu.forward(x, *weights, w_hh, *rest, Options(nonlinearity))
+        options = Options(f"rnn_{nonlinearity}")
+        return lambda: cpu.forward(x, layers[projects], States(), Rows(), options)
 
     y = forward(x, True)()[0]
 
     def backward(y: torch.Tensor, projects: bool, dx: bool, dw: bool) -> Call:
-        saved = (x, w_ih if projects else None, w_hh, *(None,) * 8)
-        return lambda: cpu.backward(g[: len(y)], None, y, *saved, dx, dw, Options())
+        kept = Kept(x, y, layers[projects], States(), Rows(), Saved())
+        given = OutputGradients(g[: len(y)], States())
+        return lambda: cpu.backward(given, kept, None, Wanted(dx, dw), Options())
 
     def whole() -> object:
         y, h_n = rnn(leaves[0])
@@ -102,7 +113,7 @@ def least(candidates: dict[str, Call]) -> dict[str, float]:
 
 
 def page_faults(call: Call, times: int = 10) -> float:
-    """Pages of memory that the system hands out, zeroed, in each call."""
+    """Pages that the system hands out, zeroed, in each call."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(times):
         call()
@@ -127,7 +138,7 @@ def table(T: int, B: int, H: int, threads: int) -> list[str]:
     for part, (longer, shorter, products) in PARTS.items():
         spent = times[longer] - (times[shorter] if shorter else 0)
         row = [part, f"{spent * 1e3:.2f}", f"{spent / times[WHOLE]:.0%}", "", ""]
-        if products and spent > 0:  # or lost in noise
+        if products and spent > 0:  # otherwise it is lost in noise
             rate = products * 2e-9 * T * B * H * H / spent
             row[3:] = [f"{rate:.0f}", f"{rate / peak:.0%}"]
         lines.append(f"| {' | '.join(row)} |")

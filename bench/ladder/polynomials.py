@@ -2,8 +2,8 @@
 
     pip install mpmath && python bench/ladder/polynomials.py
 
-Each is fitted to the relative error of the whole function, which is what an ulp measures: for
-exp(t) - 1 = t + t^2 Q(t) that of exp(t) - 1, which is the stricter one of exp and exp - 1.
+Each fit minimises the relative error of the whole function, which an ulp measures. For
+exp(t) - 1 = t + t^2 Q(t) it is the error of exp(t) - 1, which is stricter than that of exp.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import mpmath as mp
 mp.mp.dps = 40
 GRID = 800
 ROUNDS = 20
-TINY = mp.mpf("1e-9")  # below it the quotients cancel; the first terms of the series do
+TINY = mp.mpf("1e-9")  # below it the quotients cancel, and the first terms of the series are enough
 MARGIN = mp.mpf("1.0001")  # the argument reduction rounds, too
 
 LN2 = mp.log(2)

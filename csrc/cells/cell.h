@@ -30,11 +30,7 @@
 //       Adds dh's part to dcarried.
 #pragma once
 
-#if defined(__CUDACC__)
-#define RNNFAST_CELL __host__ __device__ __forceinline__
-#else
-#define RNNFAST_CELL [[gnu::always_inline]] inline
-#endif
+#include "nonlinearity.h"  // RNNFAST_CELL
 
 namespace rnnfast::cells {
 

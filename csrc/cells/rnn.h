@@ -2,56 +2,9 @@
 #pragma once
 
 #include "cell.h"
+#include "nonlinearity.h"
 
 namespace rnnfast::cells {
-
-enum class Nonlinearity { kTanh, kRelu, kSigmoid };
-
-// A nonlinearity gives f(a) and dh f'(a); f' from h = f(a) alone, so that a is never kept.
-// kSignAlone: and of h from its sign.
-// Math supplies Scalar, Vector (or a scalar, on a device), tanh and sigmoid.
-struct Tanh {
-  static constexpr bool kSignAlone = false;
-  template <class Math>
-  RNNFAST_CELL static typename Math::Vector value(typename Math::Vector a) {
-    return Math::tanh(a);
-  }
-  template <class Math>
-  RNNFAST_CELL static typename Math::Vector backward(typename Math::Vector dh,
-                                                     typename Math::Vector h) {
-    return dh * (typename Math::Scalar(1) - h * h);
-  }
-};
-
-struct Relu {
-  static constexpr bool kSignAlone = true;
-  // "a < 0" and not a maximum: a NaN fails the comparison and goes on, as in torch.relu. Backward
-  // it is a choice and not a product for the same reason: an idle unit stops a NaN or inf of dh.
-  template <class Math>
-  RNNFAST_CELL static typename Math::Vector value(typename Math::Vector a) {
-    const typename Math::Vector zero = {};
-    return a < zero ? zero : a;
-  }
-  template <class Math>
-  RNNFAST_CELL static typename Math::Vector backward(typename Math::Vector dh,
-                                                     typename Math::Vector h) {
-    const typename Math::Vector zero = {};
-    return h <= zero ? zero : dh;
-  }
-};
-
-struct Sigmoid {
-  static constexpr bool kSignAlone = false;
-  template <class Math>
-  RNNFAST_CELL static typename Math::Vector value(typename Math::Vector a) {
-    return Math::sigmoid(a);
-  }
-  template <class Math>
-  RNNFAST_CELL static typename Math::Vector backward(typename Math::Vector dh,
-                                                     typename Math::Vector h) {
-    return dh * (h * (typename Math::Scalar(1) - h));
-  }
-};
 
 template <class Nonlinearity, class Math>
 struct Rnn {

@@ -8,7 +8,7 @@
 
 namespace rnnfast::cpu {
 
-// Defined by kernels.cpp, once per level.
+// Defined by rnn.cpp, once per level.
 namespace portable {
 extern const CellKernels kRnn[kCells];
 }
@@ -33,5 +33,6 @@ std::vector<std::string> simd_levels();         // usable here, best last
 void set_simd_level(const std::string& level);  // std::invalid_argument for any other name
 
 Dtype dtype_named(const char* name);  // std::invalid_argument for an unknown name
+inline void from_name(const char* name, Dtype& to) { to = dtype_named(name); }
 
 }  // namespace rnnfast::cpu

@@ -1,5 +1,5 @@
 // rnnfast._emulated: the kernels for GPUs on the host, for tests alone.
-#include "cuda/bindings.h"
+#include "cuda/host/bindings.h"
 
 #include "machine.h"
 

@@ -26,6 +26,11 @@ thread_local Thread* current = nullptr;
 const std::function<void()>* body = nullptr;  // of the launch under way
 std::uint64_t seed = 0;
 
+std::string planned;  // the kernel of the launches to come
+int launched = 0;     // since it was planned
+Fault fault;
+std::set<Fault> found;
+
 std::unique_ptr<Block> make_block(const Launch& launch, int x, int y, int rank) {
   auto block = std::make_unique<Block>();
   block->memory.resize(launch.shared + 2 * kBorder + 128);
@@ -206,6 +211,8 @@ void run_cluster(Cluster& cluster) {
 
 }  // namespace
 
+bool planning = false;
+
 Thread& self() { return *current; }
 
 #ifndef RNNFAST_EMULATION_THREADS
@@ -248,7 +255,24 @@ void fail(const std::string& words) {
 
 void set_seed(std::uint64_t value) { seed = value; }
 
+void plan(const std::string& kernel, const Fault& wanted) {
+  planning = true;
+  planned = kernel;
+  launched = 0;
+  fault = wanted;
+}
+
+const std::set<Fault>& places() { return found; }
+
+bool planted(const char* file, int line, const char* change) {
+  if (!fault.change.empty() && (line != fault.line || change != fault.change)) return false;
+  const Fault here = {planned, file, line, change};
+  if (fault.change.empty()) found.insert(here);
+  return here == fault;
+}
+
 void launch(const Launch& launch, const std::function<void()>& kernel) {
+  if (planning && planted("launch", launched++, "left out")) return;
   std::mt19937_64 order(seed);
   std::vector<std::pair<int, int>> clusters;
   for (int y = 0; y < launch.grid_y; ++y) {

@@ -13,6 +13,8 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <set>
+#include <source_location>
 #include <string>
 #include <vector>
 
@@ -68,7 +70,8 @@ struct Thread {
   Cluster* cluster = nullptr;
   Block* block = nullptr;
   Warp* warp = nullptr;
-  int index = 0;  // in the block
+  int index = 0;     // in the block
+  int unfenced = 0;  // mbarriers that it has made, and no fence since
 };
 
 // The thread of the device that runs now.
@@ -97,6 +100,31 @@ struct Launch {
 void launch(const Launch& launch, const std::function<void()>& kernel);
 
 void set_seed(std::uint64_t seed);
+
+// ------------------------------------------------------------------------------ planted faults
+// One call of a kernel goes wrong, named by its place in the source: a test asks whether anybody
+// notices. For fibers alone.
+
+using Where = std::source_location;
+
+struct Fault {
+  std::string kernel, file;  // as plan() and the compiler have them
+  int line = 0;
+  std::string change;  // "left out", ...
+  auto operator<=>(const Fault&) const = default;
+};
+
+// Launches from here on are of this kernel. With no fault in it, places() are put down instead.
+void plan(const std::string& kernel, const Fault& fault = {});
+extern bool planning;
+
+// Where a fault can be planted in what ran since the first plan().
+const std::set<Fault>& places();
+
+bool planted(const char* file, int line, const char* change);
+inline bool planted(const Where& where, const char* change) {
+  return planning && planted(where.file_name(), static_cast<int>(where.line()), change);
+}
 
 // ------------------------------------------------------------------------------ waiting
 

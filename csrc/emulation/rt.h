@@ -1,4 +1,4 @@
-// csrc/cuda/rt.cuh on the host, one function for each of that file, by what PTX says of it.
+// csrc/cuda/device/rt.cuh on the host, one function for each of that file, by what PTX says of it.
 #pragma once
 
 #include <algorithm>
@@ -16,19 +16,23 @@
 namespace rnnfast::cuda::rt {
 
 using emulation::kLanes;
+using emulation::planted;
 using emulation::Slot;
+using emulation::Where;
 
 inline int thread() { return emulation::self().index; }
 inline int block_x() { return emulation::self().block->x; }
 inline int block_y() { return emulation::self().block->y; }
 inline unsigned char* shared() { return emulation::self().block->shared; }
 
-inline void sync_block() {
+inline void sync_block(Where where = Where::current()) {
+  if (planted(where, "left out")) return;
   emulation::Block& block = *emulation::self().block;
   emulation::wait_at(block.barriers[0], block.threads, "the threads of its block");
 }
 
-inline void sync_threads(int barrier, int threads) {
+inline void sync_threads(int barrier, int threads, Where where = Where::current()) {
+  if (planted(where, "left out")) return;
   emulation::wait_at(emulation::self().block->barriers[barrier], threads, "a named barrier");
 }
 
@@ -37,33 +41,47 @@ inline std::uint32_t address_of(const void* shared) { return emulation::address_
 inline std::uint32_t in_block(std::uint32_t address, int rank) {
   return (address & 0xffffff) | static_cast<std::uint32_t>(rank) << 24;
 }
-inline void sync_cluster() {
+inline void sync_cluster(Where where = Where::current()) {
+  if (planted(where, "left out")) return;
+  if (emulation::self().unfenced > 0) emulation::fail("an mbarrier that no fence has shown others");
   emulation::Cluster& cluster = *emulation::self().cluster;
   const int threads = emulation::self().block->threads * static_cast<int>(cluster.blocks.size());
   emulation::wait_at(cluster.barrier, threads, "the threads of its cluster");
 }
-inline void mbarrier_init(std::uint64_t* barrier, int arrivals) {
+inline void mbarrier_init(std::uint64_t* barrier, int arrivals, Where where = Where::current()) {
+  if (planted(where, "left out")) return;
+  ++emulation::self().unfenced;
   emulation::mbarrier_init(barrier, static_cast<std::uint32_t>(arrivals));
 }
-inline void mbarrier_fence() {}
-inline void mbarrier_expect(std::uint64_t* barrier, int bytes) {
+inline void mbarrier_fence(Where where = Where::current()) {
+  if (!planted(where, "left out")) emulation::self().unfenced = 0;
+}
+inline void mbarrier_expect(std::uint64_t* barrier, int bytes, Where where = Where::current()) {
+  if (planted(where, "left out")) return;
   emulation::mbarrier_update(barrier, 0, bytes);
   emulation::mbarrier_update(barrier, 1, 0);
 }
-inline void mbarrier_wait(std::uint64_t* barrier, int parity) {
+inline void mbarrier_wait(std::uint64_t* barrier, int parity, Where where = Where::current()) {
+  if (planted(where, "left out")) return;
+  if (planted(where, "another parity")) parity ^= 1;
   while (emulation::mbarrier_phase(barrier) == (parity != 0)) emulation::yield("an mbarrier");
 }
 template <int kWords>
-inline void send(std::uint32_t address, const std::uint32_t (&words)[kWords],
-                 std::uint32_t barrier) {
+inline void send(std::uint32_t address, const std::uint32_t (&words)[kWords], std::uint32_t barrier,
+                 Where where = Where::current()) {
+  if (planted(where, "left out")) return;
   if (address % (4 * kWords)) emulation::fail("a store to no multiple of its bytes");
-  for (int i = 0; i < kWords; ++i) emulation::send({address + 4 * i, words[i], barrier});
+  const int times = planted(where, "twice") ? 2 : 1;
+  for (int i = 0; i < times * kWords; ++i) {
+    emulation::send({address + 4 * (i % kWords), words[i % kWords], barrier});
+  }
 }
 
 // What the lanes of a warp do together; any two of them must not meet.
 enum Operation { kShuffle, kShuffleFrom, kAny, kSync, kTranspose, kMultiply, kMultiplyTf32 };
 
-inline void sync_warp() {
+inline void sync_warp(Where where = Where::current()) {
+  if (planted(where, "left out")) return;
   emulation::together(kSync, nullptr, 0, [](Slot*) {});
 }
 
@@ -96,8 +114,9 @@ inline T shuffle(T value, int from) {
   return std::bit_cast<T>(mine.out[0]);
 }
 
-inline bool any(bool condition) {
-  const std::uint32_t word = condition;
+inline bool any(bool condition, Where where = Where::current()) {
+  if (planted(where, "each lane by itself")) return condition;
+  const std::uint32_t word = planted(where, "never") ? false : condition;
   const Slot& mine = emulation::together(kAny, &word, 1, [](Slot* slots) {
     std::uint32_t found = 0;
     for (int lane = 0; lane < kLanes; ++lane) found |= slots[lane].in[0];

@@ -30,9 +30,9 @@ class Problem(NamedTuple):
 
     device: str  # a device type
     dtype: torch.dtype
-    nonlinearity: str
+    cell: str  # a key of rnnfast.cells.CELLS
     projected: bool  # p is given: functional.rnn, not a module
-    beyond: tuple[str, ...] = ()  # arguments in use that nn.RNN does not have
+    extras: tuple[str, ...] = ()  # arguments in use that nn.RNN does not have
     # What the launch of a kernel on a GPU depends on.
     units: int = 1  # of a head
     groups: int = 1  # directions times heads
@@ -43,10 +43,10 @@ class Problem(NamedTuple):
     def launch(self) -> tuple:
         """All that a launch depends on, to be remembered by."""
         where = self.device, self.index, self.dtype
-        return *where, self.units, self.groups, self.rows, "norm" in self.beyond
+        return *where, self.units, self.groups, self.rows, "norm" in self.extras
 
 
-def told_rows(rows: int) -> int:
+def rows_for_choice(rows: int) -> int:
     """The size of a batch that a choice depends on: a usual one in torch.compile, since a choice
     by the size would make a graph for each, and where a program for all sizes is made."""
     return 64 if torch.compiler.is_compiling() or makes_program() else rows

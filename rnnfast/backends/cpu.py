@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cells.rnn import Options, directions
 from ..cores import quota
+from ..recurrence.groups import (
+    Gradients,
+    Kept,
+    Options,
+    OutputGradients,
+    Results,
+    Rows,
+    States,
+    Wanted,
+    Weights,
+)
 from ..recurrence.tensors import check, empty_gradients, empty_results, empty_rows, with_dense_rows
 
 if TYPE_CHECKING:
@@ -52,27 +62,23 @@ def unavailable(problem: Problem) -> str:
 
 def forward(
     x: Tensor,
-    w_ih: Tensor | None,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    weights: Weights,
+    states: States,
+    rows: Rows,
     options: Options,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """As :func:`rnnfast.ops.layer`, and ahat and rstd with layer norm."""
+) -> Results:
+    """As :func:`rnnfast.ops.layer`, with the saved values."""
     T, B, width = x.shape
-    check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
+    check(x, weights, states, options, DTYPES)
     _bind_threads()
-    results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
+    results = empty_results(x, weights, options)
+    y, (h_n, _), (_, ahat, rstd) = results
+    w_ih, b_ih, b_hh, w_hh, gamma, beta, _ = weights
     x = with_dense_rows(x)
-    kept = [_contiguous(v) for v in (w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, lengths, reset)]
+    kept = [_contiguous(v) for v in (w_ih, b_ih, b_hh, w_hh, gamma, beta, states.h, *rows)]
     w_ih, b_ih, b_hh, w_hh_at, gamma, beta, h_0, lengths, reset = map(_address, kept)
     _C.rnn_forward(
-        cell=f"rnn_{options.nonlinearity}", dtype=DTYPES[x.dtype],
+        cell=options.cell, dtype=DTYPES[x.dtype],
         steps=T, batch=B, size=w_hh.shape[-1], directions=h_n.shape[0], heads=options.heads,
         threads=torch.get_num_threads(), lengths=lengths, reset=reset,
         p=_strided(x) if w_ih is None else None, x=None if w_ih is None else _strided(x),
@@ -85,46 +91,36 @@ def forward(
 
 
 def backward(
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    y: Tensor,
-    x: Tensor | None,
-    w_ih: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    ahat: Tensor | None,
-    rstd: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    given: OutputGradients,
+    kept: Kept,
     record: Tensor | None,
-    dx_wanted: bool,
-    dw_wanted: bool,
+    wanted: Wanted,
     options: Options,
-) -> tuple[Tensor | None, ...]:
-    """dx, dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0; None where there is none, or where it is
-    not wanted.
+) -> Gradients:
+    """The gradients of a layer from those of its results.
 
-    Without w_ih, dx is dp. x is needed for dw_ih alone. record: [D, T, N, fields], to be filled.
+    record: [D, T, N, fields] of :mod:`rnnfast.recurrence.record`, to be filled; or None.
     """
-    y, ahat = with_dense_rows(y), None if ahat is None else with_dense_rows(ahat)
+    w_ih, _, _, w_hh, gamma, beta, _ = kept.weights
+    y, ahat, rstd = with_dense_rows(kept.y), with_dense_rows(kept.saved.ahat), kept.saved.rstd
     T, B, width = y.shape
-    gradients = empty_gradients(y, w_ih, w_hh, gamma, h_0, dx_wanted, dw_wanted)
-    dx, *others = gradients
+    gradients = empty_gradients(kept._replace(y=y), wanted)
+    dx, (dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, _), (dh_0, _) = gradients
+    others = dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0
     # The kernel has read da of a point by the time it writes dx there: one memory for both, where
     # it is as wide.
     dp = dx if dx is not None and dx.shape[2] == width else empty_rows(y, width)
     dx = None if w_ih is None else dx
-    grad_y = None if grad_y is None else with_dense_rows(grad_y)
-    x = with_dense_rows(x) if w_ih is not None and dw_wanted else None
-    kept = [_contiguous(v) for v in (w_ih, w_hh, gamma, beta, rstd, h_0, lengths, reset, grad_h_n)]
-    w_ih_at, w_hh_at, gamma, beta, rstd, h_0, lengths, reset, grad_h_n = map(_address, kept)
+    grad_y, grad_h_n = with_dense_rows(given.y), given.states.h
+    x = with_dense_rows(kept.x) if w_ih is not None and wanted.weights else None
+    tensors = (w_ih, w_hh, gamma, beta, rstd, kept.states.h, *kept.rows, grad_h_n)
+    held = [_contiguous(v) for v in tensors]
+    w_ih_at, w_hh_at, gamma, beta, rstd, h_0, lengths, reset, grad_h_n = map(_address, held)
     dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0 = map(_address, others)
     limit = options.clip_state_grad
     _C.rnn_backward(
-        cell=f"rnn_{options.nonlinearity}", dtype=DTYPES[y.dtype],
-        steps=T, batch=B, size=w_hh.shape[-1], directions=directions(w_hh), heads=options.heads,
+        cell=options.cell, dtype=DTYPES[y.dtype],
+        steps=T, batch=B, size=w_hh.shape[-1], directions=w_hh.shape[0], heads=options.heads,
         threads=torch.get_num_threads(), lengths=lengths, reset=reset,
         window=options.bptt_window or 0, clip=math.inf if limit is None else limit,
         grad_y=_strided(grad_y), grad_h_n=grad_h_n, grad_c_n=None, y=_strided(y), saved=None,

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cells import rnn as cell
-from ..cells.rnn import Options
+from ..cells import CELLS
+from ..recurrence import loop
+from ..recurrence.groups import (
+    Gradients,
+    Kept,
+    Options,
+    OutputGradients,
+    Results,
+    Rows,
+    Saved,
+    States,
+    Wanted,
+    Weights,
+)
 from ..recurrence.tensors import without_padding
 
 if TYPE_CHECKING:
@@ -19,63 +32,55 @@ def unavailable(problem: Problem) -> str:
     return ""
 
 
-def forward(
-    x: Tensor,
-    w_ih: Tensor | None,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    options: Options,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """As :func:`rnnfast.ops.layer`, and ahat and rstd with layer norm."""
-    x = without_padding(x, lengths)
-    p = x if w_ih is None else F.linear(x, w_ih, None if b_ih is None else b_ih + b_hh)
-    return cell.forward(p, _by_direction(w_hh), gamma, beta, h_0, lengths, reset, options)
+def forward(x: Tensor, weights: Weights, states: States, rows: Rows, options: Options) -> Results:
+    """As :func:`rnnfast.ops.layer`, with the saved values."""
+    x = without_padding(x, rows.lengths)
+    p = x
+    if weights.w_ih is not None:
+        p = F.linear(x, weights.w_ih, _bias(weights, options))
+    return loop.forward(p, weights, states, rows, options)
+
+
+def _bias(weights: Weights, options: Options) -> Tensor | None:
+    """b_ih + b_hh, without b_hh of the gates that have it in their recurrent part."""
+    if weights.b_ih is None:
+        return None
+    return weights.b_ih + _outside(weights.b_hh, weights, options)
+
+
+def _outside(b: Tensor, weights: Weights, options: Options) -> Tensor:
+    """b [D * G * H] with 0 for the gates that have b_hh in their recurrent part."""
+    cell = CELLS[options.cell]
+    if not cell.apart:
+        return b
+    by_gate = b.view(weights.w_hh.shape[0], len(cell.gates), -1)
+    return torch.where(loop.outside(cell, b)[..., 0, 0], by_gate, 0).flatten()
 
 
 def backward(
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    y: Tensor,
-    x: Tensor | None,
-    w_ih: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    ahat: Tensor | None,
-    rstd: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    given: OutputGradients,
+    kept: Kept,
     record: Tensor | None,
-    dx_wanted: bool,
-    dw_wanted: bool,
+    wanted: Wanted,
     options: Options,
-    grad_ahat: Tensor | None = None,
-    grad_rstd: Tensor | None = None,
-) -> tuple[Tensor | None, ...]:
+    grad_saved: Saved | None = None,
+) -> Gradients:
     """As :func:`rnnfast.backends.cpu.backward`, but functions to differentiate again."""
-    inputs = (grad_y, grad_h_n, grad_ahat, grad_rstd, y, _by_direction(w_hh), gamma, beta)
-    inputs += (ahat, rstd, h_0, lengths, reset, options, record)
-    dp, dw_hh, *d_norm, dh_0 = cell.backward(*inputs)
-    dh_0 = None if h_0 is None else dh_0
-    dw_hh, *d_norm = (dw_hh.view_as(w_hh), *d_norm) if dw_wanted else (None, None, None)
+    dp, inner, states = loop.backward(given, kept, options, record, grad_saved)
+    states = States(*(g if s is not None else None for g, s in zip(states, kept.states)))
+    nothing = Weights(None, None, None, None)
+    inner = inner if wanted.weights else nothing
+    w_ih = kept.weights.w_ih
     if w_ih is None:
-        return dp if dx_wanted else None, None, None, None, dw_hh, *d_norm, dh_0
-    dx = dp @ w_ih if dx_wanted else None
-    if not dw_wanted:
-        return dx, None, None, None, None, None, None, dh_0
+        return Gradients(dp if wanted.x else None, inner, states)
+    dx = dp @ w_ih if wanted.x else None
+    if not wanted.weights:
+        return Gradients(dx, nothing, states)
     db = dp.sum((0, 1))
     T, B, width = dp.shape  # reshape: is_grads_batched cannot map flatten
-    x = without_padding(x, lengths).reshape(T * B, x.shape[2])
+    x = without_padding(kept.x, kept.rows.lengths).reshape(T * B, kept.x.shape[2])
     dw_ih = dp.reshape(T * B, width).T @ x
-    return dx, dw_ih, db, db.clone(), dw_hh, *d_norm, dh_0
-
-
-def _by_direction(w_hh: Tensor) -> Tensor:
-    return w_hh if w_hh.dim() == 3 else w_hh.unsqueeze(0)
+    db_hh = db.clone()
+    if inner.b_hh is not None:
+        db_hh = _outside(db, kept.weights, options) + inner.b_hh
+    return Gradients(dx, inner._replace(w_ih=dw_ih, b_ih=db, b_hh=db_hh), states)

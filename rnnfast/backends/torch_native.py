@@ -12,29 +12,29 @@ from ..compiler import eager
 if TYPE_CHECKING:
     from . import Problem
 
-KERNELS = {"tanh": torch._VF.rnn_tanh, "relu": torch._VF.rnn_relu}
+KERNELS = {"rnn_tanh": torch._VF.rnn_tanh, "rnn_relu": torch._VF.rnn_relu}
 
 
 def unavailable(problem: Problem) -> str:
-    if problem.nonlinearity not in KERNELS:
-        return f"torch has no {problem.nonlinearity} RNN"
+    if problem.cell not in KERNELS:
+        return f"torch has no kernel for the cell {problem.cell}"
     if problem.projected:
         return "torch's kernels contain the input projection: they serve rnnfast.RNN alone"
-    if problem.beyond:
-        return f"torch's kernels have no {', '.join(problem.beyond)}"
+    if problem.extras:
+        return f"torch's kernels have no {', '.join(problem.extras)}"
     return ""
 
 
 def layers(
-    nonlinearity: str, x: Tensor, hx: Tensor, lengths: Tensor | None, options: tuple
+    cell: str, x: Tensor, hx: Tensor, lengths: Tensor | None, options: tuple
 ) -> tuple[Tensor, Tensor]:
     """All layers: x [T, B, I], hx [L * D, B, H] -> y [T, B, D * H], h_n [L * D, B, H].
 
     ``options``: weights as in nn.RNN, bias, num_layers, dropout, training, bidirectional.
     """
     if lengths is None or x.shape[1] == 0:
-        return KERNELS[nonlinearity](x, hx, *options, False)
-    return _layers_to_lengths(nonlinearity, x, hx, lengths, options)
+        return KERNELS[cell](x, hx, *options, False)
+    return _layers_to_lengths(cell, x, hx, lengths, options)
 
 
 @eager(
@@ -42,7 +42,7 @@ def layers(
     "backends take lengths into a graph"
 )
 def _layers_to_lengths(
-    nonlinearity: str, x: Tensor, hx: Tensor, lengths: Tensor, options: tuple
+    cell: str, x: Tensor, hx: Tensor, lengths: Tensor, options: tuple
 ) -> tuple[Tensor, Tensor]:
     # Packed data has no room for a length of 0: such a row takes one step of zeros, all dropped.
     empty = (lengths == 0).unsqueeze(1)
@@ -51,14 +51,14 @@ def _layers_to_lengths(
     at_least_one = lengths[order].clamp(min=1).to("cpu")
     u, start = (torch.where(empty, 0, v)[:, order] for v in (x, hx))
     data, batch_sizes = torch._VF._pack_padded_sequence(u, at_least_one, False)
-    data, h_n = packed_layers(nonlinearity, data, start, batch_sizes, options)
+    data, h_n = packed_layers(cell, data, start, batch_sizes, options)
     y, _ = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, x.shape[0])
     y, h_n = y[:, place], h_n[:, place]
     return torch.where(empty, 0, y), torch.where(empty, hx.to(h_n.dtype), h_n)
 
 
 def packed_layers(
-    nonlinearity: str, data: Tensor, hx: Tensor, batch_sizes: Tensor, options: tuple
+    cell: str, data: Tensor, hx: Tensor, batch_sizes: Tensor, options: tuple
 ) -> tuple[Tensor, Tensor]:
     """The same on packed data [N, I], sorted by length."""
-    return KERNELS[nonlinearity](data, batch_sizes, hx.contiguous(), *options)
+    return KERNELS[cell](data, batch_sizes, hx.contiguous(), *options)

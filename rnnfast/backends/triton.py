@@ -14,15 +14,30 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cells.rnn import SIGN_ALONE, Options, directions
+from ..cells import CELLS
 from ..compiler import constant
 from ..recurrence import products
+from ..recurrence.groups import (
+    Gradients,
+    Kept,
+    Options,
+    OutputGradients,
+    Results,
+    Rows,
+    States,
+    Wanted,
+    Weights,
+)
 from ..recurrence.precision import rounds_to_tf32
 from ..recurrence.record import FIELDS
 from ..recurrence.tensors import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
-from ..triton_kernels.plan import Device, Plan, Size, blocks, choose, power_of_two, torch_step
+from ..triton_kernels import arguments as kernel_arguments
+from ..triton_kernels.arguments import Form
+from ..triton_kernels.plan import Device, Plan, Size, blocks, choose, power_of_two
+from .estimates import torch_step
 
 if TYPE_CHECKING:
+    from ..triton_kernels.cells.cell import Cell
     from . import Problem
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -107,133 +122,123 @@ def _version(text: str) -> tuple[int, ...]:
 @constant
 def _estimated(kind: str, index: int | None, dtype: torch.dtype, *size) -> tuple[float, float]:
     planned = _planned(kind, index, dtype, *size)
-    units, groups, rows, norm = size
-    theirs = torch_step(Size(units, groups, rows, _precision(dtype), norm), _device(kind, index))
+    theirs = torch_step(dtype, *size[:3], _device(kind, index).multiprocessors)
     return planned.step, theirs
 
 
 def forward(
     x: Tensor,
-    w_ih: Tensor | None,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    weights: Weights,
+    states: States,
+    rows: Rows,
     options: Options,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> Results:
     """As :func:`rnnfast.backends.cpu.forward`."""
     from ..triton_kernels import forward as kernels
 
-    check(x, w_ih, b_ih, b_hh, w_hh, gamma, beta, h_0, options.heads, DTYPES)
-    results = y, h_n, ahat, rstd = empty_results(x, w_hh, gamma, options.heads)
-    p = products.projected(x, w_ih, b_ih, b_hh)
+    check(x, weights, states, options, DTYPES)
+    results = empty_results(x, weights, options)
+    y, (h_n, _), (_, ahat, rstd) = results
+    p = products.projected(x, weights)
+    w_hh, gamma = weights.w_hh, weights.gamma
     T, B, _ = x.shape
     if B == 0:
         return results
     plan = _plan(x, w_hh, gamma, options)
-    unit = _unit(w_hh.shape[-1], p, y)
+    cell = _cell(options)
+    form = _form(w_hh, options, _unit(w_hh.shape[-1], p, y))
     arguments = {
-        "p_p": p, "p_w": _weights(w_hh), "p_gamma": dense(gamma), "p_beta": dense(beta),
-        "p_h_0": dense(h_0), "p_lengths": dense(lengths), "p_reset": as_bytes(reset), "p_y": y,
-        "p_h_n": h_n, "p_ahat": ahat, "p_rstd": rstd, "T": T, "B": B,
-        **_strides("p", p, unit), **_strides("y", y, unit), "eps": options.norm_eps,
-        **_constants(w_hh, options, unit),
-    }  # fmt: skip
-    _launch(kernels, plan, arguments, 2)
+        "p_p": p,
+        "weights": _weights(weights),
+        "p_h_0": dense(states.h),
+        "rows": kernel_arguments.Rows(dense(rows.lengths), as_bytes(rows.reset)),
+        "results": kernel_arguments.Results(y, h_n, ahat, rstd),
+        **{"T": T, "B": B, "eps": options.norm_eps},
+        **_strides("p", p, form.UNIT),
+        **_strides("y", y, form.UNIT),
+        "STEP": cell.step,
+    }
+    _launch(kernels, plan, form, arguments, 2)
     return results
 
 
 def backward(
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    y: Tensor,
-    x: Tensor | None,
-    w_ih: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    ahat: Tensor | None,
-    rstd: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    given: OutputGradients,
+    kept: Kept,
     record: Tensor | None,
-    dx_wanted: bool,
-    dw_wanted: bool,
+    wanted: Wanted,
     options: Options,
-) -> tuple[Tensor | None, ...]:
+) -> Gradients:
     """As :func:`rnnfast.backends.cpu.backward`."""
     from ..triton_kernels import backward as kernels
 
-    y, ahat = with_dense_rows(y), None if ahat is None else with_dense_rows(ahat)
-    grad_y = None if grad_y is None else with_dense_rows(grad_y)
-    grad_h_n, h_0, lengths, reset = map(dense, (grad_h_n, h_0, lengths, reset))
+    w_hh, gamma = kept.weights.w_hh, kept.weights.gamma
+    y, ahat, grad_y = map(with_dense_rows, (kept.y, kept.saved.ahat, given.y))
+    grad_h_n, h_0, lengths, reset = map(dense, (given.states.h, kept.states.h, *kept.rows))
     T, B, width = y.shape
     dp = empty_rows(y, width)
     dh_0 = None if h_0 is None else torch.empty_like(h_0)
     unit = _unit(w_hh.shape[-1], y, dp, *(v for v in (grad_y, ahat) if v is not None))
-    limit = options.clip_state_grad
+    cell, limit, window = _cell(options), options.clip_state_grad, options.bptt_window
+    form = _form(w_hh, options, unit)._replace(CLIPS=limit is not None, WINDOWED=window is not None)
     sequences = {
-        "p_grad_y": grad_y, "p_grad_h_n": grad_h_n, "p_y": y, "p_lengths": lengths,
-        "p_reset": as_bytes(reset), "p_dp": dp, "T": T, "B": B, **_strides("g", grad_y, unit),
-        **_strides("y", y, unit), **_strides("dp", dp, unit), "limit": limit or 0.0,
-        "window": options.bptt_window or 0, "CLIPS": limit is not None,
-        "WINDOWED": options.bptt_window is not None,
-    }  # fmt: skip
-    constants = _constants(w_hh, options, unit)
+        "outside": kernel_arguments.Outside(grad_y, grad_h_n),
+        "p_y": y,
+        "rows": kernel_arguments.Rows(lengths, as_bytes(reset)),
+        **{"T": T, "B": B, "limit": limit or 0.0, "window": window or 0},
+        **_strides("g", grad_y, unit),
+        **_strides("y", y, unit),
+        **_strides("dp", dp, unit),
+    }
     carry = None if record is None else dp.new_empty(T, B, width, dtype=torch.float32)
     d_norm = None, None
-    if gamma is not None and dw_wanted:
+    if gamma is not None and wanted.weights:
         d_norm = gamma.new_zeros(2, 0, width).unbind()
     if B > 0:
         plan = _plan(y, w_hh, gamma, options)
-        if gamma is not None and dw_wanted:
+        if gamma is not None and wanted.weights:
             d_norm = gamma.new_empty(2, plan.slices, width).unbind()
-        arguments = {
-            "p_w": _weights(w_hh), "p_gamma": dense(gamma), "p_beta": dense(beta),
-            "p_ahat": ahat, "p_rstd": dense(rstd), "p_dh_0": dh_0, "p_dgamma": d_norm[0],
-            "p_dbeta": d_norm[1], "p_carry": carry, **_strides("a", ahat, unit),
-            "ANEW": y.dtype != torch.float32 and options.nonlinearity not in SIGN_ALONE,
-            **sequences, **constants,
-        }  # fmt: skip
-        _launch(kernels, plan, arguments, 6)
+        arguments = sequences | {
+            "weights": _weights(kept.weights),
+            "normed": kernel_arguments.Normed(ahat, dense(kept.saved.rstd)),
+            "gradients": kernel_arguments.Gradients(dp, dh_0, *d_norm, carry),
+            **_strides("a", ahat, unit),
+            "STEP": cell.step,
+            "STEP_BACK": cell.step_back,
+        }
+        recompute = y.dtype != torch.float32 and CELLS[options.cell].recomputes
+        _launch(kernels, plan, form._replace(RECOMPUTE_STATE=recompute), arguments, 6)
     if record is not None:
-        _measure(record, carry, sequences, constants, options, directions(w_hh))
-    return (
-        *products.projected_back(dp, x, w_ih, lengths, dx_wanted, dw_wanted),
-        products.dw_hh(dp, y, h_0, lengths, reset, w_hh, options.heads) if dw_wanted else None,
-        *(v if v is None else v.sum(0) for v in d_norm),
-        dh_0,
-    )
+        measured = sequences | {"p_record": record, "p_carry": carry, "p_dp": dp}
+        _measure(measured, form, cell, options.per_sample)
+    dx, *of_projection = products.projected_back(dp, kept, wanted)
+    dw_hh = products.dw_hh(dp, kept, options.heads) if wanted.weights else None
+    d_norm = (v if v is None else v.sum(0) for v in d_norm)
+    return Gradients(dx, Weights(*of_projection, dw_hh, *d_norm), States(dh_0))
 
 
-def _measure(
-    record: Tensor, carry: Tensor, sequences: dict, constants: dict, options: Options, D: int
-) -> None:
+def _measure(arguments: dict, form: Form, cell: Cell, per_sample: bool) -> None:
     from ..triton_kernels.record import measure
 
-    T, N, B = record.shape[1], record.shape[2], sequences["B"]
-    rows, units = 16, min(64, max(16, power_of_two(constants["S"])))
-    slices = blocks(B, rows)
-    constants = {name: constants[name] for name in ("S", "HEADS", "F", "UNIT")}
-    arguments = {
-        "p_record": record, "p_carry": carry, **sequences, **constants, "D": D,
-        "slices": 1 if options.per_sample else slices, "PER_SAMPLE": options.per_sample,
-        "FIELDS": len(FIELDS), "BS": units, "BB": rows,
-    }  # fmt: skip
+    T, N, B = *arguments["p_record"].shape[1:3], arguments["B"]
+    form = form._replace(PRECISION="", BS=min(64, max(16, power_of_two(form.S))), BB=16)
+    slices = blocks(B, form.BB)
+    arguments = arguments | {
+        "slices": 1 if per_sample else slices,
+        "FORM": form,
+        "GAIN": cell.gain,
+        "PER_SAMPLE": per_sample,
+        "FIELDS": len(FIELDS),
+    }
     if N:
-        grid = (T * slices if options.per_sample else T, D)
-        # Ten sums a row: where rows begin anywhere, a thread of eight warps has four rows, one of
-        # four warps eight, for which it lacks registers.
-        _run(measure, grid, arguments, num_warps=4 if constants["UNIT"] > 1 else 8)
+        grid = (T * slices if per_sample else T, form.GROUPS // form.HEADS)
+        # A row has ten sums. Where rows begin anywhere, a thread of four warps has eight rows, for
+        # which it lacks registers; one of eight warps has four.
+        _run(measure, grid, arguments, num_warps=4 if form.UNIT > 1 else 8)
 
 
 def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Plan:
-    G = directions(w_hh) * options.heads
+    G = w_hh.shape[0] * options.heads
     size = Size(w_hh.shape[-1], G, x.shape[1], _precision(x.dtype), gamma is not None)
     found = choose(size, _device(x.device.type, x.device.index))
     if isinstance(found, str):
@@ -241,30 +246,30 @@ def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Pl
     return found
 
 
-def _launch(kernels, plan: Plan, arguments: dict, exchanged: int) -> None:
-    """The kernel of the plan; exchanged: how many sums of its rows a program tells the others."""
-    arguments |= {"BB": plan.block_rows, "SW": arguments["p_w"].shape[-1]}
+def _launch(kernels, plan: Plan, form: Form, arguments: dict, sums: int) -> None:
+    """Runs the kernel of the plan. sums: how many a row the programs of a team exchange."""
+    weights = arguments["weights"].w
+    form = form._replace(SW=weights.shape[-1], BS=plan.block_units, BB=plan.block_rows)
     if plan.kernel == "resident":
-        grid = (plan.slices, arguments["G"])
-        arguments["BS"] = plan.block_units
-        _run(kernels.resident, grid, arguments, num_warps=plan.warps)
+        grid = (plan.slices, form.GROUPS)
+        _run(kernels.resident, grid, arguments | {"FORM": form}, num_warps=plan.warps)
         return
-    device, BP = arguments["p_y"].device, power_of_two(plan.programs)
-    shape = plan.teams, exchanged, BP, plan.block_rows
-    arguments |= {
-        "p_counter": torch.zeros(plan.teams, dtype=torch.int64, device=device),
-        "p_exchange": torch.empty(shape, dtype=torch.float32, device=device),
-        "programs": plan.programs, "slices": plan.slices, "units": arguments["S"],
-        "BR": plan.block_units, "BK": plan.block_products, "BP": BP,
-        "KEPT": plan.kept,
-    }  # fmt: skip
-    cooperative = {"launch_cooperative_grid": True}  # all programs at once, or an error: they wait
-    grid = (plan.programs, plan.teams)
-    _run(kernels.tiled, grid, arguments, num_warps=plan.warps, **cooperative)
+    form = form._replace(BK=plan.block_products, BP=power_of_two(plan.programs), KEPT=plan.kept)
+    shape = plan.teams, sums, form.BP, form.BB
+    exchange = kernel_arguments.Exchange(
+        torch.zeros(plan.teams, dtype=torch.int64, device=weights.device),
+        torch.empty(shape, dtype=torch.float32, device=weights.device),
+    )
+    numbers = {"programs": plan.programs, "slices": plan.slices, "units": form.S}
+    arguments = arguments | numbers | {"exchange": exchange, "FORM": form}
+    # All programs run at once, or the launch is an error: they wait for one another.
+    options = {"num_warps": plan.warps, "launch_cooperative_grid": True}
+    _run(kernels.tiled, (plan.programs, plan.teams), arguments, **options)
 
 
 def _run(kernel, grid: tuple[int, ...], arguments: dict, **options) -> None:
-    with _on(arguments["p_y"].device):
+    tensor = arguments["p_p"] if "p_p" in arguments else arguments["p_y"]
+    with _on(tensor.device):
         kernel[grid](**arguments, **COMPILED, **options)
 
 
@@ -298,9 +303,20 @@ def _gpu(index: int) -> Device:
     )
 
 
-def _weights(w_hh: Tensor) -> Tensor:
-    """[G, SW, SW], SW being S and as many zeros as let every row begin at 16 bytes: else each value
-    would be a load of its own, with an address of its own in registers that are not there."""
+def _cell(options: Options) -> Cell:
+    from ..triton_kernels.cells import CELLS
+
+    return CELLS[options.cell]
+
+
+def _weights(weights: Weights) -> kernel_arguments.Weights:
+    w_hh, gamma, beta = weights.w_hh, weights.gamma, weights.beta
+    return kernel_arguments.Weights(_padded(w_hh), dense(gamma), dense(beta))
+
+
+def _padded(w_hh: Tensor) -> Tensor:
+    """[GROUPS, SW, SW]: W_hh, and as many zeros as let every row begin at 16 bytes. Otherwise each
+    value would be a load of its own, and its address would take registers that are not there."""
     S = w_hh.shape[-1]
     w_hh = w_hh.reshape(-1, S, S).contiguous()
     gap = -S % (16 // w_hh.element_size())
@@ -309,11 +325,16 @@ def _weights(w_hh: Tensor) -> Tensor:
     return w_hh
 
 
-def _constants(w_hh: Tensor, options: Options, unit: int) -> dict:
-    return {
-        "S": w_hh.shape[-1], "HEADS": options.heads, "G": directions(w_hh) * options.heads,
-        "F": options.nonlinearity, "PRECISION": _precision(w_hh.dtype), "UNIT": unit,
-    }  # fmt: skip
+def _form(w_hh: Tensor, options: Options, unit: int) -> Form:
+    """What all kernels of a call are compiled for, before the plan."""
+    return Form(
+        S=w_hh.shape[-1],
+        HEADS=options.heads,
+        GROUPS=w_hh.shape[0] * options.heads,
+        F=_cell(options).nonlinearity,
+        PRECISION=_precision(w_hh.dtype),
+        UNIT=unit,
+    )
 
 
 def _unit(S: int, *rows: Tensor) -> int:

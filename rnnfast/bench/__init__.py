@@ -1,1 +1,1 @@
-"""The layer against its peers, in one run: ``python -m rnnfast bench`` (see bench/README.md)."""
+"""``python -m rnnfast bench``: times a layer beside its peers in one run. See bench/README.md."""

@@ -1,5 +1,5 @@
-"""``python -m rnnfast bench``: rnnfast and its peers in turns, each judged before; a CSV file,
-pictures, a table."""
+"""``python -m rnnfast bench``: rnnfast and its peers take turns, each judged before it is timed. It
+writes a CSV file and pictures, and prints a table."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .rows import FormatError, Row, write_csv
 from .runner import Runner
 from .workload import Workload
 
-RESULTS = Path("bench/results")  # of a checkout: where figures of make gpu-probe would be
+RESULTS = Path("bench/results")  # of a checkout; make gpu-probe writes here
 
 
 class BadInput(ValueError):
-    """What was asked for cannot be measured; the message says why, in one line."""
+    """The request cannot be measured. The message says why, in one line."""
 
 
 def run(options: Namespace, providers: Sequence[Provider] = PROVIDERS) -> int:
-    """0: measured, whatever came out; 1: a provider was wrong or raised.
+    """0: measured, with any result; 1: a provider was wrong or raised.
 
     Raises:
-        BadInput: options that do not fit together, or this machine.
+        BadInput: the options do not fit together, or do not fit this machine.
     """
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -67,7 +67,7 @@ def run(options: Namespace, providers: Sequence[Provider] = PROVIDERS) -> int:
 def todo(options: Namespace) -> list[Workload]:
     """
     Raises:
-        BadInput: a precision that this device does not have; what the layers are, without points.
+        BadInput: the device lacks a precision; options describe the layers and there are no points.
     """
     special = {
         "layers": options.layers,
@@ -92,10 +92,10 @@ def todo(options: Namespace) -> list[Workload]:
 
 
 def compared(old: Path, new: Path) -> int:
-    """1 where something got slower.
+    """1 if something got slower.
 
     Raises:
-        BadInput: files that cannot be compared.
+        BadInput: the files cannot be compared.
     """
     try:
         moved, lines, slower = compare(old, new)
@@ -124,14 +124,14 @@ def show(
     source: str,
     load: cores.Load | None,
 ) -> None:
-    """Files first: they are kept whatever becomes of the screen."""
+    """Writes the files first, so that they exist even if printing fails."""
     name = "cpu" if options.device == "cpu" else slug(facts["processor"])
     write_csv(found, facts, options.out / f"{name}.csv")
     where = facts["processor"]
     if options.device == "cpu":
         where += f", {options.threads} thread{'s' if options.threads > 1 else ''}"
     written = [f"{name}.csv", *picture.draw(found, where, options.out, name)]
-    console = Console(width=max(150, Console().width))  # of the table, on any screen
+    console = Console(width=max(150, Console().width))  # the table's width, on any screen
     console.print(table.table(found, where))
     lines = [source, *table.summary(found, runner.scaling)]
     if options.device == "cpu" and options.threads != 2:
@@ -147,7 +147,7 @@ def slug(name: str) -> str:
 
 
 def _chip(options: Namespace) -> tuple[floors.Chip | None, str]:
-    """What make gpu-probe measured, and a line about the floors."""
+    """The figures of make gpu-probe, and a line about the floors."""
     products = "floors: from the rate of a large product of matrices, measured in this run"
     if options.device == "cpu":
         if options.probe:
@@ -166,7 +166,7 @@ def _chip(options: Namespace) -> tuple[floors.Chip | None, str]:
 
 
 def _ours(runner: Runner, *others: str) -> Runner:
-    """It, with our own providers and these alone; failures and scaling go to the same lists."""
+    """The runner with our own providers and these. Failures and scaling go to the same lists."""
     ours = [p for p in runner.providers if p in OURS or p.name in others]
     return Runner(
         ours, runner.seconds, runner.rounds, failures=runner.failures, scaling=runner.scaling

@@ -1,4 +1,4 @@
-"""What got slower from one result file to another, beyond the noise of both."""
+"""Finds what got slower from one result file to another, beyond the noise of both."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rich.table import Table
 
 from .rows import FormatError, Row, read_csv
 
-LEAST = 0.03  # a change below this is none, however quiet the machine was
+LEAST = 0.03  # a smaller change counts as none, even on a quiet machine
 
 
 @dataclass(frozen=True)
 class Change:
-    """Times old / new; above 1 it got faster."""
+    """A ratio of times, old / new. Above 1 the new one is faster."""
 
     row: Row
     ratio: float
@@ -28,10 +28,10 @@ class Change:
 
 
 def changes(old: Sequence[Row], new: Sequence[Row], same_machine: bool) -> list[Change]:
-    """Of the rows that both have, those of other providers left out.
+    """The changes of the rows that both files have, without other providers.
 
-    Relative to torch in the same run where it was there, since that does not move with the machine;
-    as times otherwise, which only the same machine's can be compared.
+    If torch ran in both, a time is relative to torch in the same run, which does not depend on the
+    machine. Otherwise it compares times, which is valid on the same machine only.
     """
     before = {_key(row): row for row in old}
     found = []
@@ -60,10 +60,10 @@ def _key(row: Row) -> tuple:
 
 
 def compare(old: Path, new: Path) -> tuple[Table, list[str], bool]:
-    """A table of what moved, lines to say, and whether anything got slower.
+    """A table of the changes, lines to print, and whether anything got slower.
 
     Raises:
-        FormatError: a file that cannot be read, or two without a row to compare.
+        FormatError: a file cannot be read, or the two have no row in common.
     """
     (before, then), (after, now) = read_csv(old), read_csv(new)
     same = all(then.get(name) == now.get(name) for name in ("processor", "simd"))

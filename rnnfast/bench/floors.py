@@ -1,11 +1,11 @@
-"""The least time that a machine can need, from what was measured of it.
+"""The least time that a machine can need, from measurements of the machine.
 
     floor = max(FLOP / rate of large matrix products, bytes / rate of a copy, T * one exchange)
 
-The rate of products is measured in the same run. The other two are of ``make gpu-probe`` on that
-GPU: the copy, and the time in which one block tells another of a step's result, which every step
-has to wait for once the weights do not fit into one block (gpu_kernels.md's designs, H above 256 in
-2-byte types and 128 in 4-byte ones). Without its figures the first part stands alone.
+The same run measures the rate of products. ``make gpu-probe`` on that GPU measures the other two:
+the rate of a copy, and the time of an exchange between two blocks. If the weights do not fit into
+one block (H above 256 in 2-byte types, above 128 in 4-byte types), every step waits for one
+exchange. Without the figures of gpu-probe the floor is its first part.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from .workload import FORWARD, Workload
 
-ONE_BLOCK = {2: 256, 4: 128, 8: 64}  # bytes an element: the largest H of one block
+ONE_BLOCK = {2: 256, 4: 128, 8: 64}  # {bytes of an element: largest H of one block}
 
 
 @dataclass(frozen=True)
 class Chip:
-    """What `make gpu-probe` has measured; ``name`` of the GPU."""
+    """The figures of `make gpu-probe` for the GPU ``name``."""
 
     name: str
     copy: float  # bytes/s, read and written
@@ -35,7 +35,7 @@ class ProbeError(ValueError):
 def read_probe(path: Path) -> Chip:
     """
     Raises:
-        ProbeError: it cannot be read, or lacks the figures.
+        ProbeError: the file cannot be read, or lacks the figures.
     """
     try:
         found = json.loads(path.read_text())
@@ -52,13 +52,13 @@ def read_probe(path: Path) -> Chip:
 
 
 def latest_probe(folder: Path, gpu: str) -> Chip | None:
-    """Of this GPU, from the results of a checkout."""
+    """The newest figures of this GPU in the results of a checkout."""
     found = [read_probe(path) for path in sorted(folder.glob("gpu_probe_*.json"))]
     return next((chip for chip in reversed(found) if chip.name == gpu), None)
 
 
 def floor(work: Workload, what: str, gemm_flops: float, chip: Chip | None) -> float:
-    """Seconds.
+    """The least seconds that the work can take.
 
     Args:
         gemm_flops: FLOP/s of a large product in the workload's precision.

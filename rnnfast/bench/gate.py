@@ -1,9 +1,9 @@
-"""No time for a wrong result: every provider is judged against float64 before it is timed.
+"""Judges every provider against float64 before it is timed.
 
-A result may err LIMIT times as much as the eager loop does in the same precision, or as changing
-each input by half a unit in the last place does to it, whichever is more: RMS over rows and units,
-at the worst time step. nn.RNN's own gradients of the biases, sums over T taken one by one, err 4.4
-times as much at T = 784. ``python -m rnnfast validate`` judges every element of every step.
+The allowed error is LIMIT times the larger of two errors: that of the eager loop in the same
+precision, and that of moving each input by half a unit in the last place. Errors are RMS over rows
+and units at the worst time step. nn.RNN's bias gradients, sums over T one by one, err 4.4 times as
+much at T = 784. ``python -m rnnfast validate`` judges every element of every step.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ ELEMENTS, PRODUCTS = 5e5, 4e8  # T * B * H and T * B * H^2 at most: float64 is s
 
 
 def shortened(work: Workload) -> Workload:
-    """The workload's own H and stack, its T and B as far as the judge can follow."""
+    """The workload with its own H and stack, and with T and B small enough for the judge."""
     rows = max(4, int(min(ELEMENTS / work.H, PRODUCTS / work.H**2)))
     T = min(work.T, max(2, rows // work.B))
     return replace(work, T=T, B=min(work.B, max(1, rows // T)))
 
 
 class Gate:
-    """The judge of one workload, which is a short one; its own computations are done once."""
+    """The judge of one short workload. It computes its own results once."""
 
     def __init__(self, work: Workload) -> None:
         self.data = work.data().to(work.device, work.dtype)
@@ -45,7 +45,7 @@ class Gate:
         self.allowed = {name: LIMIT * max(e[name] for e in errors) for name in self.wanted}
 
     def complaints(self, layer: Layer) -> list[str]:
-        """What is outside of its budget; [] if nothing is."""
+        """The results outside their budget; [] if there are none."""
         found = layer.results()
         errors = _errors(found, self.wanted)
         return [
@@ -62,7 +62,7 @@ def _eager(work: Workload, data: Data) -> Mapping[str, Tensor]:
 
 
 def _jittered(data: Data, u: float) -> Data:
-    """Everything times 1 - u or 1 + u, at random."""
+    """The data times 1 - u or 1 + u, at random."""
     generator = torch.Generator().manual_seed(0)
 
     def jitter(v: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def _jittered(data: Data, u: float) -> Data:
 
 
 def _errors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
-    """By result; infinite where the shape is another."""
+    """{result: error}; infinite if the shape is wrong."""
     errors = {}
     for name, exact in wanted.items():
         value = found[name]

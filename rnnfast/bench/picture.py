@@ -1,4 +1,4 @@
-"""The pictures: speed-up over nn.RNN, time of a step beside its floor, heat map of speed-ups."""
+"""Draws the speed-up over nn.RNN, the time of a step beside its floor, and a heat map."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Grid = dict[tuple[int, int], float]  # {(B, H): value}
 
 
 def draw(found: Sequence[Row], where: str, out: Path, name: str) -> list[str]:
-    """Writes what there are figures for, and returns the names of the files."""
+    """Writes the pictures that the rows have figures for, and returns the names of the files."""
     swept = [row for row in found if row.kind == "sweep" and row.what == BOTH]
     precisions = list(dict.fromkeys(row.precision for row in swept))
     by_precision = {p: [row for row in swept if row.precision == p] for p in precisions}
@@ -58,7 +58,7 @@ def draw(found: Sequence[Row], where: str, out: Path, name: str) -> list[str]:
 
 
 def grid(found: Sequence[Row], who: str, value: Callable[[Row], float | None]) -> Grid:
-    """{(B, H): value}; of several providers of ours, that of the fastest."""
+    """{(B, H): value}; the fastest, if several of our providers ran."""
     rows = [row for row in found if (row.ours if who == "rnnfast" else row.provider == who)]
     best: dict[tuple[int, int], Row] = {}
     for row in sorted(rows, key=lambda row: row.median_s):
@@ -156,7 +156,7 @@ def _drawn(lines: dict[str, Grid]) -> list[str]:
 
 
 def _over(axes: Axes, lines: dict[str, Grid], axis: int) -> list[int]:
-    """Draws every line over size[axis], a colour for each of the other; returns those."""
+    """Draws every line over size[axis], with a colour for each other size; returns these sizes."""
     others = sorted({size[1 - axis] for values in lines.values() for size in values})
     ticks = sorted({size[axis] for values in lines.values() for size in values})
     for who, values in lines.items():

@@ -1,4 +1,4 @@
-"""What is measured, and what has to come out. Pure data: nothing runs here."""
+"""The sizes to measure and the ratios to reach. Pure data: nothing runs here."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from .workload import Workload
 
-# design.md, section 8: by how much forward+backward on 2 threads has to beat torch.nn.RNN. Anything
-# else is never slower; 0.97 leaves room for what two runs of the same code differ by.
+# Targets: the time of torch.nn.RNN over ours, for forward+backward on 2 threads. At all other sizes
+# we must not be slower; two runs of the same code differ, hence 0.97.
 NEVER_SLOWER = 0.97
 LISTED = {
     (128, 1, 64): 35.0,
@@ -25,26 +25,26 @@ LISTED = {
     (20, 3, 2048): NEVER_SLOWER,
     (1000, 128, 32): NEVER_SLOWER,
     (5, 4, 8): NEVER_SLOWER,
-    (1, 1, 1): 1 / 1.5,  # the price of a call, and nothing else
+    (1, 1, 1): 1 / 1.5,  # almost all of this time is the call itself
 }
-OVER_JAX = 1.0  # never slower than jax.lax.scan either,
-AIM_OVER_JAX = 1.2  # and this is the aim
+OVER_JAX = 1.0  # the target: not slower than jax.lax.scan
+AIM_OVER_JAX = 1.2  # the aim
 GEMM_SHARE = 0.85  # of the rate of a large GEMM, from these sizes on:
 GEMM_SHARE_H, GEMM_SHARE_B = 256, 32
 SCALING_POINT, SCALING = (128, 64, 512), 1.7  # one thread against two
-SCARCE_POINT = (50, 16, 64)  # with more threads than cores, and beside busy processes
+SCARCE_POINT = (50, 16, 64)  # timed with more threads than cores, and beside busy processes
 
-# The same on a GPU, over cuDNN at its best setting for the precision.
+# Targets on a GPU, over cuDNN at its best setting for the precision.
 OVER_CUDNN, OVER_CUDNN_PERSISTENT = 5.0, 2.0
 
 SWEEP_H, SWEEP_B = (16, 32, 64, 128, 256, 512, 1024), (1, 8, 64)  # of the picture
 GPU_SWEEP_H, GPU_SWEEP_B = (64, 128, 256, 512, 768, 1024, 2048), (1, 16, 64, 256)
 GPU_PRECISIONS = ("float16", "bfloat16", "tf32", "float32")
-SHORT_LOOP = 16  # steps: what torch.compile unrolls in under a minute
+SHORT_LOOP = 16  # steps that torch.compile unrolls in under a minute
 
 
 def target(work: Workload, how: str) -> float | None:
-    """What ``time of nn.RNN / time of rnnfast`` has to be, nn.RNN computing it in this way."""
+    """The target for ``time of nn.RNN / time of rnnfast``, by the algorithm of nn.RNN."""
     if work.device == "cuda":
         inside = how == "cuDNN persistent" and work.precision == "float16"
         return OVER_CUDNN_PERSISTENT if inside else OVER_CUDNN
@@ -52,27 +52,27 @@ def target(work: Workload, how: str) -> float | None:
 
 
 def drawn(count: int, seed: int = 0) -> list[Workload]:
-    """Log-uniform sizes, the same ones in every run; none on which nn.RNN is busy for long."""
+    """Log-uniform sizes, the same in every run, without those that take nn.RNN long."""
     generator = random.Random(seed)
     points: list[Workload] = []
     while len(points) < count:
         T, B, H = (round(math.exp(generator.uniform(0, math.log(n)))) for n in (1000, 256, 1024))
         if (
             T * (1 + B * H * H / 4e5) <= 2000
-        ):  # small steps cost a call each, large ones by the FLOP
+        ):  # a small step costs a call; a large one costs by the FLOP
             points.append(Workload(T, B, H, "drawn"))
     return points
 
 
 def sweep(Hs: Sequence[int] = SWEEP_H, Bs: Sequence[int] = SWEEP_B) -> list[Workload]:
-    """For the pictures: T = 100, or what keeps a large layer short."""
+    """Sizes for the pictures: T = 100, or less for a large layer."""
     return [
         Workload(min(100, max(10, 2_000_000 // (B * H))), B, H, "sweep") for B in Bs for H in Hs
     ]
 
 
 def variants(T: int, B: int, H: int, device: str = "cpu") -> list[Workload]:
-    """What else a layer can be, at one size."""
+    """Other precisions and stacks, at one size."""
     base = Workload(T, B, H, "variant", device=device)
     narrow = "bfloat16" if device == "cuda" else "float32"
     base = replace(base, precision=narrow)

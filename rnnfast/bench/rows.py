@@ -1,4 +1,4 @@
-"""From samples to the lines of a CSV file."""
+"""Turns samples into the lines of a CSV file."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .workload import BOTH, FORWARD, Workload
 
 @dataclass(frozen=True)
 class Row:
-    """Times of one provider; bench/README.md says what each column holds. A file has the facts of
-    the machine behind them."""
+    """Times of one provider. bench/README.md describes the columns. In a file, the facts of the
+    machine follow them."""
 
     kind: str
     T: int
@@ -52,7 +52,7 @@ class Row:
     over_jax: float | None
     target_over_torch: float | None
     saved_bytes: int | None
-    estimated_us_per_step: float | None = None  # with a default: older files have no such column
+    estimated_us_per_step: float | None = None  # the default reads older files, which lack it
 
     @property
     def work(self) -> Workload:
@@ -74,7 +74,7 @@ def rows(
     """
     Args:
         samples: {what: {provider: seconds of each round}}.
-        gemm_gflops: of a large product, just before and after.
+        gemm_gflops: rate of a large product, just before and after.
     """
     found = []
     native = layers["torch"].how if "torch" in layers else ""
@@ -130,14 +130,14 @@ def write_csv(found: Sequence[Row], machine: Mapping[str, str], path: Path) -> N
 
 
 class FormatError(ValueError):
-    """A file that was not written by write_csv."""
+    """The file is not one that write_csv wrote."""
 
 
 def read_csv(path: Path) -> tuple[list[Row], dict[str, str]]:
     """The rows and the machine. Columns that have a default in Row may be missing.
 
     Raises:
-        FormatError: it cannot be read, or has other columns.
+        FormatError: the file cannot be read, or has other columns.
     """
     try:
         with path.open(newline="") as file:

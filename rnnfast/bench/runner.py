@@ -1,4 +1,4 @@
-"""Workloads one after another, each with every provider that passes the gate."""
+"""Runs the workloads one after another, each with every provider that passes the gate."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .rows import Row, rows
 from .timing import Clock, CudaClock, Gemm, HostClock, speed_up, take_turns
 from .workload import BOTH, FORWARD, GRAPH, STEP, Data, Workload
 
-SHARES = {FORWARD: 1, BOTH: 2, STEP: 1, GRAPH: 1}  # of a workload's time
-SWEPT = (FORWARD, BOTH)  # of which the pictures and the targets are
+SHARES = {FORWARD: 1, BOTH: 2, STEP: 1, GRAPH: 1}  # shares of a workload's time
+SWEPT = (FORWARD, BOTH)  # for the pictures and the targets
 
 
 @dataclass
 class Runner:
-    """``failures``: who was not timed, at what, and why; ``left_out``: why a provider does not
-    serve; ``notes``: what could not be captured. The rest goes on."""
+    """``failures``: providers that were not timed, at which work, and why. ``left_out``: why a
+    provider cannot run. ``notes``: what could not be captured. A failure stops nothing else."""
 
     providers: Sequence[Provider]
     seconds: float  # for each workload
@@ -46,7 +46,7 @@ class Runner:
                 with precision.tf32(work.precision == "tf32"):
                     self._know_machine(work)
                     found += self._measure(work)
-            except Exception as error:  # out of memory, an error of the GPU: the rest goes on
+            except Exception as error:  # out of memory, an error of the GPU: the run goes on
                 self.failures.append(f"{work}: {first_line(error)}")
             if work.device == "cuda":
                 torch.cuda.empty_cache()
@@ -96,19 +96,19 @@ class Runner:
         return found
 
     def prepare(self, work: Workload) -> dict[str, Layer]:
-        """{provider: its layer, every call of it called once}: of those that have shown that they
-        are right."""
-        serving = []
+        """{provider: its layer}, for the providers that passed the gate. Every call of a layer has
+        run once."""
+        able = []
         for provider in self.providers:
             if why := provider.unavailable(work):
                 self.left_out.setdefault(f"{provider.name}: {why}", str(work))
             else:
-                serving.append(provider)
-        if not serving:
+                able.append(provider)
+        if not able:
             return {}
         gate = Gate(shortened(work))
         data = work.data().to(work.device, work.dtype)
-        found = {provider.name: self._build(provider, work, gate, data) for provider in serving}
+        found = {provider.name: self._build(provider, work, gate, data) for provider in able}
         return {name: layer for name, layer in found.items() if layer}
 
     def _build(self, provider: Provider, work: Workload, gate: Gate, data: Data) -> Layer | None:
@@ -120,13 +120,13 @@ class Runner:
                     call()
                 return layer
             why = "wrong results, so no time. " + "; ".join(wrong)
-        except Exception as error:  # whatever it is: it is told, and ends in exit status 1
+        except Exception as error:  # any error: we report it, and the exit status is 1
             why = first_line(error)
         self.failures.append(f"{provider.name} at {work}: {why}")
         return None
 
     def thread_scaling(self) -> list[Row]:
-        """The same layer on one thread and on two, in turns; nothing where it cannot be timed."""
+        """Times a layer on one thread and on two, in turns. Does nothing if it cannot be timed."""
         work = Workload(*SCALING_POINT, "threads")
         threads = torch.get_num_threads()
         found: list[Row] = []
@@ -149,7 +149,7 @@ def _on(threads: int, call: Callable[[], object]) -> Callable[[], None]:
 
 
 def captured(call: Callable[[], object]) -> Callable[[], None]:
-    """It, as a CUDA graph; warmed up on a side stream, as capture asks for."""
+    """The call as a CUDA graph, warmed up on a side stream, as a capture needs."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -160,7 +160,7 @@ def captured(call: Callable[[], object]) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         kept = call()
 
-    def replay(kept: object = kept) -> None:  # its outputs live as long as the graph
+    def replay(kept: object = kept) -> None:  # the outputs must live as long as the graph
         graph.replay()
 
     return replay

@@ -1,5 +1,5 @@
-"""rnnfast and nn.RNN where cores are scarce: more threads than cores, as in a container whose quota
-torch does not know, and beside processes that keep every core busy."""
+"""Times rnnfast and nn.RNN when cores are scarce: with more threads than cores, as in a container
+whose quota torch does not know, and beside processes that keep every core busy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOOP = "while True: pass"
 
 
 def measure(runner: Runner) -> list[Row]:
-    """Forward and backward of each provider, in turns; nothing where it cannot be timed."""
+    """Times forward and backward of each provider, in turns. Does nothing if it cannot be timed."""
     threads, there = torch.get_num_threads(), cpu.cores()
     try:
         torch.set_num_threads(THREADS_A_CORE * there)
@@ -35,7 +35,7 @@ def measure(runner: Runner) -> list[Row]:
 
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """So many processes that compute all the time."""
+    """Runs this many processes that compute all the time."""
     started = [subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(processes)]
     try:
         yield

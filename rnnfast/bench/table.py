@@ -1,4 +1,4 @@
-"""What was measured, on a screen: a line for each workload, and which targets were reached."""
+"""Prints the measurements: a line for each workload, and which targets were reached."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Target(NamedTuple):
 
 
 def targets(row: Row) -> list[Target]:
-    """What this row has to show: one of ours, forward and backward."""
+    """The targets of this row, if it is ours and forward and backward."""
     if not row.ours or row.what != BOTH:
         return []
     at, wanted = str(row.work), []
@@ -45,7 +45,7 @@ def targets(row: Row) -> list[Target]:
 
 
 def summary(found: Sequence[Row], scaling: Mapping[str, float]) -> list[str]:
-    """Which targets were reached, and which were not, one a line."""
+    """Lines that say which targets were reached and which were missed."""
     wanted = [target for row in found for target in targets(row)]
     at = Workload(*points.SCALING_POINT)
     wanted += [Target(f"{at}, 1 thread to 2", x, points.SCALING) for x in scaling.values()]
@@ -62,7 +62,7 @@ def summary(found: Sequence[Row], scaling: Mapping[str, float]) -> list[str]:
 
 
 def table(found: Sequence[Row], title: str) -> Table:
-    """A line for each workload and provider; no column that would be empty."""
+    """A line for each workload and provider. Empty columns are left out."""
     table = Table(title=title, caption=CAPTION, caption_justify="left")
     table.add_column("T, B, H", overflow="fold")
     table.add_column("who: how", overflow="fold", max_width=30)
@@ -100,7 +100,7 @@ backward, beyond input, parameters and outputs. ✕: below its target, which ove
 
 
 def _cells(ways: Mapping[str, Row]) -> dict[str, str]:
-    """By column; none is empty."""
+    """{column: text}, without empty texts."""
     cells = {head: f"{1e3 * ways[w].median_s:.3g}" for w, head in TIMES.items() if w in ways}
     forward, both = ways.get(FORWARD), ways.get(BOTH)
     if forward and forward.estimated_us_per_step is not None:

@@ -1,4 +1,4 @@
-"""Who is how fast: the candidates take turns, and are compared round by round."""
+"""Times candidates that take turns, and compares them round by round."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from .workload import PRECISIONS
 
 Call = Callable[[], object]
-SAMPLE_S = 2e-3  # at least: the clock and the loop around a call are nothing beside it
-SETTLE_S = 5e-3  # after which the threads of the one before have stopped spinning
-SHORT_S = 20e-3  # a call so short feels that caches and threads have gone cold meanwhile
-PATIENCE = 3  # how many times the time meant for it a slow workload may take
+SAMPLE_S = 2e-3  # at least; the clock and the loop around a call are small beside it
+SETTLE_S = 5e-3  # after this pause the threads of the candidate before no longer spin
+SHORT_S = 20e-3  # a shorter call suffers from cold caches and threads
+PATIENCE = 3  # a slow workload may take this many times its planned time
 GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
@@ -32,19 +32,19 @@ def quantiles(samples: Sequence[float]) -> Quantiles:
 
 
 def speed_up(theirs: Sequence[float], ours: Sequence[float]) -> Quantiles:
-    """Of theirs / ours over rounds. Whatever else the machine is doing, and at whatever clock, it
-    does to both in a round."""
+    """Quantiles of theirs / ours over rounds. Other work on the machine and its clock affect both
+    times of a round."""
     return quantiles([a / b for a, b in zip(theirs, ours)])
 
 
 class Clock(Protocol):
-    def seconds(self, call: Call, times: int) -> float: ...  # of one call, the mean of so many
+    def seconds(self, call: Call, times: int) -> float: ...  # mean of this many calls
 
     def settle(self, call: Call, expected: float) -> None: ...  # before a sample
 
 
 class HostClock:
-    """For calls that return when all is computed."""
+    """Times calls that return when the result is there."""
 
     def seconds(self, call: Call, times: int) -> float:
         begin = time.perf_counter()
@@ -59,7 +59,7 @@ class HostClock:
 
 
 class CudaClock:
-    """CUDA events around each call, which finds nothing of its input in the L2 cache."""
+    """CUDA events around each call. The call finds no input in the L2 cache."""
 
     def __init__(self) -> None:
         size = 2 * torch.cuda.get_device_properties().L2_cache_size
@@ -80,7 +80,7 @@ class CudaClock:
         call()
 
     def _warm_up(self) -> None:
-        """An idle GPU runs at a sixth of its clock."""
+        """Raises the clock: an idle GPU runs at a sixth of it."""
         a = torch.randn(2048, 2048, device="cuda")
         begin = time.perf_counter()
         while time.perf_counter() - begin < 0.3:
@@ -90,12 +90,12 @@ class CudaClock:
 def take_turns(
     calls: dict[str, Call], seconds: float, rounds: int, clock: Clock | None = None
 ) -> dict[str, list[float]]:
-    """Seconds per call, a sample of each in every round. All have been called before.
+    """Seconds per call, a sample of each candidate in every round. All have run before.
 
-    Their order turns around from round to round: none always follows the same one.
+    The order reverses from round to round, so that no candidate always follows the same one.
 
     Args:
-        seconds: to spend, if that is enough for ``rounds``; three there are in any case.
+        seconds: time to spend, if it is enough for ``rounds``. There are at least three rounds.
     """
     clock = clock or HostClock()
     each = {name: _expected(call, clock) for name, call in calls.items()}
@@ -118,7 +118,7 @@ def _expected(call: Call, clock: Clock) -> float:
 
 
 class Gemm:
-    """The machine's own rate at a large product of matrices, as a yardstick."""
+    """The machine's rate at a large matrix product, as a yardstick."""
 
     def __init__(self, device: str, precision: str, clock: Clock) -> None:
         size = GEMM_SIZE[device]

@@ -1,4 +1,4 @@
-"""What is to be computed: sizes and precision of a stack of layers; its work, its data."""
+"""A workload: sizes and precision of a stack of layers, its FLOP, its bytes, its data."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FORWARD, BOTH = "forward", "forward+backward"
 STEP, GRAPH = "training step", "forward+backward, CUDA graph"
 WAYS = (FORWARD, BOTH, STEP, GRAPH)
 
-# Kinds of workloads whose cores are scarce.
+# Kinds of workloads with scarce cores.
 MANY, BUSY = "8 threads a core", "beside busy processes"
 
-PRECISIONS = {  # tf32: float32 tensors, whose products on a GPU take operands of 10 bits
+PRECISIONS = {  # tf32: float32 tensors; products on a GPU round operands to 10 bits
     "float32": torch.float32,
     "tf32": torch.float32,
     "float64": torch.float64,
@@ -36,7 +36,7 @@ class Data(NamedTuple):
     weights: dict[str, Tensor]  # by nn.RNN's names; with layer norm also norm_weight_l0, ...
 
     def to(self, *args, **options) -> Data:
-        """x, g and weights, as Tensor.to does it."""
+        """Converts x, g and weights with Tensor.to."""
         x, g, lengths, weights = self
         weights = {name: w.to(*args, **options) for name, w in weights.items()}
         return Data(x.to(*args, **options), g.to(*args, **options), lengths, weights)
@@ -44,8 +44,7 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """A stack of tanh layers with I = H and h_0 = 0; ``kind`` says on whose account it is
-    measured."""
+    """A stack of tanh layers with I = H and h_0 = 0. ``kind`` says why we measure it."""
 
     T: int
     B: int
@@ -68,7 +67,7 @@ class Workload:
         return not self.beyond()
 
     def beyond(self) -> list[str]:
-        """What is special, in words."""
+        """Differences from a plain layer, in words."""
         return [
             *([] if self.precision == "float32" else [self.precision]),
             *([] if self.layers == 1 else [f"{self.layers} layers"]),
@@ -101,15 +100,15 @@ class Workload:
         return [self.H] + [self.directions * self.H] * (self.layers - 1)
 
     def flops(self, what: str) -> int:
-        """Of projection and recurrence; each has two more products in the backward pass."""
+        """FLOP of projection and recurrence. Each has two more products in backward."""
         forward = sum(
             2 * self.points * self.directions * self.H * (i + self.H) for i in self._widths()
         )
         return forward if what == FORWARD else 3 * forward
 
     def bytes(self, what: str) -> int:
-        """That have to cross memory in any case: forward reads x and the weights, and writes y;
-        backward reads g, y and x, and the weights, and writes dx and theirs."""
+        """The bytes that must cross memory. Forward reads x and the weights, and writes y. Backward
+        reads g, y, x and the weights, and writes their gradients."""
         width, rows = self.directions * self.H, self.points
         total = 0
         for i in self._widths():
@@ -120,8 +119,8 @@ class Workload:
         return total * self.dtype.itemsize
 
     def data(self, seed: int = 0) -> Data:
-        """Weights as torch starts them; x and g normal. On the CPU in float32, whatever the
-        precision: the same numbers for all."""
+        """torch's initial weights; x and g are normal. All precisions start from the same numbers,
+        in float32 on the CPU."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             x = torch.randn(self.T, self.B, self.H)

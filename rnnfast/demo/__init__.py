@@ -1,7 +1,8 @@
 """``python -m rnnfast demo``: why an RNN forgets, and what helps, on handwritten digits.
 
-The pieces: tasks (the data), training (who learns, and how), results (figures, table, JSON) and
-picture. Another network is one line in training.CURES, another delay one in tasks.DELAYS.
+tasks makes the data, training trains the networks, results makes figures, table and JSON, and
+picture draws. Another network is one line in training.CURES; another delay is a number in
+tasks.DELAYS.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ def run(
 
     Args:
         epochs: of every task; None: 8, with ``full`` 30.
-        quick: few digits and epochs, short delays, to see that everything works.
+        quick: few digits, few epochs and short delays, to see that everything works.
 
     Returns:
-        What demo.json holds.
+        The content of demo.json.
     """
     start = time.perf_counter()
     console = Console()

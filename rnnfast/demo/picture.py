@@ -1,4 +1,4 @@
-"""The picture: for each delay accuracy, what is left of the gradient, and time per step."""
+"""The picture: for each delay the accuracy, the rest of the gradient, and the time per step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..drawing import INK, QUIET, plain
 from .results import CHANCE, where
 from .training import CURES, PLAIN, TORCH
 
-# Okabe and Ito's colours, which the colour-blind tell apart, and dashes.
+# Okabe and Ito's colours, which the colour-blind can distinguish, and dashes.
 STYLES = dict(
     zip(
         CURES,
@@ -27,7 +27,7 @@ STYLES = dict(
         ),
     )
 )
-LOWEST = -12  # powers of ten shown of what is left of a gradient
+LOWEST = -12  # the smallest power of ten shown of a gradient
 
 
 def draw(result: dict, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""From curves to figures: the dictionary that becomes demo.json, the table, the remarks."""
+"""From curves to figures: the content of demo.json, the table, and the remarks below it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ CHANCE = 0.1  # ten digits
 def figures(
     runs: list[tuple[Task, dict[str, Curve]]], *, seed: int, quick: bool, seconds: float
 ) -> dict:
-    """All that was measured, and where; times in milliseconds per training step."""
+    """All measurements, with the machine; times are milliseconds per training step."""
     tasks = []
     for task, curves in runs:
-        compared = len(curves[TORCH].seconds)  # steps that both took
+        compared = len(curves[TORCH].seconds)  # the steps that all networks took
         ms = {name: milliseconds(curve, compared) for name, curve in curves.items()}
         tasks.append(
             {
@@ -87,10 +87,11 @@ def milliseconds(curve: Curve, steps: int) -> float:
 def of_epoch(flows: list[GradientFlow]) -> dict:
     """The gradient over the steps of an epoch, in the layer where it lasts longest.
 
-    Half-life from the mean log_growth; by lag the mean logarithm of the norm of dL/dh_t, beside
-    that at the last time step; the horizon from that curve: the loss is at the last step alone.
+    The half-life is that of the mean log_growth. log10_left_by_lag is the mean logarithm of the
+    norm of dL/dh_t over that at the last time step. The horizon is read from this curve, which the
+    loss allows: it is at the last step alone.
     """
-    growths = torch.stack([flow.log_growth[:, 0] for flow in flows]).nanmean(0)  # of layers
+    growths = torch.stack([flow.log_growth[:, 0] for flow in flows]).nanmean(0)  # [layers]
     layer = int(growths.nan_to_num(-math.inf).argmax())
     norms = torch.stack([flow.state_norm[layer, 0].flip(0) for flow in flows])  # [steps, T]
     left = (norms / norms[:, :1]).log10().mean(0)
@@ -116,7 +117,7 @@ def machine() -> dict:
     }
 
 
-TABLE_WIDTH = 80  # on a narrower screen its lines break; no word is cut
+TABLE_WIDTH = 80  # a narrower screen breaks its lines, and cuts no word
 
 
 def table(result: dict) -> Table:
@@ -167,36 +168,37 @@ def where(result: dict) -> str:
 
 
 def notes(result: dict) -> list[str]:
-    """What the figures mean, in words that follow from them."""
-    said = [
-        "A digit is shown, a row of pixels at each step, then noise for so many steps; then the "
-        "network names it. right: of digits not trained on. half-life, in the first and the last "
-        "epoch: time steps back until half of the gradient is left; 'none' where it does not "
-        "decay. horizon: until 1/1000 is left. ms: median of the first training steps (forward, "
-        f"backward, optimizer; {COMPARED} of them), all networks in turns.",
+    """The meaning of the columns, and the results in words."""
+    lines = [
+        "The network sees a digit, a row of pixels at each step, then noise for so many steps, and "
+        "names the digit. right: the accuracy on digits that it has never seen. half-life: time "
+        "steps back until half of the gradient is left, in the first and in the last epoch; 'none' "
+        "where it does not decay. horizon: time steps back until 1/1000 is left. ms: the median "
+        f"training step (forward, backward, optimizer) of the first {COMPARED}, all networks in "
+        "turns.",
         "",
     ]
     for task in result["tasks"]:
-        said.append(f"{task['name'].capitalize()}: {found(task)}")
+        lines.append(f"{task['name'].capitalize()}: {learners(task)}")
     difference = max(task["largest_loss_difference_to_nn_RNN"] for task in result["tasks"])
     ups = ", ".join(f"{task['speed_up']:.2f}x" for task in result["tasks"])
-    said += [
+    lines += [
         "",
-        f"tanh is torch.nn.RNN, from the same weights, {ups} as fast (recording its gradient); "
-        f"their losses differ by at most {difference:.1e} in these steps.",
+        f"tanh is the same network as torch.nn.RNN, from the same weights, and {ups} as fast while "
+        f"it records its gradient. Their losses differ by at most {difference:.1e} in these steps.",
     ]
     if result["settings"]["quick"]:
-        said.append("With --quick nothing is learned: it shows that everything works.")
+        lines.append("--quick only shows that everything works: no network learns so fast.")
     if not result["machine"]["rnnfast_backend"].startswith("cpu"):
-        said.append(
+        lines.append(
             "The extension of rnnfast is not built here, so its networks ran as a loop in Python: "
             "there is no speed-up to see. `python -m rnnfast info` says why."
         )
-    return said
+    return lines
 
 
-def found(task: dict) -> str:
-    """Who learned it: twice as often right as guessing is."""
+def learners(task: dict) -> str:
+    """The networks that learned the task: they are right twice as often as guessing."""
     ends = {name: n["test_accuracy"][-1] for name, n in task["networks"].items()}
     learned = [f"{name} ({a:.0%})" for name, a in ends.items() if a >= 2 * CHANCE]
     rest = [f"{name} ({a:.0%})" for name, a in ends.items() if a < 2 * CHANCE]

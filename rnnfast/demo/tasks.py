@@ -1,4 +1,4 @@
-"""What is learned: scikit-learn's handwritten digits, a row of pixels per time step, then noise."""
+"""The task: scikit-learn's handwritten digits, a row of pixels per time step, then noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 ROWS = COLUMNS = 8
 TEST_DIGITS = 360  # of 1797
-LOUDNESS = 0.1  # of the noise; pixels have deviation 1
+LOUDNESS = 0.1  # deviation of the noise; that of the pixels is 1
 DELAYS = 100, 250, 500
 
 

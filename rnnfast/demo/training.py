@@ -1,4 +1,4 @@
-"""Several networks learn the same task on the same batches, timed, their gradients recorded."""
+"""Several networks learn the same task on the same batches; times and gradients are recorded."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ HIDDEN_SIZE = 128
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-3  # at the start; a cosine takes it to 0
 GRAD_NORM = 1.0
-COMPARED = 20  # training steps of nn.RNN
+COMPARED = 20  # the training steps that nn.RNN takes
 
 TORCH = "torch.nn.RNN"
-PLAIN = "tanh"  # what TORCH is as well, from the same weights
-CURES = {  # of tanh, where they say nothing else
+PLAIN = "tanh"  # the network of TORCH, from the same weights
+CURES = {  # the nonlinearity is tanh unless an option says otherwise
     PLAIN: {},
     "orthogonal": {"init": "orthogonal"},
     "ReLU, identity": {"nonlinearity": "relu", "init": "identity"},
@@ -36,8 +36,9 @@ CURES = {  # of tanh, where they say nothing else
 
 
 class Classifier(nn.Module):
-    """An RNN whose last state, through a linear layer, names one of ten digits. With several layers
-    there is another linear layer before it, of the width that residual connections need."""
+    """An RNN and a linear layer that reads one of ten digits from its last state. With several
+    layers another linear layer comes first, which gives the input the width that residual
+    connections need."""
 
     def __init__(self, make: Callable[..., nn.Module], dtype=torch.float32, **options) -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class Classifier(nn.Module):
 
 
 def networks(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Classifier]:
-    """nn.RNN, and rnnfast.RNN plain and with each of the cures, which record their gradient."""
+    """nn.RNN, and an rnnfast.RNN for each of the CURES, which records its gradient."""
     torch.manual_seed(seed)
     made = {TORCH: Classifier(nn.RNN, dtype)}
     for name, options in CURES.items():
@@ -64,12 +65,13 @@ def networks(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Classif
 
 @dataclass
 class Curve:
-    """What one network did."""
+    """The training of one network."""
 
-    losses: list[float] = field(default_factory=list)  # of each step
-    seconds: list[float] = field(default_factory=list)
-    accuracies: list[float] = field(default_factory=list)  # of each epoch
-    flows: list[list[GradientFlow]] = field(default_factory=list)  # of its steps; nn.RNN has none
+    losses: list[float] = field(default_factory=list)  # one for each step
+    seconds: list[float] = field(default_factory=list)  # one for each step
+    accuracies: list[float] = field(default_factory=list)  # one for each epoch
+    # For the first and the last epoch the records of its steps; nn.RNN has none.
+    flows: list[list[GradientFlow]] = field(default_factory=list)
 
     def epoch_losses(self) -> list[float]:
         size = len(self.losses) // len(self.accuracies)
@@ -79,10 +81,11 @@ class Curve:
 
 
 def train(task: Task, models: dict[str, Classifier], seed: int) -> dict[str, Curve]:
-    """Every batch goes through every model, through nn.RNN the first few, enough to compare.
+    """Every model learns from every batch; nn.RNN from the first COMPARED batches, to compare.
 
-    Their order turns around from one step to the next: none has always the caches and the clock
-    speed that another one left behind. Reading the record is not timed, taking it is.
+    The order of the models is reversed after each step, so that no model always finds the caches
+    and the clock speed that the same other model leaves behind. The time of a step includes taking
+    the record, not reading it.
     """
     curves = {name: Curve() for name in models}
     x, labels = task.train
@@ -136,5 +139,5 @@ def accuracy(model: Classifier, x: Tensor, labels: Tensor) -> float:
 
 
 def largest_difference(a: Curve, b: Curve) -> float:
-    """Of the losses of one step, over those that both have."""
+    """The largest difference between the losses of a step, over the steps that both took."""
     return max(abs(x - y) for x, y in zip(a.losses, b.losses, strict=False))

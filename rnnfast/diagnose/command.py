@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -19,20 +20,33 @@ from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to r
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import calls
-from ..gradient_flow.picture import draw_probes
 from ..modules import RNN
+from .picture import draw_probes
 from .probe import GradientProbe, probe
 
-STEPS, BATCH = 250, 32  # of the random input
+STEPS, BATCH = 250, 32  # the size of the random input
 LEGEND = (
-    "half-life, horizon: steps until half, until a thousandth is left of what a step has moved. "
-    "What to try are arguments of rnnfast.RNN, which takes the place of torch.nn.RNN."
+    "half-life, horizon: steps until half, until a thousandth of a step's influence on the state "
+    "is left. Try: arguments of rnnfast.RNN, which takes the place of torch.nn.RNN."
 )
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 class BadInput(ValueError):
-    """What was given cannot be probed; the message says why, in one line."""
+    """The input cannot be probed. The message says why, in one line."""
+
+
+class Checkpoint(NamedTuple):
+    """How to read a checkpoint; see the command's help."""
+
+    flags: Mapping[str, object] = {}  # arguments of its RNN
+    prefix: str = ""  # of the RNN's names in the state_dict
+    key: str = ""  # the entry of the file that is the state_dict
+
+    def given(self) -> str:
+        """The options of the command that say so."""
+        names = [*self.flags, *(n for n in ("prefix", "key") if getattr(self, n))]
+        return ", ".join("--" + ("no-" * (n == "bias") + n).replace("_", "-") for n in names)
 
 
 def run(
@@ -43,44 +57,28 @@ def run(
     steps: int | None = None,
     batch: int | None = None,
     seed: int = 0,
-    flags: Mapping[str, object],
-    prefix: str = "",
-    key: str = "",
+    checkpoint: Checkpoint,
 ) -> dict:
     """Probes, prints, and writes ``probe.png`` and ``probe.json`` into the folder ``out``.
 
     Args:
         source: "module:factory", or the path of a checkpoint.
-        data: "module:function" for what the model is called with; None for normal noise,
-            ``steps`` by ``batch``, into every RNN.
-        flags: arguments of the RNN that the checkpoint is of.
-        prefix, key: where in the checkpoint its state_dict is; see the command's help.
+        data: "module:function", which returns the model's input; None for normal noise, ``steps``
+            by ``batch``, into every RNN.
 
     Returns:
-        What probe.json holds.
+        The content of probe.json.
 
     Raises:
-        BadInput: the model, checkpoint or data is not there, or is none.
+        BadInput: there is no such model, checkpoint or data, or it cannot be probed.
     """
-    if Path(source).suffix in (".pt", ".pth") or Path(source).is_file():
-        model: nn.Module = _from_checkpoint(Path(source), flags, prefix, key)
-        torch.manual_seed(seed)
-    elif flags or prefix or key:
-        names = [*flags, *(n for n, x in (("prefix", prefix), ("key", key)) if x)]
-        given = ", ".join("--" + ("no-" * (n == "bias") + n).replace("_", "-") for n in names)
-        raise BadInput(f"{given}: for a checkpoint, and {source} is none")
-    else:
-        factory = _function(source, "SOURCE")
-        torch.manual_seed(seed)  # after the import, which may be the first or not
-        model = factory()
-        if not isinstance(model, nn.Module):
-            raise BadInput(f"{source}: it returned {_a(model)}, wanted a torch.nn.Module")
+    model = _model(source, checkpoint, seed)
     rnns = _rnns(model, source)
     if data is None:
         size = steps or STEPS, batch or BATCH
         called = {name: ((_noise(rnn, *size),), {}) for name, rnn in rnns.items()}
     elif steps or batch:
-        raise BadInput("--steps, --batch: of random input, and --data brings its own")
+        raise BadInput("--steps, --batch: for random input, and --data brings its own")
     else:
         called = _calls(model, rnns, _function(data, "--data")(), data)
     console, found = Console(), {}
@@ -118,8 +116,24 @@ def _probe(name: str, rnn: nn.Module, args: tuple, options: dict, seed: int) -> 
 # --------------------------------------------------------------------------------------- the model
 
 
+def _model(source: str, checkpoint: Checkpoint, seed: int) -> nn.Module:
+    """The model, with the seed set that its input is drawn from."""
+    if Path(source).suffix in (".pt", ".pth") or Path(source).is_file():
+        model: nn.Module = _from_checkpoint(Path(source), checkpoint)
+        torch.manual_seed(seed)
+        return model
+    if given := checkpoint.given():
+        raise BadInput(f"{given}: for a checkpoint, and {source} is none")
+    factory = _function(source, "SOURCE")
+    torch.manual_seed(seed)  # after the import, which may draw numbers
+    model = factory()
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"{source}: it returned {_a(model)}, wanted a torch.nn.Module")
+    return model
+
+
 def _function(spec: str, what: str) -> Callable[[], object]:
-    """The function without arguments that "module:name" stands for."""
+    """The function that "module:name" names. It takes no arguments."""
     module, _, name = spec.partition(":")
     if not module or not name:
         given = f"{what}: given {spec!r}, wanted module:function"
@@ -130,7 +144,7 @@ def _function(spec: str, what: str) -> Callable[[], object]:
         found = attrgetter(name)(importlib.import_module(module))
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
-            raise  # one that the user's module wants
+            raise  # the user's module imports it
         raise BadInput(
             f"{what}: there is no module {error.name}, here or among those installed"
         ) from None
@@ -141,12 +155,12 @@ def _function(spec: str, what: str) -> Callable[[], object]:
     try:
         inspect.signature(found).bind()
     except TypeError as error:
-        raise BadInput(f"{what}: {spec} is to be called without arguments: {error}") from None
+        raise BadInput(f"{what}: {spec} cannot be called without arguments: {error}") from None
     return found
 
 
 def _rnns(model: nn.Module, source: str) -> dict[str, nn.Module]:
-    """Those that can be probed, by name."""
+    """The RNNs that can be probed, by name."""
     modules = dict(model.named_modules())
     found = {n: m for n, m in modules.items() if type(m) is TorchRNN or isinstance(m, RNN)}
     if found:
@@ -154,14 +168,14 @@ def _rnns(model: nn.Module, source: str) -> dict[str, nn.Module]:
     others = {n: m for n, m in modules.items() if isinstance(m, RECURRENT)}
     kinds = {type(m).__name__: n for n, m in reversed(list((others or modules).items()))}
     listed = ", ".join(f"{kind} ({name or 'the model itself'})" for kind, name in kinds.items())
-    hint = "; served is torch.nn.RNN itself: no LSTM, GRU, cell or subclass yet" if others else ""
+    hint = "; rnnfast has no LSTM, GRU, cell or subclass of them yet" if others else ""
     raise BadInput(f"{source}: no torch.nn.RNN or rnnfast.RNN in it, but {listed}{hint}")
 
 
-def _from_checkpoint(path: Path, flags: Mapping, prefix: str, key: str) -> RNN:
-    state = _state_dict(path, prefix, key)
+def _from_checkpoint(path: Path, checkpoint: Checkpoint) -> RNN:
+    state, flags = _state_dict(path, checkpoint.prefix, checkpoint.key), checkpoint.flags
     if not {"input_size", "hidden_size"} <= flags.keys():
-        raise BadInput(f"{path}: which RNN it is of: --input-size and --hidden-size, at least")
+        raise BadInput(f"{path}: its RNN needs --input-size and --hidden-size, at least")
     try:
         wanted = RNN(**flags, device="meta").state_dict()
     except (TypeError, ValueError) as error:
@@ -192,7 +206,7 @@ def _from_checkpoint(path: Path, flags: Mapping, prefix: str, key: str) -> RNN:
 
 
 def _state_dict(path: Path, prefix: str, key: str) -> dict[str, Tensor]:
-    """The tensors of the RNN, by its own names for them."""
+    """The tensors of the RNN, by the RNN's own names."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -234,7 +248,7 @@ def _a(x: object) -> str:
 
 
 def _noise(rnn: nn.RNNBase, steps: int, batch: int) -> Tensor:
-    """Standard normal; drawn on the CPU, so that a seed says what."""
+    """Standard normal, drawn on the CPU, so that a seed gives the same numbers on any device."""
     x = torch.randn(steps, batch, rnn.input_size, device="cpu").to(next(rnn.parameters()))
     return x.transpose(0, 1) if rnn.batch_first else x
 
@@ -242,8 +256,8 @@ def _noise(rnn: nn.RNNBase, steps: int, batch: int) -> Tensor:
 def _calls(
     model: nn.Module, rnns: dict[str, nn.Module], given: object, data: str
 ) -> dict[str, tuple[tuple, dict]]:
-    """What each RNN is called with when the model is called with ``given``; of several calls, the
-    one with most in it."""
+    """The arguments of each RNN when the model is called with ``given``. Where an RNN is called
+    more than once, the call with the largest input counts."""
     seen: dict[str, tuple[tuple, dict]] = {}
 
     def keep(name: str, rnn: nn.Module, args: tuple, options: dict) -> None:
@@ -262,12 +276,12 @@ def _calls(
             f"{type(error).__name__}: {error}"
         ) from error
     if not seen:
-        raise BadInput(f"--data: called with what {data} returns, the model calls no RNN of its")
+        raise BadInput(f"--data: called with what {data} returns, the model calls none of its RNNs")
     return {name: seen[name] for name in rnns if name in seen}
 
 
 def _is_packed(x: object) -> bool:
-    return isinstance(x, PackedSequence)  # which is a tuple
+    return isinstance(x, PackedSequence)  # a PackedSequence is a tuple, too
 
 
 def _size(args: tuple) -> int:

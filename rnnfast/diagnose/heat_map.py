@@ -18,8 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from ..drawing import INK, QUIET, Picture
 from ..gradient_flow.picture import DECADES
 
-# From blue to yellow, which the colour-blind see much as others do; black is smaller still. Magenta
-# stays far from all of these for each of them, as orange and red do not.
+# From blue to yellow: the colour-blind see these colours much as others do. Smaller values are
+# black. Magenta differs from all of them for every kind of colour-blindness; orange and red do not.
 NONFINITE, SMALL, NOTHING = "#FF00FF", "#000000", "#FFFFFF"
 COLOURS = colormaps["cividis"].with_extremes(over=NONFINITE, under=SMALL, bad=NOTHING)
 
@@ -29,15 +29,15 @@ class HeatMap:
     """One layer and direction."""
 
     title: str
-    below: str  # the second line of it
+    below: str  # the second line of the title
     first: int  # training step of the first column
     width: int  # training steps to a column
     steps: Sequence[int]  # training steps, [S]
-    norms: np.ndarray  # [S, T]; inf: something is not finite; NaN: nothing is there
+    norms: np.ndarray  # [S, T]; inf: a value is not finite; NaN: no row has the step
     nonfinite: Sequence[int]  # training steps with inf or NaN, in a column or between them
 
     def cells(self) -> np.ndarray:
-        """[T, columns], with columns for the steps of which nothing is known."""
+        """[T, columns], with NaN in the columns of training steps without a record."""
         columns = [(step - self.first) // self.width for step in self.steps]
         cells = np.full((self.norms.shape[1], columns[-1] + 1), np.nan)
         cells[:, columns] = self.norms.T
@@ -45,7 +45,7 @@ class HeatMap:
 
 
 def draw(panels: Sequence[HeatMap], heading: str, label: str) -> Picture:
-    """One colour scale for all of them, with its bar at the right; label says what of."""
+    """All panels with one colour scale. Its bar is at the right, named ``label``."""
     columns = min(len(panels), 2 if len(panels) <= 8 else 3)
     rows = math.ceil(len(panels) / columns)
     width, height = max(5.4 * columns, 8.0) + 1.6, 3.1 * rows + 1.4  # inches
@@ -80,14 +80,14 @@ def draw(panels: Sequence[HeatMap], heading: str, label: str) -> Picture:
 
 
 def _range(panels: Sequence[HeatMap]) -> tuple[float, float]:
-    """Of the colours: what there is, at most DECADES of it, at least two."""
+    """The range of the colour scale: that of the norms, two to DECADES powers of ten."""
     values = np.concatenate([panel.norms.ravel() for panel in panels]).astype(float)
     values = values[np.isfinite(values) & (values > 0)]
     if not len(values):
         return 0.1, 1.0
     top = values.max()
     bottom = max(values.min(), top * 10.0**-DECADES)
-    if bottom > top / 100:  # what is flat shall look flat
+    if bottom > top / 100:  # a flat norm shall look flat
         middle = math.sqrt(top * bottom)
         bottom, top = middle / 10, middle * 10
     return bottom, top
@@ -102,7 +102,7 @@ def _draw_panel(axes: Axes, panel: HeatMap, norm: LogNorm) -> None:
     cells = panel.cells()
     T, columns = cells.shape
     left, right = panel.first - 0.5, panel.first - 0.5 + columns * panel.width
-    # A logarithm has no 0, and a picture no inf.
+    # The logarithm of 0 does not exist, and imshow draws no inf.
     shown = np.where(cells < norm.vmin, norm.vmin / 2, np.minimum(cells, norm.vmax * 2))
     axes.imshow(
         shown,

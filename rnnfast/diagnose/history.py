@@ -1,4 +1,4 @@
-"""What the records of one RNN said over a training: numbers of each step, and maps of the norms."""
+"""The history of one RNN over a training: numbers for each step, and maps of the norms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..gradient_flow import reading
 from ..gradient_flow.flow import GradientFlow
 from ..gradient_flow.sums import Pass, measured, side_by_side, together
 
-BLOCK = 64  # records read at once, which takes little longer than to read one
+BLOCK = 64  # records read at once; one takes nearly as long
 Field = Literal["carry_norm", "state_norm"]
 MAPS = get_args(Field)
 LARGEST = torch.finfo(torch.float32).max
@@ -22,13 +22,13 @@ LARGEST = torch.finfo(torch.float32).max
 class Row(NamedTuple):
     """One layer and direction at one training step."""
 
-    step: int  # steps of the optimizer, with this one
+    step: int  # steps of the optimizer, this one included
     rnn: str  # its name in the model
     layer: int
     direction: int  # 1: reverse
-    passes: int  # backward passes in it
+    passes: int  # backward passes in the step
     skipped: bool  # the GradScaler left the optimizer's step out
-    time_steps: int  # that any row of the batch has; 0: no gradient came to the layer
+    time_steps: int  # those that any row of the batch has; 0: no gradient came to the layer
     half_life: float  # as in GradientFlow
     horizon: float
     log_growth: float
@@ -37,33 +37,36 @@ class Row(NamedTuple):
     state_norm_last: float
     nonfinite_grad: int
     nonfinite_state: int
-    first_nonfinite: str  # of the whole RNN, in words; empty where all is finite
+    first_nonfinite: str  # the place in the RNN, in words; empty where all is finite
     verdict: str
     evidence: str
 
 
 class Entry(NamedTuple):
-    """What is recorded of one training step."""
+    """The records of one training step."""
 
     step: int
     passes: int
     skipped: bool
-    parts: list[Pass]  # of the batch
+    parts: list[Pass]  # one for each part of the batch
 
 
 class History:
-    """Of one RNN.
+    """The history of one RNN.
 
     Args:
-        every: of how many training steps one is recorded, from ``first`` on.
-        keep: columns of the maps, at most: where the training is longer, every second one goes,
-            and so on, so that they are of all of it. The numbers stay, of each step.
+        name: of the RNN in its model.
+        network: arguments of the RNN.
+        first: the first training step that is recorded.
+        every: one of so many training steps is recorded.
+        keep: columns of the maps, at most. A longer training drops every second column, again and
+            again, so that the maps cover all of it. The numbers of each step stay.
     """
 
     def __init__(self, name: str, network: Mapping, first: int, every: int, keep: int) -> None:
         self.name, self.network, self.first, self.keep = name, network, first, keep
         self.width = every  # training steps to a column
-        self.maps: dict[int, Tensor] = {}  # of a training step: [MAPS, L, D, T], float32
+        self.maps: dict[int, Tensor] = {}  # by training step: [MAPS, L, D, T], float32
         self.nonfinite: list[int] = []  # training steps with inf or NaN
         self._waiting: list[Entry] = []
         self._blocks: list[_Block] = []
@@ -74,7 +77,7 @@ class History:
             self.read()
 
     def read(self) -> Iterator[Row]:
-        """Reads what waits; its rows."""
+        """Reads the entries that wait, and returns their rows."""
         entries, self._waiting = self._waiting, []
         if not entries:
             return iter(())
@@ -92,14 +95,14 @@ class History:
         return block.rows()
 
     def rows(self) -> Iterator[Row]:
-        """Of all steps recorded."""
+        """The rows of all recorded steps."""
         self.read()
         return itertools.chain.from_iterable(block.rows() for block in self._blocks)
 
 
 def _maps(whole: GradientFlow) -> list[Tensor]:
-    """Of each of S records the norms [MAPS, L, D, T]: inf where something is not finite, NaN where
-    there is no such step, or nothing can come back to it."""
+    """For each of S records the norms [MAPS, L, D, T]: inf where a value is not finite, NaN where
+    no row has the step, or no gradient can come back to it."""
     there = whole.entries > 0
     bad = whole.nonfinite_grad + whole.nonfinite_state > 0
     norms = torch.stack([whole.carry_norm, whole.state_norm])
@@ -109,7 +112,7 @@ def _maps(whole: GradientFlow) -> list[Tensor]:
 
 
 class _Block:
-    """The numbers of some entries, which are read together."""
+    """The numbers of entries that were read together."""
 
     def __init__(self, name: str, entries: list[Entry], whole: GradientFlow) -> None:
         self.name = name
@@ -126,7 +129,7 @@ class _Block:
             "log_growth": whole.log_growth,
             "gain": gain.sum(2) / steps,
             "idle": (there & (gain < reading.DEAD)).sum(2) / steps,
-            "state_norm_first": whole.state_norm[:, :, 0].clone(),  # of a view all would stay
+            "state_norm_first": whole.state_norm[:, :, 0].clone(),  # a view would keep all of it
             "state_norm_last": whole.state_norm.gather(2, last).squeeze(2),
             "nonfinite_grad": whole.nonfinite_grad.nansum(2).long(),
             "nonfinite_state": whole.nonfinite_state.nansum(2).long(),
@@ -145,14 +148,14 @@ class _Block:
         for i, layer, d in itertools.product(range(S), range(L), range(D)):
             step, passes, skipped = self.labels[i]
             bad = self.nonfinite[i]
-            of = {column: x[layer][d][i] for column, x in values.items()}
+            here = {column: x[layer][d][i] for column, x in values.items()}
             word, evidence = reading.judge_one(
-                of["log_growth"],
-                of["time_steps"],
-                of["gain"],
-                of.pop("idle"),
-                of["nonfinite_state"],
-                of["nonfinite_grad"],
+                here["log_growth"],
+                here["time_steps"],
+                here["gain"],
+                here.pop("idle"),
+                here["nonfinite_state"],
+                here["nonfinite_grad"],
                 bad,
                 self.nonlinearity,
             )
@@ -163,7 +166,7 @@ class _Block:
                 d,
                 passes,
                 skipped,
-                **of,
+                **here,
                 first_nonfinite=reading.in_words(bad) if bad else "",
                 verdict=word,
                 evidence=evidence,

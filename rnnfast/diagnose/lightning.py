@@ -18,15 +18,16 @@ from .monitor import GradientMonitor
 
 
 class GradientMonitorCallback(Callback):
-    """A :class:`rnnfast.GradientMonitor` from the beginning of ``fit`` to its end: ``monitor``.
+    """Runs a :class:`rnnfast.GradientMonitor` from the beginning of ``fit`` to its end. The
+    attribute ``monitor`` holds it.
 
     Args:
-        every, keep, group, writer, out: the monitor's. The model, its optimizer and the GradScaler
-            are the trainer's.
-        start: the monitor's; None: the steps that the trainer has made.
+        every, keep, group, writer, out: as in the monitor. The model, its optimizer and the
+            GradScaler are the trainer's.
+        start: as in the monitor; None: the steps that the trainer has made.
 
     Raises:
-        ValueError: when the training starts, with more than one optimizer.
+        ValueError: at the start of the training, if it has more than one optimizer.
     """
 
     def __init__(

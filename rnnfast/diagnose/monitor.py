@@ -1,4 +1,4 @@
-"""The gradient record of every RNN of a model, at each step of a training."""
+"""Records of the gradient in every RNN of a model, at each step of a training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .history import MAPS, Entry, Field, History, Row
 if TYPE_CHECKING:
     from ..drawing import Picture
 
-# Names that wrappers put before those of the model.
+# Names that wrappers put into those of the model.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 SCALARS = (
     "half_life",
@@ -40,48 +40,49 @@ SCALARS = (
 
 
 class _Attempt(NamedTuple):
-    """What a step of the optimizer was to be made of: the passes of each RNN that has any."""
+    """The backward passes before a step of the optimizer, for each RNN that has any."""
 
-    skipped: bool
+    skipped: bool  # the GradScaler left the step out
     passes: dict[str, list[Pass]]
 
 
 class GradientMonitor:
-    """Records what the gradient does in every rnnfast.RNN of a model, step by step of a training.
+    """Records the gradient in every rnnfast.RNN of a model, at each step of a training.
 
         with rnnfast.GradientMonitor(model, optimizer, out="flow") as monitor:
-            train(model, optimizer)  # as ever
+            train(model, optimizer)  # your training, unchanged
         monitor.plot().savefig("heat_map.png")
 
-    Backward passes between two steps of the optimizer are parts of one batch, as gradient
-    accumulation has them: norms are sqrt(sum of squares), counts are sums. Each is noticed by the
-    gradients that it leaves in ``.grad``; where there are none (torch.autograd.grad, frozen RNNs,
-    FSDP's set_requires_gradient_sync(False)), the last pass before the step counts. A closure that
-    the optimizer calls several times (LBFGS) counts with its last pass.
+    Backward passes between two steps of the optimizer are parts of one batch (gradient
+    accumulation): norms are sqrt(sum of squares), counts are sums. The monitor notices a pass by
+    the gradients that it leaves in ``.grad``. Some passes leave none: torch.autograd.grad, frozen
+    RNNs, FSDP's set_requires_gradient_sync(False). Then the last pass before the step counts. If
+    the optimizer calls a closure several times (LBFGS), its last call counts.
 
     Args:
         model: all its RNNs record (track_gradient_flow). It may be in DistributedDataParallel,
             fully_shard or torch.compile.
-        optimizer: whose steps are counted; or an object that steps one torch.optim.Optimizer which
-            it holds, as accelerate's do. None: call :meth:`step` after each.
-        grad_scaler: gradients are divided by its scale. A step that it leaves out, because a
-            gradient is inf or NaN, is recorded as ``skipped``, under the number of the step that
-            comes next.
-        every: record the first of so many steps, the others cost nothing.
-        keep: columns of a heat map, at most; a longer training has every second one, every fourth,
-            and so on. A map takes 4 T bytes a column, the numbers about 100 a step, both for each
-            layer and direction.
-        start: steps made before, where a training goes on.
+        optimizer: the one whose steps are counted. It may be a wrapper that holds one
+            torch.optim.Optimizer, as accelerate's does. None: call :meth:`step` after each step.
+        grad_scaler: gradients are divided by its scale. If it leaves a step out, because a
+            gradient is inf or NaN, that step is recorded as ``skipped``, under the number of the
+            next step.
+        every: record the first of so many steps; the other steps cost nothing.
+        keep: columns of a heat map, at most. A longer training keeps every second column, every
+            fourth, and so on. For each layer and direction a column takes 4 T bytes, and the
+            numbers of a step take about 100.
+        start: the number of steps before this training, if it continues another.
         group: a process group (torch.distributed.group.WORLD for all) whose ranks are combined as
-            in :meth:`GradientFlow.reduce`. All of them make the same steps. None: each rank for
+            in :meth:`GradientFlow.reduce`. All ranks make the same steps. None: each rank for
             itself.
-        writer: a TensorBoard SummaryWriter, or what has its add_scalar: each step's numbers, those
-            that are finite. Rank 0 writes.
-        out: a folder, for gradient_flow.csv and gradient_flow.png at the end. Rank 0 writes.
+        writer: a TensorBoard SummaryWriter, or an object with its add_scalar. It gets the finite
+            numbers of each step. Rank 0 writes.
+        out: a folder for gradient_flow.csv and gradient_flow.png, written at the end. Rank 0
+            writes.
 
     Raises:
-        TypeError, ValueError: an argument is not what it should be, the model has no rnnfast.RNN,
-            or one that does not record.
+        TypeError, ValueError: an argument has a wrong type or value, the model has no rnnfast.RNN,
+            or one of them does not record.
         ModuleNotFoundError: ``out`` needs matplotlib (``pip install rnnfast[plots]``).
     """
 
@@ -110,7 +111,7 @@ class GradientMonitor:
         ranks = dist.is_available() and dist.is_initialized()
         rank = dist.get_rank(group) if ranks else 0
         if rank < 0:
-            raise ValueError("group: given one that this process is not of")
+            raise ValueError("group: given a group that this process is not in")
         self.rnns = tracked_rnns(model)
         self.optimizer, self.grad_scaler = optimizer, grad_scaler
         self.every, self.start, self.group = every, start, group
@@ -118,7 +119,7 @@ class GradientMonitor:
         if self.writer is not None:
             self._check_writer()
         if self.out is not None:
-            need("matplotlib", "plots", "out")  # to hear of it now, not after the training
+            need("matplotlib", "plots", "out")  # raises before the training, not after it
             self.out = Path(self.out)
             self.out.mkdir(parents=True, exist_ok=True)
         self.steps = start
@@ -127,13 +128,13 @@ class GradientMonitor:
             for name, rnn in self.rnns.items()
         }
         self._entered = False
-        self._handles: list = []  # of hooks, while it is entered
+        self._handles: list = []  # they remove the hooks of the context
 
     # ------------------------------------------------------------------------------ as a context
 
     def __enter__(self) -> GradientMonitor:
         if self._entered:
-            raise RuntimeError("GradientMonitor: it is entered already")
+            raise RuntimeError("GradientMonitor: the context is entered already")
         self._forget()
         self._backward = None  # the number of the running backward pass
         try:
@@ -149,7 +150,7 @@ class GradientMonitor:
         if self._counted is not None:
             handles.append(self._counted.register_step_pre_hook(self._before_step))
             handles.append(self._counted.register_step_post_hook(self._after_step))
-        for rnn in self.rnns.values():  # one of its parameters tells as much as all, sooner
+        for rnn in self.rnns.values():  # a hook on one parameter is enough, and costs least
             for p in [p for p in rnn.parameters() if p.requires_grad and p.is_leaf][:1]:
                 handles.append(p.register_post_accumulate_grad_hook(hook))
 
@@ -161,11 +162,11 @@ class GradientMonitor:
     def __exit__(self, kind, error, trace) -> None:
         self._unhook()
         self._entered = False
-        if kind is None:  # after an error the other ranks may be elsewhere
+        if kind is None:  # after an error this would wait for ranks that never come
             last = [self._attempt(skipped=True)] if self._was_skipped() else []
             self._record([*self._attempts, *last])
         elif self.writer is not None and _is_closed(self.writer):
-            self.writer = None  # the error that there is says more
+            self.writer = None  # its error would hide the one that ended the context
         for name in self.rnns:
             self._read(name)
         if self.out is not None:
@@ -173,14 +174,14 @@ class GradientMonitor:
             if any(history.maps for history in self._histories.values()):
                 self.plot().savefig(self.out / "gradient_flow.png")
 
-    # ---------------------------------------------------------------------- passes, and the steps
+    # -------------------------------------------------------------------------- passes and steps
 
     def _forget(self) -> None:
-        """What came before belongs to no step."""
+        """Drops all passes so far: they belong to no step."""
         self._passes: dict[str, list[Pass]] = {name: [] for name in self.rnns}
-        self._before: dict[str, int] | None = None  # how many there were, in optimizer.step()
-        self._scale = None  # of the passes
-        self._attempts: list[_Attempt] = []  # skipped
+        self._before: dict[str, int] | None = None  # passes when optimizer.step() began
+        self._scale = None  # the GradScaler's, at the last pass
+        self._attempts: list[_Attempt] = []  # skipped steps, not yet recorded
         self._seen = {name: newest(rnn._records) for name, rnn in self.rnns.items()}
 
     def _due(self) -> bool:
@@ -188,7 +189,7 @@ class GradientMonitor:
         return (self.steps - self.start) % self.every == 0
 
     def _on_gradient(self, parameter: Tensor) -> None:
-        """Once in each backward pass: to look at the records when it is done."""
+        """Queues a look at the records for the end of this backward pass, once in each pass."""
         number = torch._C._current_graph_task_id()
         if number != self._backward and self._due():
             self._backward = number
@@ -196,8 +197,8 @@ class GradientMonitor:
             engine.queue_callback(partial(self._collect, number))
 
     def _collect(self, backward: int | None) -> None:
-        """Takes the records of that pass; None: the last of each RNN that has none for this step,
-        and forgets all others."""
+        """Copies the records of backward pass number ``backward``. None: the last record of each
+        RNN that has no pass in this step, while all other passes count as seen."""
         new = []
         for name, rnn in self.rnns.items():
             number = newest(rnn._records)
@@ -214,11 +215,11 @@ class GradientMonitor:
         for name in new:
             passes = self._passes[name]
             if self._before is not None:
-                del passes[self._before[name] :]  # of an earlier call of the closure
+                del passes[self._before[name] :]  # an earlier call of the closure made them
             passes.append(Pass.of(self.rnns[name]._records, self._scale))
 
     def _was_skipped(self) -> bool:
-        """Whether passes wait for a step that the scaler left out: it lowers its scale then."""
+        """Whether passes wait for a step that the scaler left out. It lowers its scale then."""
         return (
             self.optimizer is not None
             and self.grad_scaler is not None
@@ -227,7 +228,7 @@ class GradientMonitor:
         )
 
     def _attempt(self, skipped: bool) -> _Attempt:
-        """Of the passes so far, which are done with."""
+        """Takes the passes so far out of ``_passes``."""
         taken = {name: passes for name, passes in self._passes.items() if passes}
         self._passes = {name: [] for name in self.rnns}
         return _Attempt(skipped, taken)
@@ -247,20 +248,21 @@ class GradientMonitor:
             self._forget()
 
     def step(self) -> None:
-        """Ends a training step, where no optimizer was given.
+        """Ends a training step. For a monitor without optimizer.
 
         Raises:
-            RuntimeError: one was, or the monitor is not entered.
+            RuntimeError: the monitor has an optimizer, or its context is not entered.
         """
         if self.optimizer is not None:
-            raise RuntimeError("step: the optimizer that was given counts the steps")
+            raise RuntimeError("step: the monitor's optimizer counts the steps")
         if not self._entered:
             raise RuntimeError("step: wanted inside of `with monitor:`")
         self._after_step()
 
     def _record(self, attempts: list[_Attempt]) -> None:
         ranks = [attempts] if self.group is None else _gathered(attempts, self.group)
-        # A rank may have no record, or not know of a skipped step: they agree on the last.
+        # A rank may have no record, or may not know of a skipped step. All ranks agree on the last
+        # attempt.
         longest = max(map(len, ranks))
         aligned = zip(*([_Attempt(False, {})] * (longest - len(rank)) + rank for rank in ranks))
         for attempts in aligned:
@@ -269,29 +271,29 @@ class GradientMonitor:
                 there = [one.passes[name] for one in attempts if name in one.passes]
                 if not there:
                     continue
-                # The mean over the ranks: of all their parts, each divided by their number.
+                # The loss is the mean over the ranks, so each part is divided by their number.
                 parts = [p._replace(scale=p.scale * len(ranks)) for passes in there for p in passes]
                 entry = Entry(self.steps + 1, max(map(len, there)), skipped, parts)
                 self._histories[name].add(entry)
                 if self.writer is not None:
                     self._read(name)
 
-    # ------------------------------------------------------------------------------ what it says
+    # ----------------------------------------------------------------------------------- results
 
     def rows(self) -> list[Row]:
-        """A row for each training step, layer and direction, of all that was recorded."""
+        """A row for each recorded training step, layer and direction."""
         found = [row for history in self._histories.values() for row in history.rows()]
-        return sorted(found, key=lambda row: row.step)  # stable: in the model's order within a step
+        return sorted(found, key=lambda row: row.step)  # stable: a step keeps the model's order
 
     def norms(
         self, field: Field = "carry_norm"
     ) -> dict[tuple[str, int, int], tuple[list[int], Tensor]]:
-        """By RNN, layer and direction: training steps [S], and the norms [S, T] there.
+        """For each RNN, layer and direction the training steps [S], and their norms [S, T].
 
-        float32, inf where something is not finite, NaN where a step of T is not there.
+        The norms are float32: inf where a value is not finite, NaN where a row has no step.
 
         Args:
-            field: "carry_norm", what came back through time, or "state_norm".
+            field: "carry_norm", the part that came back through time, or "state_norm".
         """
         if field not in MAPS:
             raise ValueError(f"field: given {field!r}, wanted one of {MAPS}")
@@ -310,7 +312,7 @@ class GradientMonitor:
         return found
 
     def to_csv(self, path: str | Path) -> None:
-        """Writes the rows; the first line has the names of the columns, those of :class:`Row`."""
+        """Writes the rows. The first line names the columns: the fields of :class:`Row`."""
         with open(path, "w", newline="") as file:
             table = csv.writer(file)
             table.writerow(Row._fields)
@@ -318,7 +320,7 @@ class GradientMonitor:
 
     def plot(self, field: Field = "carry_norm") -> Picture:
         """A matplotlib.figure.Figure: for each RNN, layer and direction the norm over time step and
-        training step. A notebook shows it; its savefig writes a file.
+        training step. A notebook shows it; savefig(path) writes a file.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed (``pip install rnnfast[plots]``).
@@ -340,7 +342,7 @@ class GradientMonitor:
             below = f"half-life in time steps: {seen[0]} at first, {seen[-1]} at last"
             where = history.first, history.width, steps
             panels.append(HeatMap(title, below, *where, values.numpy(), history.nonfinite))
-        part = ", the part come back through time" if field == "carry_norm" else ""
+        part = ", the part that came back through time" if field == "carry_norm" else ""
         heading = "The gradient at each time step, as training goes on"
         return draw(panels, heading, f"norm of $dL/dh_t${part}")
 
@@ -361,15 +363,15 @@ class GradientMonitor:
             kind = type(self.writer).__name__
             raise TypeError(f"writer: given {kind}, wanted a SummaryWriter (with add_scalar)")
         if _is_closed(self.writer):
-            raise ValueError("writer: given one that is closed, wanted an open SummaryWriter")
+            raise ValueError("writer: given a closed one, wanted an open SummaryWriter")
 
 
 def _that_calls_hooks(optimizer) -> Optimizer:
-    """``optimizer``, or the one torch.optim.Optimizer that it holds, where hooks can be put on that
-    alone: a wrapper may be an Optimizer by name whose constructor never ran.
+    """``optimizer`` if it takes hooks, else the one torch.optim.Optimizer that it holds. (A wrapper
+    may inherit from Optimizer and never run its constructor.)
 
     Raises:
-        TypeError: there is no such optimizer, or there are several.
+        TypeError: it holds no such optimizer, or several.
     """
     why = _why_no_hooks(optimizer)
     if not why:
@@ -390,7 +392,7 @@ def _that_calls_hooks(optimizer) -> Optimizer:
 
 
 def _why_no_hooks(optimizer) -> str:
-    """Why none can be put on its steps; "" where they can."""
+    """The reason why the optimizer takes no hooks; "" where it does."""
     try:
         optimizer.register_step_pre_hook(_nothing).remove()
         optimizer.register_step_post_hook(_nothing).remove()
@@ -400,20 +402,20 @@ def _why_no_hooks(optimizer) -> str:
 
 
 def _nothing(*_) -> None:
-    """A hook."""
+    """A hook to try."""
 
 
 def _is_closed(writer) -> bool:
-    """SummaryWriter.add_scalar would not say so, but begin another file."""
+    """Whether a SummaryWriter is closed. Its add_scalar would begin another file."""
     return getattr(writer, "file_writer", writer) is None
 
 
 def tracked_rnns(model: nn.Module) -> dict[str, RNN]:
-    """Every rnnfast.RNN of a model, once, by its first name there without those of wrappers.
+    """Every rnnfast.RNN of a model, once, by its first name there without the names of wrappers.
 
     Raises:
-        TypeError: it is no module.
-        ValueError: there is none, or one does not record.
+        TypeError: the model is no module.
+        ValueError: it has no rnnfast.RNN, or one that does not record.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: given {type(model).__name__}, wanted a torch.nn.Module")
@@ -436,18 +438,22 @@ def tracked_rnns(model: nn.Module) -> dict[str, RNN]:
 
 
 def _plain_name(path: str, around: set[str]) -> str:
-    """Without the names that wrappers put in it; ``around``: the paths of those that say module."""
+    """``path`` without the names of wrappers.
+
+    Args:
+        around: paths of the wrappers that call their model "module".
+    """
     parts = path.split(".")
-    kept = [
+    own = [
         part
         for i, part in enumerate(parts)
         if part not in WRAPPERS and not (part == "module" and ".".join(parts[:i]) in around)
     ]
-    return ".".join(kept) or "model"
+    return ".".join(own) or "model"
 
 
 def _gathered(own: list[_Attempt], group) -> list[list[_Attempt]]:
-    """Those of each rank."""
+    """The attempts of each rank."""
     ranks: list = [None] * dist.get_world_size(group)
     dist.all_gather_object(ranks, own, group=group)
     return ranks

@@ -1,4 +1,4 @@
-"""How far back a network's last state feels its past: a gradient of no particular loss."""
+"""The influence of past steps on a network's last state: a gradient of no particular loss."""
 
 from __future__ import annotations
 
@@ -36,28 +36,29 @@ def probe(
     """Sends a random unit vector v back from each sample's last state of the top layer, h_end, and
     measures v^T dh_end/dh_t at every step of every layer, in the kernel that training runs.
 
-    Of a bidirectional RNN, each direction is measured with vectors at its own last state: step
+    Each direction of a bidirectional RNN has vectors of its own, at its own last state: step
     lengths - 1 forward, step 0 in reverse. Clipping, the window of truncated BPTT and dropout are
     off. A reset ends a sample's way back.
 
-    ``rnn`` stays as it is, with its gradients, record, running statistics and mode, which batch
-    norm heeds; no hook runs and no global random generator is used.
+    ``rnn`` does not change: neither its gradients, nor its record, running statistics and mode.
+    Batch norm follows the mode. No hook runs, and no global random generator is used.
 
     Args:
-        rnn: an rnnfast.RNN, or a torch.nn.RNN, which is measured as the rnnfast.RNN it could be.
-        x, hx, lengths, reset: what it is called with.
+        rnn: an rnnfast.RNN, or a torch.nn.RNN, which is measured as its rnnfast.RNN would be.
+        x, hx, lengths, reset: the arguments of its call.
         seed: of the vectors.
 
     Raises:
         TypeError: ``rnn`` is neither; ``x`` is no tensor.
-        ValueError: no sample has a step; and all that calling ``rnn`` raises.
+        ValueError: no sample has a step; and every error that the call of ``rnn`` raises.
     """
     whole = _as_rnnfast(rnn)
     with torch.inference_mode(False), torch.enable_grad():
         x, start = _leaf(x)
         hx = hx if hx is None else hx.detach().clone()
         twin = _measuring(whole)
-        # Not twin(x), nor a forward that somebody put into the instance: it is of the other module.
+        # twin(x) would run the hooks, and twin.forward may be one that somebody put into the
+        # instance, which calls the other module.
         _, h_n = type(twin).forward(twin, x, hx, lengths=lengths, reset=reset)
         flows = []
         for grad in _unit_vectors(h_n, 2 if whole.bidirectional else 1, seed):
@@ -80,7 +81,7 @@ def _as_rnnfast(rnn: nn.Module) -> RNN:
         if isinstance(rnn, TorchRNN):
             hint = ", not a subclass of it"
         elif isinstance(rnn, nn.RNNBase):
-            hint = f"; {name} is not served yet"
+            hint = f"; rnnfast has no {name} yet"
         raise TypeError(f"rnn: given {name}, wanted rnnfast.RNN or torch.nn.RNN{hint}")
     strange = strange_parameters(rnn)
     if strange:
@@ -89,7 +90,7 @@ def _as_rnnfast(rnn: nn.Module) -> RNN:
 
 
 def _measuring(rnn: RNN) -> RNN:
-    """With the same parameters, and a record and running statistics of its own."""
+    """An RNN with the parameters of ``rnn``, and with its own record and running statistics."""
     state = {
         "track_gradient_flow": "sample",
         "clip_state_grad": None,
@@ -104,8 +105,8 @@ def _measuring(rnn: RNN) -> RNN:
 
 
 def _leaf(x: Tensor | PackedSequence) -> tuple[Tensor | PackedSequence, Tensor]:
-    """A copy of x, and the tensor in it that autograd goes back to, so that all layers are on the
-    way, whether their weights are frozen or not."""
+    """A copy of x, and the tensor in it that autograd goes back to. So autograd passes all layers,
+    also those with frozen weights."""
     data = x.data if isinstance(x, PackedSequence) else x
     if not isinstance(data, Tensor):
         raise TypeError(f"x: given {type(x).__name__}, wanted a tensor or a PackedSequence")
@@ -116,8 +117,8 @@ def _leaf(x: Tensor | PackedSequence) -> tuple[Tensor | PackedSequence, Tensor]:
 
 
 def _unit_vectors(h_n: Tensor, D: int, seed: int) -> list[Tensor]:
-    """For each direction a gradient of h_n, [L * D, B, H] or unbatched [L * D, H]: of norm 1 in
-    that direction of the top layer for every sample, and 0 elsewhere."""
+    """For each direction a gradient of h_n, [L * D, B, H] or unbatched [L * D, H]: a vector of norm
+    1 for every sample in that direction of the top layer, and 0 elsewhere."""
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(h_n[-D:].shape, generator=generator, dtype=torch.float64, device="cpu")
     v = (v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)).to(h_n)
@@ -129,36 +130,37 @@ def _unit_vectors(h_n: Tensor, D: int, seed: int) -> list[Tensor]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GradientProbe:
-    """What came back, by layer, direction and lag: lag k is k steps before the sample's last one,
-    in the order of the direction. Float64, [L, D, T] where it says nothing else.
-    """
+    """The gradient that came back, by layer, direction and lag. Lag k is k steps before the last
+    step of the sample, in the order of the direction. Tensors are float64, [L, D, T] unless said
+    otherwise."""
 
-    flow: GradientFlow  # each sample apart, in real time; direction d of the vectors sent into it
+    flow: GradientFlow  # in real time, each sample apart; direction d is of the vectors in d
 
     @cached_property
     def samples(self) -> Tensor:
-        """[D, T] how many samples have so many steps, and no reset on the way."""
+        """[D, T] the number of samples with so many steps and no reset on the way."""
         return self._there.sum(-1)
 
     @cached_property
     def norm(self) -> Tensor:
-        """Root of the mean square over these of ||v^T dh_end/dh_t||, h_end in the top layer and h_t
-        in this one. Below the top layer it holds what comes down at every step on the way."""
+        """Root mean square over these samples of ||v^T dh_end/dh_t||, with h_end in the top layer
+        and h_t in this one. Below the top layer it contains the gradient that comes down from the
+        layer above at every step."""
         squares = torch.where(self._there, self._by_lag(self.flow.state_norm).square(), 0)
         return (squares.sum(-1) / self.samples).sqrt()
 
     @cached_property
     def out_of_range(self) -> Tensor:
-        """Bool: the norm is below 1e-30, in float16 1e-4: what is made of it is no measurement."""
+        """Bool: the norm is below 1e-30, in float16 1e-4, and no measurement."""
         return self.norm < self.flow.smallest
 
     @cached_property
     def log_growth(self) -> Tensor:
-        """Natural logarithm of what the layer's own step from lag k - 1 to k multiplies the
-        gradient by, mean over samples; NaN at lag 0 and out of range.
+        """Mean over samples of log(factor): the layer's own step from lag k - 1 to k multiplies the
+        norm of the gradient by that factor. NaN at lag 0 and out of range.
 
-        Samples whose gradient becomes 0 are left out from there on; where it does for all of
-        those that are left, -inf.
+        A sample whose gradient becomes 0 is left out from there on. If no other sample is left,
+        the value is -inf.
         """
         logs = self._logs
         mean = _finite(logs).nanmean(-1)
@@ -167,29 +169,31 @@ class GradientProbe:
 
     @cached_property
     def lyapunov(self) -> Tensor:
-        """[L, D] mean of these logarithms per step over lags and samples, an estimate of the
-        largest Lyapunov exponent; -inf where the gradient of all becomes 0 at one step."""
+        """[L, D] mean of these logarithms over lags and samples: an estimate of the largest
+        Lyapunov exponent, per step. -inf where the gradient of all samples becomes 0 at one
+        step."""
         inside = torch.where(self.out_of_range.unsqueeze(-1), torch.nan, self._logs)
         stopped = (self.log_growth == -torch.inf).any(2)
         return torch.where(stopped, -torch.inf, _finite(inside).nanmean((2, 3)))
 
     @cached_property
     def half_life(self) -> Tensor:
-        """[L, D] steps until half is left, ln 2 / -lyapunov; infinite where it does not decay."""
+        """[L, D] steps until half of the gradient is left, ln 2 / -lyapunov; infinite where it does
+        not decay."""
         return reading.half_life(self.lyapunov)
 
     @cached_property
     def horizon(self) -> Tensor:
         """[L, D] the first lag at which the product of the mean factors, exp(log_growth), is 1/1000
-        or less; infinite where that does not come within T."""
+        or less; infinite where the product stays larger within T."""
         factors = self.log_growth.exp()
         in_time = torch.cat([factors[:, :1].flip(2), factors[:, 1:]], 1)
         return reading.horizon(in_time, torch.zeros_like(in_time, dtype=torch.bool))
 
     @cached_property
     def verdicts(self) -> list[list[Verdict]]:
-        """Of each layer and direction, as those of :class:`GradientFlow`, over all samples; a
-        growth is that of :attr:`lyapunov`."""
+        """The verdict on each layer and direction, over all samples, as in :class:`GradientFlow`;
+        growth is exp(lyapunov) over all steps."""
         whole = self.flow.pooled()
         return reading.judge(
             self.lyapunov,
@@ -202,32 +206,33 @@ class GradientProbe:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of the verdicts, of the layer nearest to the input."""
+        """The worst of the verdicts; among equals, that of the layer nearest to the input."""
         return reading.worst(self.verdicts)
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """What to try against that; empty where it is healthy."""
+        """Remedies for the verdict; empty where it is healthy."""
         return reading.advice(self.verdict.word, self.flow.network)
 
     @property
     def first_nonfinite(self) -> NonFinite | None:
-        """As that of :class:`GradientFlow`, in real time; None where all is finite."""
+        """The place where inf or NaN began, in real time, as in :class:`GradientFlow`; None where
+        all is finite."""
         return self.flow.first_nonfinite
 
-    # ------------------------------------------------------------------------------------- to see
+    # ------------------------------------------------------------------------- text and a picture
 
     @cached_property
     def summary(self) -> str:
-        """The verdict in a sentence that takes no knowledge of gradients."""
+        """The verdict in a sentence for readers who know nothing of gradients."""
         worst, steps = self.verdict, self._longest
         where = f"layer {text.name_of(worst.layer, worst.direction)}"
         if worst.word == "non-finite":
-            return f"{worst.evidence}: nothing can be learned from these numbers."
+            return f"{worst.evidence}: no other number here means anything."
         if worst.word == "dead":
             return (
-                f"Hardly any unit of {where} is active: the others put out 0 whatever they read, "
-                "and no learning signal passes through them."
+                f"Hardly any unit of {where} is active: the others put out 0 for any input, and no "
+                "learning signal passes through them."
             )
         if worst.word == "saturated":
             return (
@@ -240,15 +245,15 @@ class GradientProbe:
             return self._forgetting(where)
         growth = reading.power(self.lyapunov[worst.layer, worst.direction].item() * steps)
         moves = (
-            f"What {self._subject(worst)} reads at a step moves its state {_steps(steps)} later "
+            f"The input of {self._subject(worst)} at a step moves its state {_steps(steps)} later "
             f"{'' if growth == '1' else f'{growth} times '}as much as at once"
         )
         if worst.word == "exploding":
-            return f"{moves}: a small change of a weight changes all that comes after."
+            return f"{moves}: a small change of a weight changes all later states."
         return f"{moves}: nothing here keeps it from learning to remember for so long."
 
     def _forgetting(self, where: str) -> str:
-        """Memory is that of the layer which keeps it longest."""
+        """The summary of a vanishing gradient. A network remembers as long as its best layer."""
         rates = self.lyapunov.nan_to_num(nan=-torch.inf)
         best = divmod(int(rates.argmax()), rates.shape[1])
         half_life, horizon = self.half_life[best].item(), self.horizon[best].item()
@@ -256,14 +261,15 @@ class GradientProbe:
         if self.verdicts[best[0]][best[1]].word != "vanishing":
             worst = self.half_life[self.verdict.layer, self.verdict.direction].item()
             return (
-                f"What {where} reads, it forgets: half of it is gone after {_steps(worst)}, half "
-                f"of the rest after as many more. Layer {text.name_of(*best)} keeps it ({life})."
+                f"{where.capitalize()} forgets its input: half of it is gone after "
+                f"{_steps(worst)}, half of the rest after as many more. "
+                f"Layer {text.name_of(*best)} keeps it ({life})."
             )
         if self.lyapunov.numel() > 1:
             life += ", the longest of its layers"
         after = _steps(horizon) if math.isfinite(horizon) else f"over {_steps(self._longest)}"
         return (
-            f"What {self._subject(self.verdicts[best[0]][best[1]])} reads at a step moves its "
+            f"The input of {self._subject(self.verdicts[best[0]][best[1]])} at a step moves its "
             f"state {after} later a thousand times less than at once ({life}): it will hardly "
             "learn to remember longer than that."
         )
@@ -275,9 +281,9 @@ class GradientProbe:
 
     @cached_property
     def notes(self) -> list[str]:
-        """What else has to be known to read the numbers."""
+        """Limits of the numbers: steps out of range, and resets."""
         found = []
-        for (i, d), outside in _each(self.out_of_range):
+        for (i, d), outside in _by_layer(self.out_of_range):
             if outside.any():
                 found.append(
                     f"layer {text.name_of(i, d)} is out of range from lag "
@@ -312,18 +318,19 @@ class GradientProbe:
 
     def plot(self) -> Picture:
         """A matplotlib.figure.Figure: for each layer and direction the norm over the lag, with
-        half-life and horizon. A notebook shows it; its savefig writes a file.
+        half-life and horizon. A notebook shows it; savefig(path) writes a file.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed (``pip install rnnfast[plots]``).
         """
         need("matplotlib", "plots", "plot()")
-        from ..gradient_flow.picture import draw_probes
+        from .picture import draw_probes
 
         return draw_probes({"": self})
 
     def to_dict(self) -> dict:
-        """As JSON has it: lists for tensors, None for NaN, "inf" and "-inf"; without ``flow``."""
+        """All numbers and words but ``flow`` as JSON takes them: lists for tensors, None for NaN,
+        "inf" and "-inf"."""
         return text.plain(
             {
                 "network": dict(self.flow.network),
@@ -350,7 +357,7 @@ class GradientProbe:
 
     @property
     def _samples(self) -> int:
-        """How many have any step."""
+        """The number of samples with a step."""
         return int((self._lengths > 0).sum())
 
     @property
@@ -359,7 +366,8 @@ class GradientProbe:
         return int(self._lengths.max()) - 1
 
     def _by_lag(self, x: Tensor) -> Tensor:
-        """x [L, D, T, B] of real time; what is beyond a sample's first step is anything."""
+        """x [L, D, T, B], from real time to lags. Behind a sample's first step the values mean
+        nothing."""
         lags = torch.arange(x.shape[2], device=x.device).unsqueeze(1)
         steps = (self._lengths - 1 - lags).clamp(min=0)  # [T, B]
         forward = x[:, 0].gather(1, steps.expand(x.shape[0], -1, -1)).unsqueeze(1)
@@ -375,7 +383,7 @@ class GradientProbe:
 
     @cached_property
     def _logs(self) -> Tensor:
-        """[L, D, T, B] of the factors from each lag to the next; NaN where there is none."""
+        """[L, D, T, B] logarithm of the factor from each lag to the next; NaN without a factor."""
         norm = self._by_lag(self.flow.clipped_norm)
         before = torch.cat([torch.zeros_like(norm[:, :, :1]), norm[:, :, :-1]], 2)
         known = self._there & (before >= self.flow.smallest)
@@ -386,8 +394,8 @@ def _finite(logs: Tensor) -> Tensor:
     return torch.where(logs == -torch.inf, torch.nan, logs)
 
 
-def _each(x: Tensor) -> list[tuple[tuple[int, int], Tensor]]:
-    """((layer, direction), what x has for them)."""
+def _by_layer(x: Tensor) -> list[tuple[tuple[int, int], Tensor]]:
+    """The pairs ((layer, direction), x[layer, direction])."""
     return [((i, d), x[i, d]) for i in range(x.shape[0]) for d in range(x.shape[1])]
 
 

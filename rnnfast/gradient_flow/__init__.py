@@ -1,10 +1,10 @@
-"""What backward measured of the gradient on its way back through time, and what it says.
+"""The record of the gradient on its way back through time, and what it says.
 
-The pieces: flow (the record, :class:`GradientFlow`), reading (half-life, horizon, verdict, from
-numbers alone) and picture; on top of them probe (a gradient of no particular loss) and monitor
-(over a training).
+sums reads the buffers that backward filled; flow is the record (:class:`GradientFlow`); reading
+makes half-life, horizon and verdict of its numbers; text and picture show them. Nothing here knows
+a module: :mod:`rnnfast.diagnose` runs them.
 """
 
-from .flow import GradientFlow, NoGradientFlow, read
+from .flow import GradientFlow, read
 
-__all__ = ["GradientFlow", "NoGradientFlow", "read"]
+__all__ = ["GradientFlow", "read"]

@@ -1,4 +1,4 @@
-"""The record of a backward pass, and what can be read from it."""
+"""The record of a backward pass, and the numbers that follow from it."""
 
 from __future__ import annotations
 
@@ -21,47 +21,44 @@ if TYPE_CHECKING:
     from ..drawing import Picture
 
 
-class NoGradientFlow(AttributeError, RuntimeError):
-    """There is no record to read. hasattr and getattr's default take it for what it is, a missing
-    attribute."""
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class GradientFlow:
-    """Per layer, direction and real time step, over the valid entries of the batch and all units:
-    float64, [num_layers, num_directions, T], or [..., T, B] with track_gradient_flow="sample".
+    """The gradient of each layer and direction at each real time step, over the valid entries of
+    the batch and all units.
 
-    A layer that got no gradient reads NaN, as does the gain of a step that no row has.
+    Fields are float64, [num_layers, num_directions, T], or [..., T, B] with
+    track_gradient_flow="sample". A layer that got no gradient reads NaN. So does the gain of a step
+    that no row has.
     """
 
-    state_norm: Tensor  # of dh_t = dL/dh_t, before clipping
-    carry_norm: Tensor  # of the part of it that came back through time
-    clipped_norm: Tensor  # of dh_t after clipping
-    preact_norm: Tensor  # of da_t, after clipping and layer norm
+    state_norm: Tensor  # norm of dh_t = dL/dh_t, before clipping
+    carry_norm: Tensor  # norm of the part of dh_t that came back through time
+    clipped_norm: Tensor  # norm of dh_t after clipping
+    preact_norm: Tensor  # norm of da_t, after clipping and layer norm
     state_max: Tensor  # largest |dh_t|, before clipping
     gain: Tensor  # mean of |f'|
-    nonfinite_grad: Tensor  # how many entries of dh_t or da_t are not finite
-    nonfinite_state: Tensor  # how many of h_t
-    entries: Tensor  # how many there are: valid rows times units
-    carried: Tensor  # how many of them the step after has sent a gradient back to
-    network: Mapping = field(default_factory=dict)  # arguments of the RNN that it is of
-    smallest: float = reading.SMALLEST  # norm that is still a measurement
+    nonfinite_grad: Tensor  # number of entries of dh_t or da_t that are not finite
+    nonfinite_state: Tensor  # number of entries of h_t that are not finite
+    entries: Tensor  # number of entries: valid rows times units
+    carried: Tensor  # number of entries to which the step after has sent a gradient back
+    network: Mapping = field(default_factory=dict)  # arguments of the RNN
+    smallest: float = reading.SMALLEST  # a smaller norm is no measurement
 
     def fields(self) -> dict[str, Tensor]:
-        """What was measured, by name."""
+        """The measured tensors, by name."""
         return {name: getattr(self, name) for name in FIELDS}
 
     # ------------------------------------------------------------------------------- what it says
 
     @cached_property
     def factors(self) -> Tensor:
-        """carry_norm_t / clipped_norm_{t+1}, shaped like the fields: what one step back through
-        time makes of the gradient, whatever the loss adds on the way.
+        """carry_norm_t / clipped_norm_{t+1}, shaped like the fields: one step back through time
+        multiplies the norm of the gradient by this number. The loss adds its part at step t later.
 
-        At the step t that it comes back to; NaN where nothing comes back, where a reset stops some
-        rows and not others (track_gradient_flow="sample" tells them apart), and where less than
-        ``smallest`` was left: 1e-30, and in float16, whose range ends early, 1e-4. In the reverse
-        direction the step after t is t - 1.
+        A factor is NaN where no gradient comes back to step t, where a reset stops some rows and
+        not others (track_gradient_flow="sample" keeps rows apart), and where the norm at the step
+        after t is below ``smallest``: 1e-30, or 1e-4 in float16, whose range ends early. In the
+        reverse direction the step after t is t - 1.
         """
         return reading.factors(
             self.carry_norm, self.clipped_norm, self.carried, self.entries, self.smallest
@@ -88,16 +85,17 @@ class GradientFlow:
 
     @cached_property
     def verdicts(self) -> list[list[Verdict]]:
-        """Of each layer and direction, over all rows; the first that holds of
+        """The verdict on each layer and direction, over all rows: the first row of this table that
+        holds. Growth is exp(log_growth) over all steps.
 
         | word | rests on |
         |---|---|
         | non-finite | an inf or NaN in a state or a gradient |
-        | exploding | log_growth over all steps multiplies the gradient by 1000 or more |
-        | dead | by 1/1000 or less, and the gain of a ReLU is below 0.05 at half of the steps |
-        | saturated | as little, and the gain of tanh or sigmoid is below a tenth of its largest |
-        | vanishing | by as little, and neither cause shows |
-        | healthy | all else |
+        | exploding | growth is 1000 or more |
+        | dead | growth is 1/1000 or less; the gain of a ReLU is below 0.05 at half of the steps |
+        | saturated | growth is 1/1000 or less; the gain is below a tenth of the largest slope |
+        | vanishing | growth is 1/1000 or less, and neither cause shows |
+        | healthy | none of these |
         | unknown | no gradient came to the layer, or no factor can be measured |
         """
         whole = self.pooled()
@@ -112,39 +110,42 @@ class GradientFlow:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of the verdicts, of the layer nearest to the input."""
+        """The worst of the verdicts; among equals, that of the layer nearest to the input."""
         return reading.worst(self.verdicts)
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """What to try against that; empty where it is healthy."""
+        """Remedies for the verdict; empty where it is healthy."""
         return reading.advice(self.verdict.word, self.network)
 
     @property
     def first_nonfinite(self) -> NonFinite | None:
-        """Where inf or NaN began: the first state of the lowest layer that has one, else the first
-        gradient on the way back of the highest; None where all is finite."""
+        """The place where inf or NaN began: the first such state in the lowest layer that has one;
+        without such a state, the gradient that backward reached first, in the highest layer. None
+        where all is finite."""
         whole = self.pooled()
         return reading.first_nonfinite(whole.nonfinite_state, whole.nonfinite_grad)
 
-    # -------------------------------------------------------------------------------- of all rows
+    # -------------------------------------------------------------------------- rows put together
 
     def pooled(self) -> GradientFlow:
-        """Of the batch, from a record of its rows; itself where it is one already."""
+        """The record of the whole batch, from a record that keeps rows apart; self where it is one
+        already."""
         if self.gain.dim() == 3:
             return self
         whole = _sums(self.fields(), self.smallest).pooled().values
         return replace(self, **measured(whole.squeeze(3)))
 
     def reduce(self, group=None) -> GradientFlow:
-        """Of the mean of all ranks' losses, whose gradient DistributedDataParallel makes: norms are
-        sqrt(sum of squares) / world size, state_max is the largest / world size, counts are sums.
+        """The record of all ranks together, whose loss is the mean of the ranks' losses, as
+        DistributedDataParallel's is: norms are sqrt(sum of squares) / world size, state_max is the
+        largest / world size, counts are sums.
 
         Every rank of the group calls it, and gets the same. T may differ from rank to rank.
 
         Raises:
             RuntimeError: torch.distributed is not initialized.
-            ValueError: the ranks' records are not of the same number of layers and directions.
+            ValueError: the numbers of layers or directions differ from rank to rank.
         """
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError("reduce: torch.distributed is not initialized in this process")
@@ -153,7 +154,7 @@ class GradientFlow:
         dist.all_gather_object(gathered, own.fields(), group=group)
         return combine_ranks(gathered, self)
 
-    # ------------------------------------------------------------------------------------- to see
+    # ------------------------------------------------------------------------- text and a picture
 
     def __repr__(self) -> str:
         return text.as_text(self._title(), self._rows(), text.to_try(self.advice))
@@ -173,7 +174,7 @@ class GradientFlow:
 
     def plot(self) -> Picture:
         """A matplotlib.figure.Figure: for each layer and direction the norms over time, with
-        half-life and horizon (all rows together). A notebook shows it; its savefig writes a file.
+        half-life and horizon, all rows together. A notebook shows it; savefig(path) writes a file.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed (``pip install rnnfast[plots]``).
@@ -184,7 +185,8 @@ class GradientFlow:
         return draw_flow(self)
 
     def to_dict(self) -> dict:
-        """All of it as JSON has it: lists for tensors, None for NaN, "inf" and "-inf"."""
+        """All numbers and words as JSON takes them: lists for tensors, None for NaN, "inf" and
+        "-inf"."""
         return text.plain(
             {
                 "network": dict(self.network),
@@ -204,27 +206,37 @@ NORMS = tuple(name for name in FIELDS if name.endswith("_norm"))
 
 
 def _sums(fields: Mapping[str, Tensor], smallest: float) -> Sums:
-    """What those fields, [L, D, T] or [L, D, T, B], were measured from."""
+    """The sums behind fields [L, D, T] or [L, D, T, B]."""
     entries = fields["entries"]
     by_name = {name: fields.get(name) for name in record.FIELDS}
     for name in SQUARES:
         by_name[name] = fields[name.replace("squares", "norm")].square()
-    # The gain of no entries is NaN, and their slopes are none; a layer without gradient has NaN.
+    # Without entries the gain is NaN and the sum of slopes is 0. A layer without gradient has NaN.
     by_name["slopes"] = torch.where(entries == 0, 0, fields["gain"] * entries)
     values = torch.stack([by_name[name] for name in record.FIELDS], -1)
     return Sums(values if values.dim() == 5 else values.unsqueeze(3), smallest)
 
 
 def combine_ranks(ranks: list[dict[str, Tensor] | None], of: GradientFlow) -> GradientFlow:
-    """What :meth:`GradientFlow.reduce` makes of the fields of all ranks, of which ``of`` is one;
-    None: it has none."""
+    """:meth:`GradientFlow.reduce`, from the fields of all ranks.
+
+    Args:
+        ranks: None for a rank without a record.
+        of: the record of one rank.
+    """
     parts = [_sums(fields, of.smallest) for fields in ranks if fields is not None]
     whole = together(parts).over(len(ranks))
     return replace(of, **measured(whole.values.squeeze(3)), smallest=whole.smallest)
 
 
 def read(buffers: list[list[Tensor]], per_sample: bool, network: Mapping) -> GradientFlow | None:
-    """Of the last backward pass that reached any of a module's layers; None where none has."""
+    """The record of the last backward pass through a module; None before the first.
+
+    Args:
+        buffers: for each layer those of :mod:`rnnfast.recurrence.record`.
+        per_sample: keeps the rows of the batch apart.
+        network: arguments of the module.
+    """
     found = take(buffers)
     if found is None:
         return None

@@ -7,39 +7,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from ..drawing import INK, QUIET, Picture, plain
 from . import text
 
 if TYPE_CHECKING:
-    from ..diagnose.probe import GradientProbe
     from .flow import GradientFlow
 
-# Okabe and Ito's colours, which the colour-blind tell apart; broad and dashed, should two curves
-# lie on each other.
+# Okabe and Ito's colours, which the colour-blind can distinguish. One curve is broad and one is
+# dashed, so that both show where they coincide.
 STYLES = (
     {"color": "#56B4E9", "linewidth": 5, "solid_capstyle": "round"},
     {"color": "#D55E00", "linewidth": 2, "linestyle": (0, (4, 2))},
 )
 SHADE = "#EFEFEF"
-DECADES = 35  # of the vertical axis, at most
+DECADES = 35  # powers of ten on the vertical axis, at most
 
 
 @dataclass(frozen=True)
 class Panel:
     """One layer and direction."""
 
-    title: str  # which layer and direction, and the verdict
+    title: str  # the layer and direction, and the verdict
     xlabel: str
     ylabel: str
     x: Sequence[float]  # time steps or lags
     curves: Mapping[str, Sequence[float]]  # by their names in the legend; the last is in front
-    start: tuple[float, float]  # where the gradient sets out: x, and its norm there
-    towards: int  # -1: it travels to smaller x; 1: to larger
+    start: tuple[float, float]  # x where the gradient begins, and its norm there
+    towards: int  # the gradient travels to smaller x: -1; to larger x: 1
     half_life: float  # in steps; NaN or infinite: no line
     horizon: float
 
@@ -95,7 +92,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         return
     top = max(shown)
     bottom = max(min(shown), top * 10.0**-DECADES)
-    if bottom > top / 100:  # what is flat shall look flat
+    if bottom > top / 100:  # a flat curve shall look flat
         middle = math.sqrt(top * bottom)
         bottom, top = middle / 10, middle * 10
     if panel.horizon < math.inf and panel.start[1] > 0:
@@ -120,7 +117,7 @@ def _draw_half_life(axes: Axes, panel: Panel, bottom: float) -> None:
 
 
 def _draw_horizon(axes: Axes, panel: Panel, margin: float) -> None:
-    """What lies beyond is grey."""
+    """Shades the steps behind the horizon."""
     if not panel.horizon < math.inf:
         return
     edge = panel.start[0] + panel.towards * panel.horizon
@@ -158,7 +155,7 @@ def draw_flow(flow: GradientFlow) -> Picture:
                     range(T),
                     {
                         "gradient $dL/dh_t$": state.tolist(),
-                        "of it, come back through time": carry.tolist(),
+                        "the part that came back through time": carry.tolist(),
                     },
                     (first, whole.clipped_norm[layer, d, first].item()),
                     1 if d else -1,
@@ -167,38 +164,3 @@ def draw_flow(flow: GradientFlow) -> Picture:
                 )
             )
     return draw(panels, "The gradient of the loss on its way back through time")
-
-
-def _sums(log_growth: Tensor) -> Tensor:
-    """Up to each lag; there is none at lag 0."""
-    return F.pad(log_growth[:, :, 1:].cumsum(2), (1, 0))
-
-
-def draw_probes(probes: Mapping[str, GradientProbe]) -> Picture:
-    """Of the RNNs of a model, by their names in it; "" for one that stands alone."""
-    panels = []
-    for name, probe in probes.items():
-        prefix = f"{name}, layer" if name else "Layer"
-        norm = probe.norm.masked_fill(probe.out_of_range, math.nan)
-        own = norm[:, :, :1] * _sums(probe.log_growth).exp()
-        lags = range(int(probe.samples.any(0).sum()))
-        for layer, verdicts in enumerate(probe.verdicts):
-            for d, verdict in enumerate(verdicts):
-                curves = {
-                    "$v^T dh_{end}/dh_t$, root mean square over samples": norm[layer, d],
-                    "by this layer's own steps alone": own[layer, d],
-                }
-                panels.append(
-                    Panel(
-                        f"{prefix} {text.name_of(layer, d)}: {verdict.word}",
-                        "lag: steps back from the last state",
-                        "norm of the gradient",
-                        lags,
-                        {label: y[: len(lags)].tolist() for label, y in curves.items()},
-                        (0, norm[layer, d, 0].item()),
-                        1,
-                        probe.half_life[layer, d].item(),
-                        probe.horizon[layer, d].item(),
-                    )
-                )
-    return draw(panels, "What the last state still feels of each step before it")

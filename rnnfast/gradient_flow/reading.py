@@ -1,6 +1,6 @@
-"""What the norms of a gradient on its way back through time say: half-life, horizon, verdict.
+"""Half-life, horizon and verdict, from the norms of a gradient on its way back through time.
 
-Tensors here are [L, D, T] or, with rows of the batch kept apart, [L, D, T, B]; real time along T.
+Tensors are [L, D, T] or, with the rows of the batch kept apart, [L, D, T, B]; T is real time.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# The smallest norm that is a measurement: below, float32 runs out of digits; or float16, in which
-# da may be stored: 100 sqrt(H) units in the last place.
+# The smallest norm that is a measurement. Below it float32 runs out of digits; so does float16,
+# in which da may be stored, at 100 sqrt(H) units in the last place.
 SMALLEST, SMALLEST_HALF = 1e-30, 1e-4
 HORIZON = 1e-3  # the part of the gradient that is left at the horizon
-GROWTH = 1e3  # over all steps: exploding; its inverse: vanishing
-DEAD, SATURATED = 0.05, 0.1
+GROWTH = 1e3  # a gradient that grows so much over all steps explodes; the inverse: it vanishes
+DEAD = 0.05  # the gain of a ReLU step with hardly a unit active
+SATURATED = 0.1  # a mean gain below this part of the steepest slope
 STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25}  # the largest f'
 
 
 def step_after(x: Tensor) -> Tensor:
-    """At t the value at the step that h_t goes into, t + 1 or in reverse t - 1; 0 at the last."""
+    """At t the value of x at the step after: t + 1, or t - 1 in reverse. 0 at the last step."""
     nothing = torch.zeros_like(x[:, :, :1])
     forward = torch.cat([x[:, :1, 1:], nothing[:, :1]], 2)
     return torch.cat([forward, torch.cat([nothing[:, 1:], x[:, 1:, :-1]], 2)], 1)
@@ -31,10 +32,11 @@ def step_after(x: Tensor) -> Tensor:
 def factors(
     carry: Tensor, clipped: Tensor, carried: Tensor, entries: Tensor, smallest: float
 ) -> Tensor:
-    """||c_t|| / ||dh_{t+1}||: what one step back makes of the gradient, whatever the loss adds.
+    """||c_t|| / ||dh_{t+1}||, where c_t is the part of dh_t that came back through time: one step
+    back multiplies the norm of the gradient by this number.
 
-    NaN where it is not known: nothing comes back there, a reset or the window stops some rows on
-    the way, or dh_{t+1} is below ``smallest`` or not finite. 0 where f' is 0 for all of it.
+    NaN where it is unknown: no gradient comes back to t, a reset or the window stops some rows on
+    the way, or dh_{t+1} is below ``smallest`` or not finite. 0 where f' is 0 everywhere.
     """
     whole = (carried > 0) & (carried == step_after(entries))
     source = step_after(clipped)
@@ -43,22 +45,24 @@ def factors(
 
 
 def mean_log(factors: Tensor, *over: int) -> Tensor:
-    """Mean natural logarithm of the known factors over those axes; NaN where there are none."""
+    """Mean natural logarithm of the known factors over the axes ``over``; NaN without any."""
     return factors.log().nanmean(over)
 
 
 def half_life(rate: Tensor) -> Tensor:
-    """Steps until half is left, from the mean logarithm of the factors; infinite at 0 and above."""
+    """Steps until half is left. ``rate`` is the mean logarithm of the factors; at 0 and above the
+    half-life is infinite."""
     return torch.where(rate < 0, math.log(2) / -rate, torch.where(rate.isnan(), rate, torch.inf))
 
 
 def horizon(factors: Tensor, stopped: Tensor) -> Tensor:
-    """Steps back from the last one with a gradient until the product of factors is HORIZON.
+    """Steps back until the product of the factors is HORIZON, from the last step with a gradient.
 
-    Infinite where it does not come to that within T. NaN without any factor.
+    Infinite where the product stays larger within T. NaN without any factor.
 
     Args:
-        stopped: bool; no row's gradient comes back to the step: a reset, or an edge of the window.
+        stopped: bool; a reset or an edge of the window lets no row's gradient come back to the
+            step.
     """
 
     def by_lag(x: Tensor) -> Tensor:
@@ -78,7 +82,7 @@ def horizon(factors: Tensor, stopped: Tensor) -> Tensor:
 
 
 class Verdict(NamedTuple):
-    """What the record of one layer and direction says, and the numbers it rests on."""
+    """A word for the gradient of one layer and direction, and the numbers that it rests on."""
 
     word: str  # one of WORST_FIRST
     evidence: str
@@ -86,12 +90,12 @@ class Verdict(NamedTuple):
     direction: int
 
 
-# "dead" and "saturated" are "vanishing" with its cause.
+# "dead" and "saturated" are "vanishing" with a known cause.
 WORST_FIRST = ("non-finite", "exploding", "dead", "saturated", "vanishing", "healthy", "unknown")
 
 
 def worst(verdicts: Sequence[Sequence[Verdict]]) -> Verdict:
-    """The first of the worst kind."""
+    """The worst verdict; the first of several."""
     return min(
         (verdict for layer in verdicts for verdict in layer),
         key=lambda verdict: WORST_FIRST.index(verdict.word),
@@ -99,7 +103,7 @@ def worst(verdicts: Sequence[Sequence[Verdict]]) -> Verdict:
 
 
 class NonFinite(NamedTuple):
-    """Where inf or NaN begins, in the order in which it was computed."""
+    """The place where inf or NaN begins, in the order of computation."""
 
     layer: int
     direction: int
@@ -108,13 +112,17 @@ class NonFinite(NamedTuple):
 
 
 def first_nonfinite(state: Tensor, grad: Tensor) -> NonFinite | None:
-    """From the counts [L, D, T] of non-finite states and gradients.
+    """The place where inf or NaN begins; None where all is finite.
 
-    A state that is not finite comes first: in the lowest layer, at the direction's first step with
-    one. Else a gradient: in the highest layer, at the step that backward came to first.
+    A state comes before any gradient: the lowest layer with such a state, and there the first step
+    of the direction. If all states are finite: the highest layer with such a gradient, and there
+    the step that backward came to first.
+
+    Args:
+        state, grad: the numbers of non-finite states and gradients, [L, D, T].
     """
     for what, counts in (("state", state), ("gradient", grad)):
-        found = counts > 0  # NaN, of a layer without gradient, is not
+        found = counts > 0  # a layer without gradient has NaN, which is not above 0
         if not found.any():
             continue
         layers = found.any(2).any(1).nonzero().flatten().tolist()
@@ -134,18 +142,18 @@ def judge(
     nonfinite_grad: Tensor,
     nonlinearity: str,
 ) -> list[list[Verdict]]:
-    """The verdicts of all layers and directions; rate [L, D], all else [L, D, T]."""
+    """The verdicts on all layers and directions; rate is [L, D], the other tensors [L, D, T]."""
     L, D, _ = gain.shape
     bad = first_nonfinite(nonfinite_state, nonfinite_grad)
 
-    def of(i: int, d: int) -> Verdict:
+    def verdict(i: int, d: int) -> Verdict:
         here = gain[i, d][entries[i, d] > 0]
         states, grads = (int(x[i, d].nansum()) for x in (nonfinite_state, nonfinite_grad))
         mean, idle = here.mean().item(), (here < DEAD).double().mean().item()
         numbers = rate[i, d].item(), len(here), mean, idle, states, grads
         return Verdict(*judge_one(*numbers, bad, nonlinearity), i, d)
 
-    return [[of(i, d) for d in range(D)] for i in range(L)]
+    return [[verdict(i, d) for d in range(D)] for i in range(L)]
 
 
 def judge_one(
@@ -158,11 +166,13 @@ def judge_one(
     bad: NonFinite | None,
     nonlinearity: str,
 ) -> tuple[str, str]:
-    """The word of a layer and direction, and what it rests on.
+    """The word for a layer and direction, and the evidence in words.
 
     Args:
-        steps: those that any row has; over them the mean of the gain, and the part that is idle,
-            with a gain below DEAD.
+        rate: mean logarithm of the factors.
+        steps: the number of steps that any row has.
+        mean: of the gain, over these steps.
+        idle: the part of these steps whose gain is below DEAD.
         states, grads: how many are not finite.
     """
     if states or grads:
@@ -178,8 +188,8 @@ def judge_one(
         return "exploding", text
     if growth > -math.log(GROWTH):
         return "healthy", text
-    # Few active units, or flat ones, are a cause where there is an effect: a gradient can come back
-    # whole through one unit.
+    # A gradient can come back undiminished through one unit. So few active units, or flat ones, are
+    # called a cause only where the gradient vanishes.
     steepest = STEEPEST[nonlinearity]
     if nonlinearity == "relu" and idle >= 0.5:
         cause = f"fewer than {DEAD:.0%} of the units are active at {idle:.0%} of the steps"
@@ -195,7 +205,7 @@ def in_words(bad: NonFinite) -> str:
 
 
 def power(log: float) -> str:
-    """e^log, as a number that may be too large or small to be one."""
+    """e^log in digits, also where it is too large or too small for a float."""
     if math.isinf(log):
         return "0" if log < 0 else "inf"
     tens = log / math.log(10)
@@ -206,16 +216,16 @@ def power(log: float) -> str:
 
 
 class Cure(NamedTuple):
-    """What to try, by arguments of rnnfast.RNN."""
+    """A remedy, in arguments of rnnfast.RNN."""
 
     text: str
-    settings: Mapping = {}  # of a network for which it would be no change; "any" for all but None
+    settings: Mapping = {}  # a network with these has the remedy; "any": every value but None
     of_tanh: bool = False  # measured with tanh alone
 
 
 _LAYER_NORM, _ANY_CLIP = {"norm": "layer"}, {"clip_state_grad": "any"}
-# The more promising first: by what was right after training with it, in docs/gradient_flow.md. A
-# test compares those against a vanishing gradient with docs/cures.csv.
+# The most promising first, by the accuracy after training in docs/gradient_flow.md. A test compares
+# the remedies for a vanishing gradient with docs/cures.csv.
 _IDENTITY = Cure(
     'nonlinearity="relu" with init="identity"', {"nonlinearity": "relu", "init": "identity"}
 )
@@ -250,7 +260,11 @@ _CURES = {
 
 
 def advice(word: str, network: Mapping) -> tuple[str, ...]:
-    """For a verdict, what to try; without what the network, its arguments by name, already has."""
+    """Remedies for a verdict, without those that the network already has.
+
+    Args:
+        network: arguments of the RNN, by name.
+    """
     found = []
     for cure in _CURES.get(word, ()):
         used = [

@@ -1,4 +1,4 @@
-"""What backward left in the records of a module's layers, and what can be added up of it."""
+"""The sums that backward left in the buffers of a module, and sums of these."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ STATE_MAX, ENTRIES = map(record.FIELDS.index, ("state_max", "entries"))
 
 
 class Sums(NamedTuple):
-    """Of a backward pass, or of several."""
+    """The sums of a backward pass, or of several."""
 
     values: Tensor  # float64 [L, D, T, N, record.FIELDS]; NaN for a layer without gradient
-    smallest: float  # norm that is still a measurement
+    smallest: float  # a smaller norm is no measurement
 
     def over(self, number: float) -> Sums:
-        """Of the loss divided by that."""
+        """The sums for the loss divided by ``number``."""
         if number == 1:
             return self
         values = self.values.clone()
@@ -32,24 +32,24 @@ class Sums(NamedTuple):
         return Sums(values, self.smallest / number)
 
     def pooled(self) -> Sums:
-        """Of all N rows together, N = 1."""
+        """All N rows added up: N = 1."""
         return self if self.values.shape[3] == 1 else Sums(total(self.values), self.smallest)
 
 
-Buffers = list[list[Tensor]]  # of each layer those of :mod:`rnnfast.recurrence.record`
+Buffers = list[list[Tensor]]  # for each layer those of :mod:`rnnfast.recurrence.record`
 
 
 def newest(buffers: Buffers) -> int:
-    """The number of the backward pass that :func:`take` takes; record.NEVER: none."""
+    """The number of the backward pass that :func:`take` takes; record.NEVER before the first."""
     numbers = (record.number(buffer) for made in buffers for buffer in made)
     return max(numbers, default=record.NEVER)
 
 
 class Pass(NamedTuple):
-    """A copy of the records of a backward pass: to make one takes little, to read it can wait."""
+    """A copy of the buffers of a backward pass. A copy is quick to make, and can be read later."""
 
     replicas: list[Buffers]
-    scale: float  # of its loss
+    scale: float  # a factor of the loss
 
     @classmethod
     def of(cls, buffers: Buffers, scale: float) -> Pass:
@@ -64,23 +64,23 @@ class Pass(NamedTuple):
 
 
 def take(buffers: Buffers) -> Sums | None:
-    """The sums of the last backward pass that reached a layer of a module; None where none has."""
+    """The sums of the last backward pass through a module; None before the first."""
     return _joined(by_device(buffers))
 
 
 def by_device(buffers: Buffers) -> list[Buffers]:
-    """The buffers that can be read, apart by device: each replica of nn.DataParallel has some, for
-    its part of the batch."""
-    kept = [[b for b in made if has_values(b)] for made in buffers]
-    devices = {b.device for made in kept for b in made}
+    """The buffers with values, those of each device for itself: a replica of nn.DataParallel has
+    its own, for its part of the batch."""
+    readable = [[b for b in made if has_values(b)] for made in buffers]
+    devices = {b.device for made in readable for b in made}
     if len(devices) < 2:
-        return [kept] if devices else []
+        return [readable] if devices else []
     ordered = sorted(devices, key=lambda device: (device.type, device.index or 0))
-    return [[[b for b in made if b.device == device] for made in kept] for device in ordered]
+    return [[[b for b in made if b.device == device] for made in readable] for device in ordered]
 
 
 def _joined(replicas: list[Buffers]) -> Sums | None:
-    """The rows of all replicas that the last backward pass went through."""
+    """The rows of all replicas that the last backward pass reached; None before the first."""
     found = [(newest(replica), replica) for replica in replicas]
     last = max((number for number, _ in found), default=record.NEVER)
     if last == record.NEVER:
@@ -90,9 +90,10 @@ def _joined(replicas: list[Buffers]) -> Sums | None:
 
 
 def _taken(buffers: Buffers, last: int) -> Sums:
-    """The record of the backward pass of that number, the last one.
+    """The sums of backward pass number ``last``.
 
-    A layer has several buffers where it needed more room. In one pass the first made was last.
+    A layer that needed more room has several buffers. If one pass wrote several of them, the oldest
+    counts: backward came to it last.
     """
     nothing = record.NEVER, False, torch.empty(0)
     found = [
@@ -110,17 +111,17 @@ def _taken(buffers: Buffers, last: int) -> Sums:
 
 
 def together(parts: list[Sums]) -> Sums:
-    """Of a batch, from those of its parts, each of which had a backward pass of its own."""
+    """The sums of a batch, from the sums of its parts. Each part had a backward pass of its own."""
     if len(parts) == 1:
         return parts[0].pooled()
     return side_by_side([part.pooled() for part in parts]).pooled()
 
 
 def side_by_side(parts: list[Sums]) -> Sums:
-    """The rows of all of them, with steps that no row has up to the longest T.
+    """The rows of all parts, filled up to the longest T with steps that no row has.
 
     Raises:
-        ValueError: they are not of the same number of layers and directions.
+        ValueError: the numbers of layers or directions differ.
     """
     shapes = [tuple(part.values.shape[:3]) for part in parts]
     if len({shape[:2] for shape in shapes}) != 1:
@@ -134,7 +135,8 @@ def side_by_side(parts: list[Sums]) -> Sums:
 
 
 def total(values: Tensor) -> Tensor:
-    """[L, D, T, 1, fields] of N rows. A row without gradient reads NaN; so do all, where all do."""
+    """N rows added up: [L, D, T, 1, fields]. Rows without gradient (NaN) are left out; the sum is
+    NaN where all rows are."""
     missing = values[..., ENTRIES].isnan()
     known = torch.where(missing.unsqueeze(-1), 0, values)
     whole = known.sum(3, keepdim=True)

@@ -17,7 +17,8 @@ def name_of(layer: int, direction: int) -> str:
 
 
 def number_of_steps(x: float, longest: float = math.inf) -> str:
-    """As one says it; what is longer than ``longest`` was not seen."""
+    """A number of steps in words. Infinite means longer than ``longest``, the steps that there
+    were."""
     if math.isnan(x):
         return "unknown"
     if math.isinf(x):
@@ -32,7 +33,13 @@ def rows_of(
     gain: Tensor,
     longest: int,
 ) -> list[tuple[str, ...]]:
-    """A line of the table for each layer and direction; gain [L, D, T], else [L, D]."""
+    """A line of the table for each layer and direction.
+
+    Args:
+        half_life, horizon: [L, D].
+        gain: [L, D, T].
+        longest: the steps that a horizon can have.
+    """
     return [
         (
             name_of(v.layer, v.direction),
@@ -73,7 +80,7 @@ def to_try(advice: Sequence[str]) -> list[str]:
 
 
 def plain(x):
-    """As JSON has it: lists for tensors, None for NaN, "inf" and "-inf"."""
+    """x as JSON takes it: lists for tensors, None for NaN, "inf" and "-inf"."""
     if isinstance(x, Tensor):
         return plain(x.tolist())
     if isinstance(x, Mapping):

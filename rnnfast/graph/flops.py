@@ -11,31 +11,37 @@ from types import ModuleType
 
 import torch
 
+from ..recurrence.groups import Rows, Saved, States, Weights
+
 Shape = tuple[int, ...]
 COUNTER = "torch.utils.flop_counter"
+# Arguments of the backward op between y and dx_wanted.
+_BEFORE_WANTED = sum(len(group._fields) for group in (Weights, States, Rows, Saved))
 
 
-def forward(
-    x: Shape, w_ih: Shape | None, b_ih: Shape | None, b_hh: Shape | None, w_hh: Shape, *_, **__
-) -> int:
+def forward(x: Shape, *shapes: Shape | None, **_) -> int:
     """x W_ih^T and h_{t-1} W_hh^T at every point [T, B]."""
+    weights = Weights._make(shapes[: len(Weights._fields)])
     T, B, _ = x
-    return 2 * T * B * (_numbers(w_ih) + _numbers(w_hh))
+    return 2 * T * B * (_numbers(weights.w_ih) + _numbers(weights.w_hh))
 
 
 def backward(*inputs, **_) -> int:
     """dx, dW_ih and dW_hh where they are wanted, and da W_hh of every step but the first, which
     has it where the first state has a gradient."""
-    y, _, w_ih, w_hh = inputs[2:6]
-    h_0, dx_wanted, dw_wanted = inputs[10], *inputs[13:15]
+    y, *rest = inputs[2 + len(States._fields) :]
+    weights = Weights._make(rest[: len(Weights._fields)])
+    states = States._make(rest[len(weights) : len(weights) + len(States._fields)])
+    dx_wanted, dw_wanted = rest[_BEFORE_WANTED : _BEFORE_WANTED + 2]
     T, B, _ = y
-    projection, recurrence = 2 * B * _numbers(w_ih), 2 * B * _numbers(w_hh)
-    carried = T - (h_0 is None)
+    projection, recurrence = 2 * B * _numbers(weights.w_ih), 2 * B * _numbers(weights.w_hh)
+    carried = T - (states.h is None)
     return T * projection * (dx_wanted + dw_wanted) + recurrence * (carried + T * dw_wanted)
 
 
 def backward_recorded(*inputs, **_) -> int:
-    return backward(*inputs[:13], *inputs[14:])
+    before = 3 + len(States._fields) + _BEFORE_WANTED
+    return backward(*inputs[:before], *inputs[before + 1 :])
 
 
 def _numbers(weight: Shape | None) -> int:

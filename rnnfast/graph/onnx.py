@@ -7,9 +7,9 @@ import sys
 import torch
 from torch import Tensor
 
-from ..cells.rnn import Options, directions
+from ..recurrence.groups import Options, Rows, States, Weights
 
-ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid"}
+ACTIVATIONS = {"rnn_tanh": "Tanh", "rnn_relu": "Relu", "rnn_sigmoid": "Sigmoid"}
 DTYPES = {torch.float32, torch.float64, torch.float16}
 OPSET = 14  # the newest RNN but that of 22, which adds bfloat16
 
@@ -20,16 +20,7 @@ def is_exporting() -> bool:
 
 
 def node(
-    x: Tensor,
-    w_ih: Tensor | None,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    w_hh: Tensor,
-    gamma: Tensor | None,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    options: Options,
+    x: Tensor, weights: Weights, states: States, rows: Rows, options: Options
 ) -> tuple[Tensor, Tensor]:
     """y and h_n as :func:`rnnfast.ops.layer` returns them, from one node. Truncated BPTT,
     clipping and the record change gradients alone, so the node has nothing of them.
@@ -37,16 +28,17 @@ def node(
     Raises:
         RuntimeError: the node cannot express this layer.
     """
-    _check(x, gamma, reset, options)
+    _check(x, weights.gamma, rows.reset, options)
+    w_ih, b_ih, b_hh, w_hh = weights[:4]
+    h_0, lengths = states.h, rows.lengths
     T, B, width = x.shape
-    D = directions(w_hh)
-    H = w_hh.shape[-1]
+    D, H, _ = w_hh.shape
     if w_ih is None:  # x is the projection already
         w_ih = torch.eye(width, dtype=x.dtype, device=x.device)
     bias = None
     if b_ih is not None:
         bias = torch.cat([b_ih.reshape(D, H), b_hh.reshape(D, H)], 1)
-    activation = ACTIVATIONS[options.nonlinearity]
+    activation = ACTIVATIONS[options.cell]
     y, h_n = torch.onnx.ops.symbolic_multi_out(
         "RNN",
         (
@@ -84,13 +76,13 @@ def refuse_old_exporter() -> None:
 
 
 def _check(x: Tensor, gamma: Tensor | None, reset: Tensor | None, options: Options) -> None:
-    beyond = {
+    extras = {
         'norm="layer"': gamma is not None,
         f"num_heads={options.heads}": options.heads > 1,
         "reset": reset is not None,
         str(x.dtype): x.dtype not in DTYPES,
     }
-    given = ", ".join(name for name, used in beyond.items() if used)
+    given = ", ".join(name for name, used in extras.items() if used)
     if given:
         raise RuntimeError(
             f"torch.onnx.export: given rnnfast.RNN with {given}, wanted what ONNX's RNN can "

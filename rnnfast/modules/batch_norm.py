@@ -23,11 +23,13 @@ def batch_norm(
     eps: float,
     momentum: float | None = MOMENTUM,
 ) -> Tensor:
-    """As nn.BatchNorm1d for each feature of u [T, B, features], over t < lengths[b] of all b.
+    """Normalizes each feature of u [T, B, features] as nn.BatchNorm1d does, over the steps
+    t < lengths[b] of all rows b. It computes in the dtype of ``weight`` and returns that of u.
 
-    running: mean and variance [features] and the number of batches, which training brings up to
-    date; None in training: it keeps none. momentum: None for the mean over all batches. Computed
-    in the dtype of ``weight``; the result has that of u.
+    Args:
+        running: mean and variance [features] and the number of batches, which training updates.
+            None keeps none of them, in training alone.
+        momentum: None for the mean over all batches.
 
     Raises:
         ValueError: training on a single point.
@@ -45,7 +47,7 @@ def batch_norm(
         variance_here = centred.square().sum((0, 1)) / count
         if running is not None:
             unbiased = variance_here * (count / (count - 1))
-            _bring_up_to_date(*running, mean_here, unbiased, momentum)
+            _update(*running, mean_here, unbiased, momentum)
         mean, variance = mean_here, variance_here
     else:
         mean, variance, _ = running
@@ -54,7 +56,7 @@ def batch_norm(
 
 
 @torch.no_grad()
-def _bring_up_to_date(
+def _update(
     mean: Tensor,
     variance: Tensor,
     batches: Tensor,
@@ -69,8 +71,12 @@ def _bring_up_to_date(
 
 
 def restart(statistics: dict[str, Tensor | None], suffixes: Iterable[str]) -> None:
-    """Running statistics as before the first batch; ``statistics`` by the names of rnnfast.RNN's
-    buffers."""
+    """Sets the running statistics to what they are before the first batch.
+
+    Args:
+        statistics: the buffers of the module, by name.
+        suffixes: of the layers and directions, "_l0" or "_l0_reverse".
+    """
     for suffix in suffixes:
         for kind, value in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
             x = statistics.get(f"norm_{kind}{suffix}")
@@ -89,8 +95,8 @@ def _statistic(kind: str) -> property:
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """The batch norm of a layer and direction of rnnfast.RNN, for whatever looks for batch norms in
-    a model: torch.optim.swa_utils.update_bn, or code that puts them into evaluation mode.
+    """The batch norm of a layer and direction of rnnfast.RNN. Code that looks for batch norms in a
+    model finds it: torch.optim.swa_utils.update_bn, or code that puts them into evaluation mode.
 
     Momentum, mode and ``track_running_stats`` are its own. Weight, bias and statistics stay
     parameters and buffers of the RNN; ``running_mean`` and the like are other names of the buffers.
@@ -100,7 +106,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         suffix: of the layer and direction, "_l0" or "_l0_reverse".
     """
 
-    # By their names nn.Module would keep tensors of its own.
+    # Properties, because nn.Module would keep tensors of its own under these names.
     running_mean = _statistic("running_mean")
     running_var = _statistic("running_var")
     num_batches_tracked = _statistic("num_batches_tracked")
@@ -108,7 +114,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     def __init__(
         self, num_features: int, eps: float, statistics: dict[str, Tensor | None], suffix: str
     ) -> None:
-        nn.Module.__init__(self)  # the base would make statistics and parameters
+        nn.Module.__init__(self)  # _BatchNorm's would make statistics and parameters
         self.num_features, self.eps, self.momentum = num_features, eps, MOMENTUM
         self.affine, self.track_running_stats = False, True
         self.weight = self.bias = None
@@ -122,14 +128,16 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         bias: Tensor | None,
         running: tuple[Tensor | None, ...],
     ) -> Tensor:
-        """:func:`batch_norm`, trained or not as nn.BatchNorm1d is."""
-        there = all(x is not None for x in running)
-        training = self.training or not there
-        kept = running if there and (self.track_running_stats or not training) else None
-        return batch_norm(u, lengths, weight, bias, kept, training, self.eps, self.momentum)
+        """:func:`batch_norm` with the statistics that nn.BatchNorm1d would use in this mode."""
+        complete = all(x is not None for x in running)
+        training = self.training or not complete
+        used = running if complete and (self.track_running_stats or not training) else None
+        return batch_norm(u, lengths, weight, bias, used, training, self.eps, self.momentum)
 
     def forward(self, input: Tensor) -> Tensor:
-        raise RuntimeError('BatchNorm: it is a part of an rnnfast.RNN with norm="batch"; call that')
+        raise RuntimeError(
+            'BatchNorm: this is part of an rnnfast.RNN with norm="batch"; call the RNN'
+        )
 
     def _load_from_state_dict(self, *arguments) -> None:
-        nn.Module._load_from_state_dict(self, *arguments)  # the base would look for statistics
+        nn.Module._load_from_state_dict(self, *arguments)  # _BatchNorm's would look for statistics

@@ -10,15 +10,16 @@ from torch import Tensor
 
 
 class Packing(NamedTuple):
-    """How the points of a PackedSequence, which alone draw, stand in a padded batch."""
+    """Where the points of a PackedSequence are in a padded batch. Dropout draws for them alone."""
 
     batch_sizes: Tensor
     points: int  # the sum of batch_sizes
-    rows: Tensor | None = None  # where in the sorted batch each row is; None: the batch is sorted
+    rows: Tensor | None = None  # the place of each row in the sorted batch; None: it is sorted
 
 
 def dropped(y: Tensor, p: float, packing: Packing | None) -> Tensor:
-    """y [T, B, features] after dropout. nn.RNN draws over [T, B, features], or over packed rows."""
+    """y [T, B, features] after dropout. nn.RNN draws a mask [T, B, features], or [points, features]
+    for packed input."""
     if packing is None:
         return F.dropout(y, p)
     mask = F.dropout(y.new_ones(packing.points, y.shape[2]), p)

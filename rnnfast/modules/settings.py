@@ -1,31 +1,60 @@
-"""The values that the arguments of rnnfast.RNN may have: at construction, and when one is set on a
-module that exists."""
+"""The arguments that rnnfast adds to those of nn.RNNBase, and the values that an argument may have:
+at construction, and when it is set on a module that exists."""
 
 from __future__ import annotations
 
 import numbers
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..backends import BACKENDS, check_nonlinearity
+from ..backends import BACKENDS
+from ..choices import Backend, Init, Norm, TrackGradientFlow
 from ..functional import check_clip_state_grad, check_count, check_options, check_positive
 from .init import INITS
 
+
+class Settings(NamedTuple):
+    """Arguments that every module adds to those of nn.RNNBase. A module with the default values
+    computes what torch's does."""
+
+    norm: Norm | None = None
+    norm_eps: float = 1e-5
+    init: Init = "torch"
+    residual: bool = False
+    num_heads: int = 1
+    track_gradient_flow: TrackGradientFlow = False
+    clip_state_grad: float | None = None
+    bptt_window: int | None = None
+    backend: Backend = "auto"
+
+
+DEFAULTS = Settings()._asdict()
 CHOICES = {
     "norm": (None, "layer", "batch"),
     "init": INITS,
     "track_gradient_flow": (False, True, "sample"),
     "backend": BACKENDS,  # and "auto"; a backend may be added later
 }
-MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU", "sigmoid": "RNN_SIGMOID"}  # of a nonlinearity
+
+
+def check_settings(settings: Settings) -> None:
+    """The checks that come before those of nn.RNNBase.
+
+    Raises:
+        ValueError, TypeError: a setting has a value that no module takes.
+    """
+    for name in CHOICES:
+        check_choice(name, getattr(settings, name))
+    check_bool("residual", settings.residual)
 
 
 def check_choice(name: str, value: object) -> None:
     """
     Raises:
-        ValueError: it is none of the argument's.
+        ValueError: the argument has no such value.
     """
     known = [*(("auto",) if name == "backend" else ()), *CHOICES[name]]
     if value not in known or (isinstance(value, int) and not isinstance(value, bool)):
@@ -41,8 +70,17 @@ def check_bool(name: str, value: object) -> None:
         raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
+def check_recurrence(rnn: nn.RNNBase, hidden_size: int) -> None:
+    """
+    Raises:
+        TypeError, ValueError: the module's arguments do not fit ``hidden_size``.
+    """
+    options = rnn.norm == "layer", rnn.norm_eps, rnn.bptt_window, rnn.clip_state_grad
+    check_options(hidden_size, rnn.num_heads, *options)
+
+
 def warn_of_idle_residual(rnn: nn.RNNBase, stacklevel: int) -> None:
-    """Where residual=True adds nothing."""
+    """Warns where residual=True adds nothing."""
     width = 2 * rnn.hidden_size if rnn.bidirectional else rnn.hidden_size
     if rnn.num_layers <= (1 if rnn.input_size == width else 2):
         warnings.warn(
@@ -53,18 +91,13 @@ def warn_of_idle_residual(rnn: nn.RNNBase, stacklevel: int) -> None:
         )
 
 
+# ------------------------------------------------------------ when an argument is set on a module
+
+Check = Callable[[nn.RNNBase, str, object], None]
+
+
 def _choice(rnn: nn.RNNBase, name: str, value: object) -> None:
     check_choice(name, value)
-
-
-def _nonlinearity(rnn: nn.RNNBase, name: str, value: object) -> None:
-    check_nonlinearity(value)
-
-
-def _mode(rnn: nn.RNNBase, name: str, value: object) -> None:
-    known = list(MODES.values())
-    if value not in known:
-        raise ValueError(f"mode: given {value!r}, wanted one of {known}")
 
 
 def _bool(rnn: nn.RNNBase, name: str, value: object) -> None:
@@ -97,7 +130,7 @@ def _clip_state_grad(rnn: nn.RNNBase, name: str, value: object) -> None:
 
 
 def _fixed(rnn: nn.RNNBase, name: str, value: object) -> None:
-    """Another value would need other parameters."""
+    """Refuses any other value: it would need other parameters."""
     made_for = getattr(rnn, name)
     if type(value) is not type(made_for) or value != made_for:
         raise ValueError(
@@ -107,7 +140,7 @@ def _fixed(rnn: nn.RNNBase, name: str, value: object) -> None:
 
 
 def _size(rnn: nn.RNNBase, name: str, value: object) -> None:
-    """The weights say it: whoever exchanges them sets their sizes afterwards."""
+    """Compares a size with the weights: code that exchanges weights sets the sizes afterwards."""
     weight, axis = getattr(rnn, "weight_ih_l0", None), 0 if name == "hidden_size" else 1
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         _fixed(rnn, name, value)
@@ -118,15 +151,15 @@ def _size(rnn: nn.RNNBase, name: str, value: object) -> None:
             f"{name}: given {value!r}, wanted {wanted} as weight_ih_l0 has it; exchange the "
             "weights first, or make another RNN"
         )
-    if name == "hidden_size":
-        others = rnn.num_heads, rnn.norm == "layer", rnn.norm_eps
-        check_options(value, *others, rnn.bptt_window, rnn.clip_state_grad)
 
 
-# The check of an argument's new value, by its name.
-CHECKS: dict[str, Callable[[nn.RNNBase, str, object], None]] = {
-    "nonlinearity": _nonlinearity,
-    "mode": _mode,
+def _hidden_size(rnn: nn.RNNBase, name: str, value: object) -> None:
+    _size(rnn, name, value)
+    check_recurrence(rnn, value)
+
+
+# For each argument the check of a new value.
+CHECKS: dict[str, Check] = {
     "batch_first": _bool,
     "residual": _residual,
     "dropout": _dropout,
@@ -137,7 +170,7 @@ CHECKS: dict[str, Callable[[nn.RNNBase, str, object], None]] = {
     "bptt_window": _bptt_window,
     "clip_state_grad": _clip_state_grad,
     "input_size": _size,
-    "hidden_size": _size,
+    "hidden_size": _hidden_size,
     "num_layers": _fixed,
     "bias": _fixed,
     "bidirectional": _fixed,

@@ -1,14 +1,14 @@
 """Layers of a stack at the same time, on a GPU.
 
-A layer needs the whole sequence of the one below, but not at once: while it computes a stretch of
-time steps, the one below computes the next stretch, on a stream of its own. A recurrence waits for
-its own last step and leaves most of a GPU idle, so that others have room beside it. Backward
-follows by itself: autograd runs what it differentiates on the stream of its forward, and waits
-where one stream takes from another.
+A layer needs the whole sequence of the layer below, but not at once. While a layer computes a
+stretch of time steps, the layer below computes the next stretch on a stream of its own. A
+recurrence waits for its own last step and leaves most of a GPU idle, so there is room for others.
+Backward needs no code: autograd runs each operation on the stream of its forward, and waits where
+one stream reads from another.
 
-Off unless RNNFAST_OVERLAP is set: no GPU has shown yet what it gains. It has a price in bfloat16
-and float16, in which the gradient that crosses from stretch to stretch is rounded and those of the
-weights are added up over the stretches; and cuBLAS keeps a workspace for each stream.
+Off unless RNNFAST_OVERLAP is set: no GPU has shown yet how much time it saves. It has a price in
+bfloat16 and float16: the gradient that crosses from stretch to stretch is rounded, and so are the
+sums of the weights' gradients over the stretches. cuBLAS keeps a workspace for each stream.
 """
 
 from __future__ import annotations
@@ -20,22 +20,18 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from ..cells.rnn import Options
-from ..ops import layer
-from ..recurrence import precision
-
 ENABLED = os.environ.get("RNNFAST_OVERLAP", "") not in ("", "0")
-CALL = 40.0  # microseconds of a stretch beside its time steps, for the host, too; a guess
+CALL = 40.0  # microseconds that a stretch takes beside its time steps, on the host, too; a guess
 MOST = 64  # stretches
 LEAST_GAIN = 1.2
 
 
 def steps_of_stretch(T: int, layers: int, window: int | None, step: float, room: int) -> int:
-    """How many of T steps a stretch has, 0 where the layers had better come one after another.
+    """How many of T steps a stretch has; 0 where the layers had better run one after another.
 
-    n stretches of ``step`` microseconds a step take (layers + n - 1) times what one does; no less
-    than the host's calls, and than ``room`` layers at a time. One is whole windows of truncated
-    backpropagation through time.
+    n stretches take (layers + n - 1) times as long as one stretch, whose steps take ``step``
+    microseconds each. The host's calls and the GPU's room for ``room`` layers at a time are lower
+    bounds. A stretch is whole windows of truncated backpropagation through time.
     """
 
     def together(steps: int) -> float:
@@ -46,55 +42,8 @@ def steps_of_stretch(T: int, layers: int, window: int | None, step: float, room:
     unit = window or 1
     choices = {-(-T // (n * unit)) * unit for n in range(2, MOST + 1)}
     best = min((steps for steps in choices if steps < T), key=together, default=0)
-    apart = layers * (T * step + CALL)
-    return best if layers > 1 and best and together(best) * LEAST_GAIN < apart else 0
-
-
-def layers(
-    x: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Sequence[Tensor | None]],
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    residual: bool,
-    options: Options,
-    backend: str,
-    steps: int,
-) -> tuple[list[Tensor], Tensor]:
-    """The stretches of the output, each [steps, B, H], and h_n [L, B, H], of layers of one
-    direction; its input and tensors are those of :func:`rnnfast.ops.layer`, before autocast
-    has cast x.
-
-    Args:
-        weights: of each layer w_ih, b_ih, b_hh, w_hh, gamma and beta.
-        residual: a layer's input is added to what the next one gets, where it is as wide.
-        steps: of a stretch.
-    """
-    # Views, so that gradients come to the parameters on the caller's stream.
-    views = [_views(own) for own in weights]
-    first = range(0, x.shape[0], steps)
-    left = {t: None if lengths is None else (lengths - t).clamp(0, steps) for t in first}
-
-    def compute(index: int, u: Tensor, h_0: Tensor | None, span: slice) -> tuple[Tensor, Tensor]:
-        if span.start == 0:  # views again, so that stretches are added up on the layer's
-            views[index] = _views(views[index])
-        here, resets = left[span.start], None if reset is None else reset[span]
-        if options.bptt_window and span.start:  # an edge, but of rows that have ended
-            cut = h_0.detach()
-            h_0 = cut if here is None else torch.where(here[:, None] > 0, cut, h_0)
-        (cast,) = precision.autocast(u.device.type, u)
-        y, h_n = layer(cast, *views[index], h_0, here, resets, None, options, backend)
-        through = residual and index + 1 < len(views) and y.shape == u.shape
-        return (y + u if through else y), h_n
-
-    states = [None] * len(views) if hx is None else list(hx.split(1))
-    reads = [*(w for own in views for w in own), *left.values(), reset]
-    stretches, states = wavefront(x, states, steps, compute, reads)
-    return stretches, torch.cat(states)
-
-
-def _views(weights: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [None if w is None else w.view_as(w) for w in weights]
+    one_by_one = layers * (T * step + CALL)
+    return best if layers > 1 and best and together(best) * LEAST_GAIN < one_by_one else 0
 
 
 Compute = Callable[[int, Tensor, "Tensor | None", slice], tuple[Tensor, Tensor]]
@@ -110,18 +59,19 @@ def wavefront(
     """The stretches of the last layer's output, each [steps, B, H], and each layer's last state.
 
     Args:
-        u: [T, B, I], what the first layer gets.
+        u: [T, B, I], the input of the first layer.
         states: the first state of each layer.
         steps: of a stretch.
-        compute: (layer, its input, its state before, which of the T steps) -> what the layer above
-            gets, and the state behind.
-        reads: what else it reads, of all layers.
+        compute: (layer, its input, its state before, which of the T steps) -> the input of the
+            layer above, and the state after.
+        reads: all other tensors that ``compute`` reads, of all layers.
     """
     stretches, states = list(u.split(steps)), list(states)
     spans = [slice(n * steps, n * steps + len(x)) for n, x in enumerate(stretches)]
     with Lanes(u.device, len(states)) as lanes:
         for turn in range(len(states) + len(spans) - 1):
-            # From the top: then what the layer below has begun last is what this one waits for.
+            # From the top down, so that a layer waits for the stretch that the layer below began
+            # in the turn before, and not for the one of this turn.
             for index in reversed(range(len(states))):
                 n = turn - index
                 if not 0 <= n < len(spans):
@@ -136,8 +86,8 @@ def wavefront(
 
 
 class Lanes:
-    """A stream for each layer, the caller's for the first; on a CPU nothing. Behind the context the
-    caller's waits for all."""
+    """A stream for each layer: the caller's for the first, none on a CPU. When the context ends,
+    the caller's stream waits for all of them."""
 
     def __init__(self, device: torch.device, number: int) -> None:
         self.streams: list[torch.cuda.Stream] = []
@@ -149,8 +99,8 @@ class Lanes:
         return self
 
     def enter(self, index: int) -> AbstractContextManager:
-        """For a stretch of a layer, behind all that the layer below has begun; so behind all that
-        the caller has."""
+        """The stream of a layer. It waits for all work that the layer below has begun, and so for
+        the caller's."""
         if not self.streams:
             return nullcontext()
         if index > 0:
@@ -158,7 +108,8 @@ class Lanes:
         return torch.cuda.stream(self.streams[index])
 
     def hold(self, index: int, *tensors: Tensor | None) -> None:
-        """Of what another stream made and this one reads: its memory is not for others before."""
+        """Keeps the memory of tensors that another stream made until the stream of layer ``index``
+        has read them."""
         for x in tensors if self.streams else ():
             if x is not None:
                 x.record_stream(self.streams[index])
@@ -172,7 +123,8 @@ _STREAMS: dict[torch.cuda.Stream, list[torch.cuda.Stream]] = {}
 
 
 def _others(caller: torch.cuda.Stream, number: int) -> list[torch.cuda.Stream]:
-    """Always the same ones beside a stream, since each keeps memory of its own."""
+    """The streams beside the caller's, the same ones each time: a stream keeps memory of its
+    own."""
     made = _STREAMS.setdefault(caller, [])
     while len(made) < number:
         made.append(torch.cuda.Stream(caller.device))

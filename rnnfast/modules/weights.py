@@ -1,4 +1,4 @@
-"""The weights of an RNN, by the names and in the order of nn.RNNBase."""
+"""The weights of a module, by the names and in the order of nn.RNNBase."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ..recurrence import precision
+
 
 class FlatWeights(list):
-    """The weights of an RNN in nn.RNN's order, among them one that is set here."""
+    """The weights in nn.RNN's order. An assignment to an item changes the module."""
 
-    def __init__(self, rnn: Weights) -> None:
+    def __init__(self, rnn: WeightLookup) -> None:
         super().__init__(map(rnn._weight, rnn._flat_weights_names))
         self._rnn = rnn
 
@@ -24,23 +26,56 @@ class FlatWeights(list):
             self._rnn._put(name, put)
 
 
-class Weights(nn.RNNBase):
-    """Looks its weights up at each call: parameters, or whatever is in the place of one."""
+class WeightLookup(nn.RNNBase):
+    """An nn.RNNBase that looks its weights up at each call.
+
+    nn.RNNBase keeps a list of the weights beside the parameters, and a change of one can miss the
+    other. Here the parameters are the only place.
+    """
 
     def _weight(self, name: str) -> Tensor | None:
-        """As getattr, which takes ten times as long to find a parameter; what is parametrized,
-        pruned or replicated is no parameter."""
+        """The weight of that name, or None. getattr takes ten times as long to find a parameter;
+        only a weight that is parametrized, pruned or replicated needs it."""
         weight = self._parameters.get(name)
         return getattr(self, name, None) if weight is None else weight
 
     def _device(self) -> torch.device | None:
-        """Where the weights are; None where there is none. Something else may hold the parameters,
-        as FullyShardedDataParallel does, and a plain tensor be in the place of each."""
+        """The device of the weights; None without weights. FullyShardedDataParallel holds the
+        parameters itself and leaves a plain tensor in the place of each."""
         weight = next(self.parameters(), self.__dict__.get("weight_hh_l0"))
         return None if weight is None else weight.device
 
-    # nn.RNNBase keeps a list of the weights, and weak references to them, beside the parameters.
-    # Here the parameters are looked up at each call: no way of changing one can be missed.
+    # --------------------------------------------------------------------------- those of a layer
+
+    def _layer_weights(self, index: int) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+        """w_ih, b_ih, b_hh and w_hh of all directions of a layer, as rnnfast.ops.layer takes
+        them."""
+        if not self.bidirectional:
+            w_ih, w_hh, *biases = map(self._weight, self._all_weights[index])
+            return w_ih, *(biases or (None, None)), w_hh
+        pairs = zip(self._all_weights[2 * index], self._all_weights[2 * index + 1])
+        w_ih, w_hh, *biases = ([self._weight(a), self._weight(b)] for a, b in pairs)
+        return (
+            torch.cat(w_ih),
+            *(map(torch.cat, biases) if biases else (None, None)),
+            torch.stack(w_hh),
+        )
+
+    def _norm_weights(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """norm_weight and norm_bias of all directions of a layer, in the dtype that a norm
+        computes in."""
+        found = []
+        for kind in ("weight", "bias"):
+            parts = [self._weight(name) for name in self._norm_names(index, kind)]
+            whole = None if parts[0] is None else parts[0] if len(parts) == 1 else torch.cat(parts)
+            found.append(precision.widened(whole))
+        return found[0], found[1]
+
+    def _norm_names(self, index: int, kind: str) -> list[str]:
+        suffixes = ["", "_reverse"] if self.bidirectional else [""]
+        return [f"norm_{kind}_l{index}{suffix}" for suffix in suffixes]
+
+    # ------------------------------------------------------------- the list that nn.RNNBase keeps
 
     @property
     def _flat_weights(self) -> FlatWeights:
@@ -50,10 +85,10 @@ class Weights(nn.RNNBase):
     def _flat_weights(self, weights: Sequence[Tensor | None] | None) -> None:
         """
         Raises:
-            ValueError: there are more or fewer than the RNN has.
+            ValueError: the number of weights is not that of the module.
         """
         names = self._flat_weights_names
-        if weights is None:  # to be collected, which this module does at each call
+        if weights is None:  # asks nn.RNNBase to collect them, which happens here at each call
             return
         if len(weights) != len(names):
             raise ValueError(f"_flat_weights: given {len(weights)}, wanted {len(names)}: {names}")
@@ -61,10 +96,10 @@ class Weights(nn.RNNBase):
             self._put(name, weight)
 
     def _put(self, name: str, weight: Tensor | None) -> None:
-        """Computes with that weight from now on, a Parameter or what was made of one.
+        """Computes with ``weight`` from now on: a Parameter, or a tensor made of one.
 
         Raises:
-            TypeError: it is no tensor, or a parametrization computes that weight.
+            TypeError: it is no tensor, or a parametrization computes the weight of that name.
         """
         here = self._weight(name)
         if weight is here:
@@ -90,5 +125,5 @@ class Weights(nn.RNNBase):
     def _update_flat_weights(self) -> None:
         pass
 
-    def _replicate_for_data_parallel(self) -> Weights:
+    def _replicate_for_data_parallel(self) -> WeightLookup:
         return nn.Module._replicate_for_data_parallel(self)

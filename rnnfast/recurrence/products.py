@@ -1,5 +1,5 @@
-"""The products over all steps of a sequence, which are torch's (cuBLAS on a GPU): before and after
-a kernel that has the recurrence alone."""
+"""The products over all steps of a sequence, which torch computes (cuBLAS on a GPU), before and
+after a kernel that has the recurrence alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cells.rnn import directions
+from .groups import Kept, Wanted, Weights
 from .tensors import empty_rows, with_dense_rows, without_padding
 
 
-def projected(x: Tensor, w_ih: Tensor | None, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
+def projected(x: Tensor, weights: Weights) -> Tensor:
     """p [T, B, D * H], in the memory order of x; x itself where there is no w_ih."""
+    w_ih, b_ih, b_hh = weights[:3]
     if w_ih is not None:
         bias = None if b_ih is None else b_ih + b_hh
         if x.stride(1) > x.stride(0):  # batch first in memory: F.linear would copy it
@@ -22,20 +23,13 @@ def projected(x: Tensor, w_ih: Tensor | None, b_ih: Tensor | None, b_hh: Tensor 
     return with_dense_rows(x)
 
 
-def dw_hh(
-    dp: Tensor,
-    y: Tensor,
-    h_0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    w_hh: Tensor,
-    heads: int,
-) -> Tensor:
-    """sum_t da_t^T h_{t-1}, with h_{t-1} as the step saw it."""
+def dw_hh(dp: Tensor, kept: Kept, heads: int) -> Tensor:
+    """sum_t da_t^T h_{t-1}, with h_{t-1} as the step read it."""
+    y, w_hh, h_0, (lengths, reset) = kept.y, kept.weights.w_hh, kept.states.h, kept.rows
     T, B, width = y.shape
-    D = directions(w_hh)
+    D = w_hh.shape[0]
     H = width // D
-    if h_0 is not None and lengths is not None:  # rows without steps count for nothing, inf or NaN
+    if h_0 is not None and lengths is not None:  # rows without steps add nothing, not even inf
         h_0 = h_0.masked_fill((lengths == 0).view(1, B, 1), 0)
     before = empty_rows(y, width)
     before[1:, :, :H], before[0, :, :H] = y[:-1, :, :H], 0 if h_0 is None else h_0[0]
@@ -59,19 +53,16 @@ def dw_hh(
 
 
 def projected_back(
-    dp: Tensor,
-    x: Tensor | None,
-    w_ih: Tensor | None,
-    lengths: Tensor | None,
-    dx_wanted: bool,
-    dw_wanted: bool,
-) -> tuple[Tensor | None, ...]:
+    dp: Tensor, kept: Kept, wanted: Wanted
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """dx, dw_ih, db_ih, db_hh."""
+    w_ih = kept.weights.w_ih
     if w_ih is None:
-        return dp if dx_wanted else None, None, None, None
-    dx = dp @ w_ih if dx_wanted else None
-    if not dw_wanted:
+        return dp if wanted.x else None, None, None, None
+    dx = dp @ w_ih if wanted.x else None
+    if not wanted.weights:
         return dx, None, None, None
     da = dp.flatten(0, 1)
     db = da.sum(0)
-    return dx, da.T @ without_padding(x, lengths).flatten(0, 1), db, db.clone()
+    x = without_padding(kept.x, kept.rows.lengths)
+    return dx, da.T @ x.flatten(0, 1), db, db.clone()

@@ -1,4 +1,4 @@
-"""Recurrences to compute: contracting ones, from a seed, made on the CPU in float64."""
+"""Contracting recurrences to compute, made from a seed on the CPU in float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..cells.rnn import Options
+from ..recurrence.groups import (
+    Kept,
+    Options,
+    OutputGradients,
+    Rows,
+    Saved,
+    States,
+    Weights,
+)
 from ..recurrence.precision import arithmetic
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -29,10 +37,29 @@ class Case(NamedTuple):
 
     @property
     def nonlinearity(self) -> str:
-        return self.options.nonlinearity
+        return self.options.cell.removeprefix("rnn_")
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(None, None, None, self.w_hh, self.gamma, self.beta)
+
+    @property
+    def states(self) -> States:
+        return States(self.h_0)
+
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.lengths, self.reset)
+
+    @property
+    def given(self) -> OutputGradients:
+        return OutputGradients(self.grad_y, States(self.grad_h_n))
+
+    def kept(self, y: Tensor, saved: Saved) -> Kept:
+        return Kept(None, y, self.weights, self.states, self.rows, saved)
 
     def to(self, dtype: torch.dtype) -> Case:
-        """gamma and beta in what the dtype computes in."""
+        """Converts the case; gamma and beta take the dtype of the arithmetic."""
         found = Case(*(cast(x, dtype) for x in self[:-1]), self.options)
         accurate = arithmetic(dtype)
         return found._replace(gamma=cast(self.gamma, accurate), beta=cast(self.beta, accurate))
@@ -41,6 +68,8 @@ class Case(NamedTuple):
         return Case(*(x if x is None else x.to(device) for x in self[:-1]), self.options)
 
     def with_options(self, **changed) -> Case:
+        if "nonlinearity" in changed:
+            changed["cell"] = f"rnn_{changed.pop('nonlinearity')}"
         return self._replace(options=self.options._replace(**changed))
 
 
@@ -50,8 +79,8 @@ def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 @functools.lru_cache(maxsize=16)
 def _contracting(seed: int, D: int, H: int, heads: int) -> tuple[Tensor, Tensor]:
-    """W_hh [D, H, H / heads] with ||W_hh||_2 = 0.95 in each head, and the state of the generator
-    that has drawn it. Cached, because the norm takes seconds at 1000 units; callers copy W_hh.
+    """W_hh [D, H, H / heads] with ||W_hh||_2 = 0.95 in each head, and the generator's state
+    afterwards. Cached, because the norm takes seconds at 1000 units. Callers must copy W_hh.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = D * heads, H // heads, H // heads
@@ -75,7 +104,7 @@ def make_case(
     reset: bool = False,
     **options,
 ) -> Case:
-    """A contracting one: ||W_hh||_2 = 0.95 in each head, gamma below 1."""
+    """A contracting recurrence: ||W_hh||_2 = 0.95 in each head, gamma below 1."""
     w, state = _contracting(seed, D, H, heads)
     generator = torch.Generator()
     generator.set_state(state)
@@ -93,5 +122,5 @@ def make_case(
         beta = normal(D * H) / 2
     if reset:
         cut = torch.rand(T, B, generator=generator) < 0.25
-    chosen = Options(nonlinearity, heads, **options)
+    chosen = Options(f"rnn_{nonlinearity}", heads, **options)
     return Case(p, w.clone(), gamma, beta, h_0, n, cut, grad_y, grad_h_n, chosen).to(dtype)

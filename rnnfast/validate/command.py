@@ -1,4 +1,4 @@
-"""``python -m rnnfast validate``: row after row, then a table, a picture and a verdict in words."""
+"""``python -m rnnfast validate`` computes the rows, prints a table and a verdict, and draws."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ JUDGE = "reference"
 
 
 class BadInput(ValueError):
-    """What was asked for cannot be validated; the message says why, in one line."""
+    """The request cannot be validated. The message says why, in one line."""
 
 
 def run(
@@ -43,19 +43,18 @@ def run(
     """Validates, prints, and writes ``validate.json`` and ``validate.png`` into the folder ``out``.
 
     Args:
-        backends: names; empty for all that serve on the device but the reference, which is the
-            judge.
-        dtypes: names of plan.ARITHMETICS; empty for all of the device.
-        device: "cpu" or "cuda"; None for "cuda" where there is one.
+        backends: names; empty for all backends that can run on the device, without the reference,
+            which is the judge.
+        dtypes: names of plan.ARITHMETICS; empty for all dtypes of the device.
+        device: "cpu" or "cuda"; None for "cuda" if there is a GPU.
         size: "quick", "default" or "full".
-        groups: of plan.GROUP_NAMES: the rows of these alone; None for all.
+        groups: names of plan.GROUP_NAMES; None for all.
 
     Returns:
-        What validate.json holds; "passed" says whether every budget was kept.
+        The content of validate.json. "passed" says whether every result is within its budget.
 
     Raises:
-        BadInput: a device that is not there; a backend or dtype, asked for by name, that cannot
-            serve.
+        BadInput: there is no such device, or a named backend or dtype cannot run.
     """
     start = time.perf_counter()
     device = _device(device)
@@ -79,7 +78,7 @@ def run(
     return result
 
 
-# ----------------------------------------------------------------------------------- what was asked
+# ----------------------------------------------------------------------------------- the request
 
 
 def _device(name: str | None) -> str:
@@ -101,7 +100,7 @@ def _arithmetics(names: Sequence[str], device: str) -> list[Arithmetic]:
 def _choose(
     names: Sequence[str], arithmetics: list[Arithmetic], dtypes_given: bool, device: str
 ) -> tuple[list[tuple[str, Arithmetic]], dict[str, str]]:
-    """Backends with dtypes that they serve, and why others are left out."""
+    """The backends with their dtypes, and why others are left out."""
     chosen, left_out = [], {}
     for name in dict.fromkeys(names or BACKENDS):
         if not names and name == JUDGE:
@@ -120,7 +119,7 @@ def _choose(
     return chosen, left_out
 
 
-# ------------------------------------------------------------------------------------ the computing
+# ---------------------------------------------------------------------------------- the computation
 
 
 def _compute(todo: Sequence[Task]) -> None:
@@ -133,14 +132,14 @@ def _compute(todo: Sequence[Task]) -> None:
                 with precision.tf32(where.arithmetic.tf32):
                     for part in parts:
                         part(row, where)
-            except Exception as error:  # of a backend: this row fails, and the others go on
+            except Exception as error:  # a backend's error fails this row only
                 row.complain(f"it raised {type(error).__name__}: {' '.join(str(error).split())}")
             row.seconds = time.perf_counter() - start
 
 
 @contextlib.contextmanager
 def _outputs_start_as_nan() -> Iterator[None]:
-    """What torch allocates: an element that no kernel wrote is found."""
+    """Fills new tensors with NaN, so that the judge finds an element that no kernel wrote."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory

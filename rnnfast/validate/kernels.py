@@ -1,4 +1,4 @@
-"""The recurrence of a backend, from the input projection on: every option, layer norm or none."""
+"""Checks the recurrence of a backend from the input projection on, with every option."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..cells import rnn as cell
+from ..recurrence import loop
+from ..recurrence.groups import Saved
 from ..recurrence.record import FIELDS
 from ..testing import step_errors
 from .cases import NONLINEARITIES, Case, make_case
@@ -20,7 +21,7 @@ from .sequences import compare_layer_runs, compare_layers, compare_loops, judged
 
 SEEDS = range(5)
 Shape = tuple[int, int, int]  # T, B, and the units of a head
-SEQUENCES: list[Shape] = [  # of budget (i)
+SEQUENCES: list[Shape] = [  # for budget (i)
     (20, 64, 1),
     (20, 64, 3),
     (20, 64, 17),
@@ -30,7 +31,7 @@ SEQUENCES: list[Shape] = [  # of budget (i)
     (10, 8, 512),
 ]
 
-# What make_case takes, from the units of a head: a clip that meets about half of the steps.
+# Arguments of make_case by the units of a head. The clip changes about half of the steps.
 GROUPS: dict[str, Callable[[int], dict]] = {
     "plain": lambda S: {},
     "lengths": lambda S: {"lengths": True},
@@ -42,38 +43,38 @@ GROUPS: dict[str, Callable[[int], dict]] = {
 }
 TOGETHER = "all together"
 GROUPS[TOGETHER] = lambda S: {k: v for of in list(GROUPS.values())[:-1] for k, v in of(S).items()}
-OF_TORCH = ("plain", "lengths", "both directions")  # without norm, nn.RNN does them, too
+OF_TORCH = ("plain", "lengths", "both directions")  # without norm, nn.RNN also computes these
 
 RECORD_ERROR = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
 class Arithmetic(NamedTuple):
-    """A dtype, and how its products are rounded."""
+    """A dtype and the rounding of its products."""
 
     name: str
     dtype: torch.dtype
     tf32: bool = False
 
     def rounding(self, backend: str) -> dict[str, float]:
-        """What the judge is told."""
+        """The unit roundoff for the judge."""
         return {"u_operand": 2.0**-11} if self.tf32 else own_rounding(backend, self.dtype)
 
 
 class Where(NamedTuple):
-    """What a row is computed by."""
+    """Where a row runs: backend, arithmetic, device, threads."""
 
     backend: str
     arithmetic: Arithmetic
     device: str
-    threads: int  # that there are; most is computed by one, as the operations are small
-    nonlinearities: tuple[str, ...] = tuple(NONLINEARITIES)  # those that the backend serves
+    threads: int  # available; most rows use one, because the operations are small
+    nonlinearities: tuple[str, ...] = tuple(NONLINEARITIES)  # those that the backend can compute
 
 
 def cases(where: Where, norm: str, group: str, shape: Shape, seed: int) -> Iterator:
-    """(the case in words, case), for all nonlinearities."""
+    """(words, case) for all nonlinearities."""
     T, B, S = shape
     options = GROUPS[group](S) | {"norm": norm == "layer", "dtype": where.arithmetic.dtype}
-    if options["norm"] and S == 1:  # the norm of one value is always 0
+    if options["norm"] and S == 1:  # layer norm of one value is always 0
         return
     H = S * options.get("heads", 1)
     for f in where.nonlinearities:
@@ -82,7 +83,7 @@ def cases(where: Where, norm: str, group: str, shape: Shape, seed: int) -> Itera
 
 
 def check_steps(row: Row, where: Where, group: str, shapes: Sequence[Shape]) -> None:
-    """Budget (ii), the record, and the bits of two runs; by one thread, with a record by all."""
+    """Budget (ii), the record, and the bits of two runs. One thread computes, all with a record."""
     u = where.arithmetic.rounding(where.backend)
     for seed, shape in enumerate(shapes):
         for words, case in cases(where, row.norm, group, shape, seed):
@@ -94,20 +95,20 @@ def check_steps(row: Row, where: Where, group: str, shapes: Sequence[Shape]) -> 
             row.same_bits(plain)
             row.same_bits(recorded)
             row.take_steps(judge(apart, recorded[0], **u))
-            # Another kernel may run where no record is taken.
+            # Without a record another kernel may run.
             if any(x is not None and not x.equal(recorded[0][n]) for n, x in plain[0].items()):
                 row.take_steps(judge(case, plain[0], **u))
 
 
 def check_sequences(row: Row, where: Where, shapes: Sequence[Shape]) -> None:
-    """Budget (i), beside nn.RNN where it can serve.
+    """Budget (i), beside nn.RNN if it can compute the case.
 
-    float64 is compared where there is something more exact, which is the plain layer in long
-    double; every step of it is judged by budget (ii).
+    float64 needs something more exact for comparison: long double has the plain layer. Budget (ii)
+    judges every step of float64.
     """
     by_layers = row.norm == "none" and row.group in OF_TORCH
     if where.backend == "reference" or not has_exact(where.arithmetic, row.norm, row.group):
-        return  # that is the peer
+        return  # the reference is the peer
     for shape in shapes:
         for runs in zip(*(cases(where, row.norm, row.group, shape, seed) for seed in SEEDS)):
             found = [_for_nn_rnn(case) if by_layers else case for _, case in runs]
@@ -118,14 +119,14 @@ def check_sequences(row: Row, where: Where, shapes: Sequence[Shape]) -> None:
 
 
 def has_exact(arithmetic: Arithmetic, norm: str, group: str) -> bool:
-    """Whether something here is more exact."""
+    """Whether a more exact computation exists."""
     in_long_double = AVAILABLE and norm == "none" and group in ("plain", "both directions")
     return arithmetic.dtype != torch.float64 or in_long_double
 
 
 def check_record(row: Row, where: Where, shapes: Sequence[Shape]) -> None:
-    """Over whole sequences, in float32 and float64. In 16 bits every step rounds da to a few
-    digits, which those before it inherit: there check_steps judges each step on its own."""
+    """The record over whole sequences, in float32 and float64. In 16 bits every step rounds da
+    to a few digits, and earlier steps inherit the error; there check_steps judges each step."""
     allowed = RECORD_ERROR.get(where.arithmetic.dtype)
     if where.backend == "reference" or allowed is None or where.arithmetic.tf32:
         return
@@ -137,7 +138,7 @@ def check_record(row: Row, where: Where, shapes: Sequence[Shape]) -> None:
 
 
 def check_curves(row: Row, where: Where, shape: Shape) -> None:
-    """The errors of a long sequence, step by step: budget (i)."""
+    """Budget (i): the errors of a long sequence, step by step."""
     T, B, H = shape
     if where.backend == "reference" or (where.arithmetic.dtype == torch.float64 and not AVAILABLE):
         return
@@ -152,12 +153,12 @@ def check_curves(row: Row, where: Where, shape: Shape) -> None:
 
 
 def _digits(x: Tensor) -> list[float]:
-    """As many as anybody reads."""
+    """Rounds to the digits that a reader needs."""
     return [float(f"{value:.3g}") for value in x.tolist()]
 
 
 def _for_nn_rnn(case: Case) -> Case:
-    """It takes rows packed: none of length 0, one of length T."""
+    """nn.RNN takes packed rows: no length is 0, and one is T."""
     if case.lengths is None:
         return case
     lengths = case.lengths.clamp(min=1)
@@ -166,10 +167,10 @@ def _for_nn_rnn(case: Case) -> Case:
 
 
 def record_error(case: Case, where: Where) -> tuple[float, str]:
-    """The largest relative error of what backward measured, over all steps, and of which field.
+    """The largest relative error of the record over all steps, and its field.
 
-    Wanted is the record of the formula in float64 from the kernel's own y: so that a unit of ReLU
-    is on the same side of 0 in both.
+    The expected record is the float64 formula applied to the kernel's own y, so that a ReLU unit is
+    on the same side of 0 in both.
     """
     found = run(case, where.backend, where.device, recorded=True)
     wanted = _exact_record(case, found)
@@ -185,11 +186,8 @@ def record_error(case: Case, where: Where) -> tuple[float, str]:
 
 def _exact_record(case: Case, found: dict[str, Tensor | None]) -> Tensor:
     case = case.to(torch.float64)
-    _, w_hh, gamma, beta, h_0, lengths, reset, grad_y, grad_h_n, options = case
     saved = (v if v is None else v.double() for v in (found["ahat"], found["rstd"]))
     wanted = torch.empty_like(found["record"])
-    cell.backward(
-        *(grad_y, grad_h_n, None, None, found["y"].double(), w_hh, gamma, beta, *saved),
-        *(h_0, lengths, reset, options, wanted),
-    )
+    kept = case.kept(found["y"].double(), Saved(None, *saved))
+    loop.backward(case.given, kept, case.options, wanted)
     return wanted

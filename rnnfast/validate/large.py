@@ -1,4 +1,4 @@
-"""A tensor of more than 2^31 elements, whose offsets no 32-bit integer holds."""
+"""Checks a tensor of more than 2^31 elements, which needs 64-bit offsets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends import BACKENDS
+from ..recurrence.groups import Wanted
 from .cases import make_case
 from .kernels import Where
 from .memory import free_memory
@@ -13,19 +14,19 @@ from .rows import Row
 from .runs import judge
 
 T, B, H = 33, 2**20, 64
-SAMPLED = 64  # rows of the batch that are judged, among them the first and the last
-FILLED = 1021  # a prime: rows that a wrong offset confuses differ
-FACTOR = 1.15  # what a backend keeps beside
+SAMPLED = 64  # judged rows of the batch, with the first and the last
+FILLED = 1021  # a prime, so that rows differ if a wrong offset confuses them
+FACTOR = 1.15  # room for the backend's own memory
 
 
 def bytes_needed(dtype: torch.dtype) -> float:
-    """y, grad_y and dp; six states."""
+    """Bytes of y, grad_y and dp, and of six states."""
     return FACTOR * (3 * T + 6) * B * H * dtype.itemsize
 
 
 def check_large(row: Row, where: Where) -> None:
-    """Budget (ii) on rows of the batch, which do not depend on each other. The gradient of all
-    others is 0, so that dw_hh is of these rows alone."""
+    """Budget (ii) on some rows of the batch, which are independent. The gradient of all other rows
+    is 0, so that dw_hh depends on these rows only."""
     dtype, device = where.arithmetic.dtype, where.device
     needed, free = bytes_needed(dtype), free_memory(device)
     if needed > free:
@@ -37,7 +38,7 @@ def check_large(row: Row, where: Where) -> None:
     rows = torch.linspace(0, B - 1, SAMPLED, dtype=torch.float64).long().to(device)
 
     def whole(x: Tensor) -> Tensor:
-        """0 in the rows that are not judged."""
+        """The whole tensor, with 0 in the rows that are not judged."""
         found = torch.zeros(x.shape[0], B, H, dtype=dtype, device=device)
         return found.index_copy_(1, rows, x.to(device))
 
@@ -46,15 +47,21 @@ def check_large(row: Row, where: Where) -> None:
         count = min(FILLED, B - begin)
         p[:, begin : begin + count] = filler[:, :count]
     p.index_copy_(1, rows, case.p.to(device))
-    w_hh, h_0, nothing = case.w_hh.to(device), whole(case.h_0), (None, None)
+    large = case._replace(
+        p=p,
+        w_hh=case.w_hh.to(device),
+        h_0=whole(case.h_0),
+        grad_y=whole(case.grad_y),
+        grad_h_n=whole(case.grad_h_n),
+    )
     module, options = BACKENDS[where.backend], case.options
-    y, h_n, *_ = module.forward(p, None, None, None, w_hh, *nothing, h_0, *nothing, options)
-    del p
-    grads = whole(case.grad_y), whole(case.grad_h_n)
-    saved = (y, None, None, w_hh, *nothing, *nothing, h_0, *nothing, None)
-    dp, _, _, _, dw_hh, _, _, dh_0 = module.backward(*grads, *saved, True, True, options)
-    found = {"y": y, "h_n": h_n, "dp": dp, "dh_0": dh_0}
-    found = {name: x[:, rows].cpu() for name, x in found.items()} | {"dw_hh": dw_hh.cpu()}
+    y, states, saved = module.forward(p, large.weights, large.states, large.rows, options)
+    dp, weights, firsts = module.backward(
+        large.given, large.kept(y, saved), None, Wanted(), options
+    )
+    found = {"y": y, "h_n": states.h, "dp": dp, "dh_0": firsts.h}
+    found = {name: x[:, rows].cpu() for name, x in found.items()}
+    found["dw_hh"] = weights.w_hh.cpu()
     found |= dict.fromkeys(("ahat", "rstd", "dgamma", "dbeta"))
     row.take_steps(judge(case, found, **where.arithmetic.rounding(where.backend)))
     if int(dp.count_nonzero()) != int(found["dp"].count_nonzero()):

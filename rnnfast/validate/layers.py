@@ -1,5 +1,5 @@
-"""A case as one layer of nn.RNN or rnnfast.RNN with W_ih = I: the projection and the biases are in
-its way, too."""
+"""Runs a case as one layer of nn.RNN or rnnfast.RNN with W_ih = I, so that the projection and the
+biases are included."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .cases import Case
 from .long_double import in_long_double
 
 LAYER_RESULTS = ["y", "h_n", "dx", "dw_hh", "dh_0", "dw_ih", "db_ih", "db_hh"]
-PEER = "nn.RNN"  # beside the backends of rnnfast.RNN
+PEER = "nn.RNN"  # a kind of layer, beside the backends of rnnfast.RNN
 
 
 def layer_bias(case: Case) -> Tensor:
-    """Eighths, which every dtype holds: [D * H]."""
+    """[D * H] in eighths, which every dtype represents exactly."""
     return torch.arange(case.p.shape[2]).remainder(7).sub(3).to(case.p.dtype) / 8
 
 
 def layer_weights(case: Case) -> dict[str, Tensor]:
-    """By name in the module. All of the bias is in b_ih: so p = x + b_ih is one sum."""
+    """{name in the module: weight}. b_ih has the whole bias, so p = x + b_ih is one sum."""
     D, H, _ = case.w_hh.shape
     values = {
         "weight_hh_l0": case.w_hh,
@@ -38,7 +38,7 @@ def layer_weights(case: Case) -> dict[str, Tensor]:
 def make_layer(
     case: Case, kind: str, batch_first: bool = False, device: str = "cpu", **options
 ) -> nn.RNNBase:
-    """kind: PEER, or a backend of rnnfast.RNN."""
+    """A layer of this kind: PEER, or a backend of rnnfast.RNN."""
     D, H, _ = case.w_hh.shape
     options |= {"bidirectional": D == 2, "batch_first": batch_first, "dtype": case.p.dtype}
     options |= {"nonlinearity": case.nonlinearity, "device": device}
@@ -54,7 +54,7 @@ def set_weights(rnn: nn.RNNBase, weights: Mapping[str, Tensor]) -> None:
 
 
 def through_layer(rnn: nn.RNNBase, case: Case) -> dict[str, Tensor]:
-    """Results and gradients, LAYER_RESULTS, on the CPU; dx is the sum of dp over directions."""
+    """LAYER_RESULTS (results and gradients) on the CPU. dx is the sum of dp over directions."""
     case = case.on(next(rnn.parameters()).device)
     D, H, _ = case.w_hh.shape
     rnn.zero_grad()
@@ -90,7 +90,7 @@ def as_layer(
 
 
 def exact_layer(case: Case) -> dict[str, tuple[Tensor, Tensor]]:
-    """What as_layer should give, as high + low; float64 needs a long double, and no lengths."""
+    """The exact results of the layer as high + low. float64 needs long double and no lengths."""
     if case.p.dtype == torch.float64:
         return dict(zip(LAYER_RESULTS, in_long_double(case, layer_bias(case))))
     found = as_layer(case.to(torch.float64), "reference")

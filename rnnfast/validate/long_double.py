@@ -1,4 +1,4 @@
-"""A layer in 64 bits of mantissa: what float64 results are judged by."""
+"""A layer in long double (64 bits of mantissa), to judge float64 results."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ AVAILABLE = np.finfo(np.longdouble).nmant >= 63
 
 
 def in_long_double(case: Case, bias: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    """An oracle of its own. x = p, W_ih = I: the gradients of the whole layer, as
-    :data:`.sequences.LAYER_RESULTS` names them, each as high + low, two float64.
-    """
+    """An independent oracle with x = p, W_ih = I: :data:`.layers.LAYER_RESULTS` of the layer, each
+    as high + low, two float64."""
     given = (case.p, case.w_hh, case.h_0, case.grad_y, case.grad_h_n)
     x, w_hh, h_0, grad_y, grad_h_n = (v.numpy().astype(np.longdouble) for v in given)
     f, slope = {

@@ -1,4 +1,4 @@
-"""rnnfast.RNN around a backend: the projection, biases, layouts, and weights that change."""
+"""Checks rnnfast.RNN around a backend: projection, biases, layouts, and changed weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..modules import RNN
+from ..recurrence.groups import Results, Saved, States, Weights
+from ..recurrence.loop import RecurrenceGradients
 from ..testing import Verdict, judge_backward, judge_forward, judge_sum
 from .cases import Case, make_case
 from .kernels import SEEDS, Shape, Where
@@ -18,24 +20,25 @@ from .layers import PEER, layer_bias, layer_weights, make_layer, set_weights, th
 from .rows import Row
 from .sequences import ENOUGH, compare
 
-T, B, FEATURES, H = 12, 7, 9, 96  # of the layouts
-LENGTHS = torch.tensor([T, 1, 5, T, 8, 3, 11])  # of the rows that are packed
+T, B, FEATURES, H = 12, 7, 9, 96  # sizes for the layouts
+LENGTHS = torch.tensor([T, 1, 5, T, 8, 3, 11])  # lengths of the packed rows
 EXACT = "nn.RNN in float64"
 
 
 def judge_layer(case: Case, found: dict[str, Tensor], **options) -> list[Verdict]:
-    """Budget (ii) of one plain layer of one direction, where dx = dp."""
+    """Budget (ii) for one plain layer with one direction, where dx = dp."""
     p = case.p.double() + layer_bias(case)
-    # The projection may have been stored in 16 bits on its way.
+    # A kernel may store the projection in 16 bits.
     of_p = torch.finfo(case.p.dtype).eps / 2 * p.abs() if case.p.dtype.itemsize < 4 else None
-    y, w_hh, dx, inputs = found["y"], case.w_hh, found["dx"], (case.h_0, None, None, case.options)
-    backward = judge_backward(
-        *(case.grad_y, case.grad_h_n, y, w_hh, None, None, None, None, *inputs),
-        *(dx, found["dw_hh"], None, None, found["dh_0"]),
-        **options,
-    )
+    case, dx = case._replace(lengths=None, reset=None, gamma=None, beta=None), found["dx"]
+    results = Results(found["y"], States(found["h_n"]), Saved())
+    weights = Weights(None, None, None, found["dw_hh"])
+    gradients = RecurrenceGradients(dx, weights, States(found["dh_0"]))
+    inputs = p, case.weights, case.states, case.rows, case.options
+    kept = case.kept(results.y, results.saved)
+    backward = judge_backward(case.given, kept, case.options, gradients, **options)
     return [
-        *judge_forward(p, w_hh, None, None, *inputs, y, found["h_n"], of_p=of_p, **options),
+        *judge_forward(*inputs, results, of_p=of_p, **options),
         *(v._replace(name="dx") if v.name == "dp" else v for v in backward),
         judge_sum("dw_ih", found["dw_ih"][0], dx, case.p, **options),
         *(judge_sum(name, found[name][0], dx, **options) for name in ("db_ih", "db_hh")),
@@ -60,7 +63,7 @@ def check_layer(row: Row, where: Where, shapes: list[Shape]) -> None:
         row.take_steps(judge_layer(case, runs[0], **u))
 
 
-# ------------------------------------------------------------------------- weights that change
+# ------------------------------------------------------------------------- changed weights
 
 
 @torch.no_grad()
@@ -82,7 +85,7 @@ CHANGES: dict[str, Callable] = {
 
 
 def check_changes(row: Row, where: Where, shapes: list[Shape]) -> None:
-    """A second call after the weights have changed is of the new ones: budget (ii)."""
+    """Budget (ii): a second call uses the weights that changed in between."""
     u = where.arithmetic.rounding(where.backend)
     for words, case in _plain_cases(where, shapes):
         weights = layer_weights(case)
@@ -108,7 +111,7 @@ LAYOUTS: dict[str, dict] = {
 
 
 def check_layouts(row: Row, where: Where) -> None:
-    """Budget (i) of whole modules beside nn.RNN, which in float64 is also what is exact here."""
+    """Budget (i) for whole modules beside nn.RNN. nn.RNN in float64 gives the exact results."""
     for f, layout in product(("tanh", "relu"), LAYOUTS):
         row.begin(f"{f}, {layout}, T = {T}, B = {B}, I = {FEATURES}, H = {H}")
         ours, theirs, exact = (
@@ -129,7 +132,7 @@ def check_layouts(row: Row, where: Where) -> None:
 
 
 def _module(kind: str, layout: str, f: str, seed: int, where: Where) -> nn.RNNBase:
-    """With the same weights, of the dtype, for every kind; contracting."""
+    """A contracting module of this kind. Every kind has the same weights."""
     options = LAYOUTS[layout] | {"nonlinearity": f}
     options |= {"dtype": where.arithmetic.dtype, "device": where.device}
     if kind == EXACT:
@@ -150,7 +153,7 @@ def _module(kind: str, layout: str, f: str, seed: int, where: Where) -> nn.RNNBa
 
 
 def _through(rnn: nn.RNNBase, layout: str, seed: int, where: Where) -> dict[str, Tensor]:
-    """Results and gradients by name, on the CPU; those over time as [T, B, features]."""
+    """{name: result or gradient} on the CPU. Tensors over time are [T, B, features]."""
     weights = dict(rnn.named_parameters())
     states, D = rnn.num_layers * (1 + rnn.bidirectional), 1 + rnn.bidirectional
     shapes = [(T, B, FEATURES), (states, B, H), (T, B, D * H), (states, B, H)]

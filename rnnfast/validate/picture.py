@@ -1,4 +1,4 @@
-"""The picture: errors of a long sequence over its time steps, ours and torch's."""
+"""Draws the errors of a long sequence over its time steps, ours and torch's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from ..drawing import INK, QUIET, plain
 from .rows import Row
 
-# Okabe and Ito's colours, which the colour-blind tell apart; broad below, thin and dark above.
+# Okabe and Ito's colours for the colour-blind. Broad lines lie below thin, dark ones.
 PEER = {"color": "#56B4E9", "linewidth": 5, "solid_capstyle": "round"}
 OURS = (
     {"color": "#222222", "linewidth": 1.2},
@@ -24,7 +24,7 @@ RESULTS = {"y": "error of $y_t$", "dx": "error of $dL/dx_t$"}
 
 
 def draw(rows: Sequence[Row], machine: dict, path: Path) -> None:
-    """A column for each dtype, in it a panel for y and one for dx."""
+    """Draws a column for each dtype, with a panel for y and one for dx."""
     rows = [row for row in rows if row.curves]
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
     width, height = max(4.2 * len(dtypes) + 0.6, 9.5), 7.6  # inches

@@ -1,4 +1,4 @@
-"""Which rows a run has: of every backend and dtype, and what is computed for each."""
+"""The rows of a run: backends, dtypes, and the checks of each row."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ LONG, LAYER, LAYOUT, CHANGED, LARGE = (
     "changed weights",
     "over 2^31",
 )
-BEYOND = {"reset", "bptt_window", "clip_state_grad", "num_heads"}  # what nn.RNN does not have
+BEYOND = {"reset", "bptt_window", "clip_state_grad", "num_heads"}  # options that nn.RNN lacks
 
 
-# Units of a head with layer norm, for budget (i). An error grows with 1 / std of S values, which
-# exceeds k with a probability of k^-(S - 1): of fewer units the mean square of that, or its own
-# variance, is infinite, and a ratio of two such means is chance.
+# Least units of a head with layer norm, for budget (i). An error grows with 1 / std of S values,
+# which exceeds k with a probability of k^-(S - 1). With fewer units its mean square, or that mean's
+# variance, is infinite, and the ratio of two such means is chance.
 FEWEST = 6
 
 
 class Size(NamedTuple):
-    """Shapes (T, B, units of a head) that a run goes through."""
+    """The shapes (T, B, units of a head) of a run."""
 
     plain: Sequence[Shape]
     options: Sequence[Shape]
@@ -82,7 +82,7 @@ SIZES = {
 
 
 class Task(NamedTuple):
-    """A row, and what fills it."""
+    """A row and the function that fills it."""
 
     row: Row
     where: Where
@@ -90,29 +90,29 @@ class Task(NamedTuple):
 
 
 def refusal(backend: str, arithmetic: Arithmetic, device: str) -> str:
-    """Why a backend cannot serve even the plain problem, or ""."""
+    """Why a backend cannot compute even the plain problem, or ""."""
     return _refused(backend, arithmetic, device, "tanh", ())
 
 
 def tasks(
     backend: str, arithmetic: Arithmetic, device: str, size: Size, groups: Sequence[str] | None
 ) -> Iterator[Task]:
-    """groups: the rows of these alone."""
+    """The tasks of these groups."""
     own = computes_the_recurrence(backend)
     for norm, group, parts in _rows(own, size, arithmetic):
         if groups is not None and group not in groups:
             continue
         row = Row(backend, arithmetic.name, norm, group)
-        beyond = _beyond(norm, group)
-        why = {f: _refused(backend, arithmetic, device, f, beyond) for f in NONLINEARITIES}
-        served = tuple(f for f in NONLINEARITIES if not why[f])
+        extras = _extras(norm, group)
+        why = {f: _refused(backend, arithmetic, device, f, extras) for f in NONLINEARITIES}
+        possible = tuple(f for f in NONLINEARITIES if not why[f])
         row.left_out = "; ".join(dict.fromkeys(filter(None, why.values())))
-        where = Where(backend, arithmetic, device, torch.get_num_threads(), served)
-        yield Task(row, where, parts if served else ())
+        where = Where(backend, arithmetic, device, torch.get_num_threads(), possible)
+        yield Task(row, where, parts if possible else ())
 
 
 def computes_the_recurrence(backend: str) -> bool:
-    """The others have whole stacks of layers, :mod:`rnnfast.backends`."""
+    """Whether a backend computes the recurrence alone. Other backends compute whole stacks."""
     return hasattr(BACKENDS[backend], "forward")
 
 
@@ -136,23 +136,23 @@ def _rows(own: bool, size: Size, arithmetic: Arithmetic) -> Iterator[tuple[str, 
     shapes = [shape for shape in size.options if shape[2] > 1]
     yield "none", LAYER, [partial(check_layer, shapes=shapes)]
     yield "none", CHANGED, [partial(check_changes, shapes=[(5, 7, 33), (3, 1, 100)])]
-    if arithmetic.dtype != torch.float64:  # which nothing here is more exact than
+    if arithmetic.dtype != torch.float64:  # float64 has nothing more exact to compare with
         yield "none", LAYOUT, [check_layouts]
     if own and size.large and arithmetic.dtype == torch.bfloat16:
         yield "none", LARGE, [check_large]
 
 
-def _beyond(norm: str, group: str) -> tuple[str, ...]:
+def _extras(norm: str, group: str) -> tuple[str, ...]:
     names = BEYOND if group in (TOGETHER, LONG) else BEYOND & {group}
     return (*(["norm"] if norm == "layer" else []), *sorted(names))
 
 
 def _refused(
-    backend: str, arithmetic: Arithmetic, device: str, f: str, beyond: tuple[str, ...]
+    backend: str, arithmetic: Arithmetic, device: str, f: str, extras: tuple[str, ...]
 ) -> str:
     projected = computes_the_recurrence(backend)
-    beyond = beyond if projected else ()
-    problem = Problem(device, arithmetic.dtype, f, projected=projected, beyond=beyond)
+    extras = extras if projected else ()
+    problem = Problem(device, arithmetic.dtype, f"rnn_{f}", projected=projected, extras=extras)
     return BACKENDS[backend].unavailable(problem)
 
 

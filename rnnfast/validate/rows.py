@@ -1,5 +1,5 @@
-"""A line of the table: one backend, dtype, norm and group of options, and the worst that was found
-in all of its cases."""
+"""A line of the table: one backend, dtype, norm and group of options, with the worst result of all
+its cases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..testing import Verdict
 from .sequences import Comparison
 
-RECORD = "record."  # the names of its verdicts begin so
+RECORD = "record."  # prefix of the names of its verdicts
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Row:
     sequence: Comparison | None = None  # budget (i)
     record: Verdict | None = None
     record_error: float | None = None  # relative, over a whole sequence
-    left_out: str = ""  # why, in part or as a whole
-    case: str = ""  # under way, in words
+    left_out: str = ""  # why the row, or a part of it, is left out
+    case: str = ""  # the running case, in words
     complaints: list[str] = field(default_factory=list)  # each names the result and the case
     curves: dict = field(default_factory=dict)  # {result: {"ours", "theirs": [T]}}
 
@@ -60,7 +60,7 @@ class Row:
     def take_sequences(self, comparisons: Iterable[Comparison]) -> None:
         for comparison in comparisons:
             worst = self.sequence
-            if worst is None or not comparison.ratio <= worst.ratio:  # NaN is worst
+            if worst is None or not comparison.ratio <= worst.ratio:  # NaN counts as worst
                 self.sequence = comparison
             if not comparison.good:
                 self.complain(str(comparison))
@@ -71,14 +71,14 @@ class Row:
             self.complain(f"{RECORD}{of}: relative error {error:.3g}, wanted {allowed:g}")
 
     def same_bits(self, runs: Sequence[dict[str, Tensor | None]]) -> None:
-        """Of two runs with the same inputs."""
+        """Compares two runs with the same inputs."""
         one, other = runs
         for name, x in one.items():
             if x is not None and not torch.equal(_bits(x), _bits(other[name])):
                 self.complain(f"{name}: two runs with the same inputs give different bits")
 
     def to_dict(self) -> dict:
-        """What validate.json has of it."""
+        """The row for validate.json."""
         return {
             "backend": self.backend,
             "dtype": self.dtype,
@@ -98,5 +98,5 @@ class Row:
 
 
 def _bits(x: Tensor) -> Tensor:
-    """NaN is like itself, and -0 not like 0."""
+    """The bits: NaN equals itself, and -0 differs from 0."""
     return x.contiguous().view(torch.uint8)

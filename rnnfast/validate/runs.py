@@ -1,4 +1,4 @@
-"""What the backends make of a case, and the judge's word on it. All results are on the CPU."""
+"""Runs a case with a backend and judges the results, which are on the CPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..backends import BACKENDS, reference
+from ..recurrence.groups import Results, Saved, States, Wanted, Weights
+from ..recurrence.loop import RecurrenceGradients
 from ..recurrence.record import FIELDS
 from ..testing import Verdict, judge_backward, judge_forward, judge_record
 from .cases import Case
@@ -20,7 +22,7 @@ NORM_RESULTS = ["ahat", "rstd", "dgamma", "dbeta"]
 
 @contextlib.contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Of torch, and of the kernels with it."""
+    """Sets the number of threads of torch and of the kernels."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -32,31 +34,34 @@ def threads(number: int) -> Iterator[None]:
 def run(
     case: Case, backend: str = "cpu", device: str = "cpu", recorded: bool = False
 ) -> dict[str, Tensor | None]:
-    """The backend's own forward and backward; with ``recorded``, which case.options.per_sample goes
-    with, the record [D, T, N, fields], too."""
-    p, w_hh, gamma, beta, h_0, lengths, reset, grad_y, grad_h_n, options = case.on(device)
-    module, inputs = BACKENDS[backend], (h_0, lengths, reset)
-    forward = module.forward(p, None, None, None, w_hh, gamma, beta, *inputs, options)
-    y, _, ahat, rstd = forward
-    saved = (y, None, None, w_hh, gamma, beta, ahat, rstd)
+    """Runs the backend's forward and backward. With ``recorded`` the results include the record
+    [D, T, N, fields]; case.options.per_sample belongs to it."""
+    case, module = case.on(device), BACKENDS[backend]
+    options, p = case.options, case.p
+    results = module.forward(p, case.weights, case.states, case.rows, options)
     buffer = None
     if recorded:
-        shape = w_hh.shape[0], len(p), p.shape[1] if options.per_sample else 1, len(FIELDS)
+        shape = len(case.w_hh), len(p), p.shape[1] if options.per_sample else 1, len(FIELDS)
         buffer = torch.empty(shape, dtype=torch.float64, device=device)
-    backward = module.backward(grad_y, grad_h_n, *saved, *inputs, buffer, True, True, options)
-    dp, _, _, _, dw_hh, dgamma, dbeta, dh_0 = backward
-    found = dict(zip(("y", "h_n", "ahat", "rstd"), forward))
-    found |= {"dp": dp, "dw_hh": dw_hh, "dgamma": dgamma, "dbeta": dbeta, "dh_0": dh_0}
+    kept = case.kept(results.y, results.saved)
+    dp, weights, states = module.backward(case.given, kept, buffer, Wanted(), options)
+    found = by_name(results)
+    found |= {"dp": dp, "dw_hh": weights.w_hh, "dgamma": weights.gamma, "dbeta": weights.beta}
+    found["dh_0"] = states.h
     found |= {"record": buffer} if recorded else {}
     return {name: x if x is None else x.cpu() for name, x in found.items()}
 
 
+def by_name(results: Results) -> dict[str, Tensor | None]:
+    y, (h_n, _), (_, ahat, rstd) = results
+    return {"y": y, "h_n": h_n, "ahat": ahat, "rstd": rstd}
+
+
 def run_differentiated(case: Case, device: str = "cpu") -> dict[str, Tensor | None]:
-    """The loop of the reference, differentiated by PyTorch."""
+    """Runs the reference's loop, which PyTorch differentiates."""
     case, names, leaves = leaves_of(case.on(device))
-    inputs = (case.h_0, case.lengths, case.reset, case.options)
-    found = reference.forward(case.p, None, None, None, *case[1:4], *inputs)
-    found = gradients_of(case, names, leaves, dict(zip(("y", "h_n", "ahat", "rstd"), found)))
+    found = reference.forward(case.p, case.weights, case.states, case.rows, case.options)
+    found = gradients_of(case, names, leaves, by_name(found))
     return {name: x if x is None else x.cpu() for name, x in found.items()}
 
 
@@ -78,20 +83,21 @@ def gradients_of(
 
 
 def own_rounding(backend: str, dtype: torch.dtype) -> dict[str, float]:
-    """PyTorch's operations round in the dtype they compute in, 16 bits included."""
+    """The roundoff of PyTorch's operations, which round in their own dtype, also in 16 bits."""
     return {"u_operand": torch.finfo(dtype).eps / 2} if backend in OF_PYTORCH else {}
 
 
 def judge(case: Case, found: dict[str, Tensor | None], **options) -> list[Verdict]:
-    """Budget (ii): each step restarted; a record, where there is one, with the rows apart."""
-    p, w_hh, gamma, beta, *inputs, grad_y, grad_h_n, o = case
+    """Budget (ii), with each step restarted. Judges a record, if there is one, row by row."""
     y, h_n, dp, dw_hh, dh_0 = (found[name] for name in RESULTS)
     ahat, rstd, dgamma, dbeta = (found[name] for name in NORM_RESULTS)
-    forward = (p, w_hh, gamma, beta, *inputs, o, y, h_n, ahat, rstd)
-    saved = (y, w_hh, gamma, beta, ahat, rstd)
-    backward = (grad_y, grad_h_n, *saved, *inputs, o, dp, dw_hh, dgamma, dbeta, dh_0)
-    verdicts = [*judge_forward(*forward, **options), *judge_backward(*backward, **options)]
+    results = Results(y, States(h_n), Saved(None, ahat, rstd))
+    kept, o = case.kept(y, results.saved), case.options
+    weights = Weights(None, None, None, dw_hh, dgamma, dbeta)
+    gradients = RecurrenceGradients(dp, weights, States(dh_0))
+    inputs = case.p, case.weights, case.states, case.rows, o
+    verdicts = judge_forward(*inputs, results, **options)
+    verdicts += judge_backward(case.given, kept, o, gradients, **options)
     if found.get("record") is not None:
-        recorded = (grad_y, grad_h_n, y, w_hh, *inputs, o, dp, found["record"])
-        verdicts += judge_record(*recorded, **options)
+        verdicts += judge_record(case.given, kept, o, dp, found["record"], **options)
     return verdicts

@@ -1,8 +1,8 @@
-"""Budget (i): errors over whole sequences against float64, beside those that PyTorch makes.
+"""Budget (i): errors over whole sequences against float64, beside PyTorch's errors.
 
-The peer is nn.RNN, and where it cannot serve the eager loop: PyTorch's operations in the same
-dtype, which it differentiates itself. A result counts with its worst time step, pooled over several
-cases that differ in their seeds.
+The peer is nn.RNN. Where nn.RNN lacks the option, the peer is the eager loop: PyTorch's operations
+in the same dtype, which PyTorch differentiates. A result counts with its worst time step, pooled
+over several cases with different seeds.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from .layers import LAYER_RESULTS, PEER, as_layer, exact_layer
 from .runs import run, run_differentiated
 
 ALLOWED = 1.25  # times the error of the peer
-# Values pooled in a step: chance alone makes of equal errors a ratio of 1 with a standard deviation
-# of 1 / sqrt(values), and 1.25 shall be five of them away.
+# Values pooled in a step. If the errors are equal, chance gives a ratio of 1 with a standard
+# deviation of 1 / sqrt(values). 1.25 is five of these away.
 ENOUGH = 400
 OVER_TIME = ("y", "dp", "dx")
 LOOP_RESULTS = ["y", "h_n", "dp", "dw_hh", "dgamma", "dbeta", "dh_0"]
 
-Pairs = Sequence[tuple[Tensor, Tensor]]  # found and exact, of each seed
+Pairs = Sequence[tuple[Tensor, Tensor]]  # (found, exact) for each seed
 
 
 class Comparison(NamedTuple):
-    """One result, ours against the peer's."""
+    """The error of one result, ours beside the peer's."""
 
     name: str
     ours: StepError
@@ -43,7 +43,7 @@ class Comparison(NamedTuple):
 
     @property
     def good(self) -> bool:
-        return self.ratio <= ALLOWED  # NaN is not
+        return self.ratio <= ALLOWED  # False for NaN
 
     def to_dict(self) -> dict:
         ours, theirs = self.ours._asdict(), self.theirs._asdict()
@@ -67,7 +67,7 @@ def compare(name: str, ours: Pairs, theirs: Pairs, peer: str, over_time: bool) -
 def compare_layers(
     cases: Sequence[Case], backend: str, batch_first: bool = False, device: str = "cpu"
 ) -> dict[str, Comparison]:
-    """Of the cases as layers, :mod:`.layers`, with nn.RNN (for sigmoid the eager loop)."""
+    """Compares cases as layers (:mod:`.layers`) with nn.RNN, or for sigmoid with the eager loop."""
     return compare_layer_runs(*layer_runs(cases, backend, batch_first, device))
 
 
@@ -81,7 +81,7 @@ def compare_layer_runs(runs: list[list[dict]], peer: str) -> dict[str, Compariso
 def layer_runs(
     cases: Sequence[Case], backend: str, batch_first: bool, device: str
 ) -> tuple[list[list[dict]], str]:
-    """What the backend and its peer make of each case, as pairs (found, exact); and the peer."""
+    """Pairs (found, exact) of the backend and of its peer for each case, and the peer's name."""
     peer = "reference" if cases[0].nonlinearity == "sigmoid" else PEER
     runs: list[list[dict]] = [[], []]
     for case in cases:
@@ -90,7 +90,7 @@ def layer_runs(
         exact = exact_layer(case)
         for kind, pairs in zip((backend, peer), runs):
             found = as_layer(case, kind, batch_first, device)
-            # found - high is exact where they are close, so that low is not lost
+            # found - high is exact if they are close, so low is not lost
             pairs.append({n: (found[n].double() - high, low) for n, (high, low) in exact.items()})
     return runs, PEER if peer == PEER else "the eager loop"
 
@@ -98,7 +98,7 @@ def layer_runs(
 def compare_loops(
     cases: Sequence[Case], backend: str, device: str = "cpu"
 ) -> dict[str, Comparison]:
-    """Of the recurrence alone, with the eager loop."""
+    """Compares the recurrence alone with the eager loop."""
     exact = [run(case.to(torch.float64), "reference") for case in cases]
     ours = [run(case, backend, device) for case in cases]
     theirs = [run_differentiated(case, device) for case in cases]
@@ -114,10 +114,10 @@ def compare_loops(
 def judged(
     found: dict[str, Comparison], cases: Sequence[Case], enough: int = ENOUGH
 ) -> dict[str, Comparison]:
-    """Those of them that say something about the kernel.
+    """The comparisons that say something about the kernel.
 
-    Left out is what pools too few values a step, which is chance, and gradients of ReLU in 16 bits,
-    where one unit that rounds to the other side of 0 outweighs all rounding.
+    Two kinds are left out. A step with too few values gives a ratio by chance. For gradients of
+    ReLU in 16 bits, one unit that rounds to the other side of 0 outweighs all rounding.
     """
     (_, B, _), (D, H, S) = cases[0].p.shape, cases[0].w_hh.shape
     pooled = dict.fromkeys(found, len(cases) * D * B * H)

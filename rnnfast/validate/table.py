@@ -1,4 +1,4 @@
-"""What a run has found, as a table and in words."""
+"""The results of a run, as a table and in words."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .rows import RECORD, Row
 from .sequences import Comparison
 
 LEGEND = """\
-steps: the largest error of a single value over what its time step, taken again in float64, may err
-by; at [t,b,unit]. sequences: RMS error against float64 over that of torch, at the worst time step;
-torch is nn.RNN, and where that has no kernel an eager loop. record: what backward measures of the
-gradient at each step, over what it may err by. Allowed are 1, 1.25 and 1."""
-COMPLAINTS = 2  # of a row, printed; validate.json has all
+steps: the largest error of a value over its allowed error, at [t,b,unit]; each time step starts
+from the kernel's own step before. sequences: RMS error against float64 over torch's, at the worst
+time step; torch is nn.RNN, or an eager loop where nn.RNN lacks the option. record: the largest
+error of the gradient record over its allowed error. Limits: 1, 1.25 and 1."""
+COMPLAINTS = 2  # printed for a row; validate.json has all
 
 
 def table(rows: Sequence[Row], machine: dict) -> Table:
@@ -38,7 +38,7 @@ def table(rows: Sequence[Row], machine: dict) -> Table:
 
 
 def _numbered(rows: Sequence[Row]) -> Iterator[tuple[Row, int]]:
-    """Each with its number among those of its backend and dtype."""
+    """Each row with its number among the rows of its backend and dtype."""
     for _, section in groupby(rows, key=lambda row: (row.backend, row.dtype)):
         yield from ((row, i) for i, row in enumerate(section))
 
@@ -76,7 +76,7 @@ def _ratio(x: float) -> str:
 
 
 def summary(rows: Sequence[Row], result: dict) -> list[str]:
-    """What was left out and what is wrong, and last all of it in a sentence."""
+    """Lines: what was left out, what is wrong, and last a sentence about the whole run."""
     lines = [f"left out: {name}: {why}" for name, why in result["left_out"].items()]
     reasons = dict.fromkeys(
         f"{row.backend if row.cases else row.name}: {row.left_out}" for row in rows if row.left_out

@@ -15,7 +15,7 @@ from rnnfast.backends import BACKENDS, Problem
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PLAIN = Problem(DEVICE, torch.float32, "tanh", projected=False)
+PLAIN = Problem(DEVICE, torch.float32, "rnn_tanh", projected=False)
 if os.environ.get("RNNFAST_REQUIRE_GPU", "0") not in ("", "0"):
     why = "torch finds no GPU" if DEVICE == "cpu" else BACKENDS["cuda"].unavailable(PLAIN)
     if why:

@@ -7,7 +7,7 @@ import torch
 from cases import assert_good, make_case, own_rounding, run
 from test_gpu_numbers import on
 
-from rnnfast.backends import BACKENDS, Problem, cuda
+from rnnfast.backends import BACKENDS, Problem, cuda_plan
 from rnnfast.recurrence import precision
 
 EVERYTHING = {
@@ -34,12 +34,12 @@ SIZES = [(30, 70), (100, 5), (250, 1), (500, 20), (760, 3), (1270, 9)]
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize(("units", "rows"), SIZES, ids=[f"{u}x{r}" for u, r in SIZES])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kernel", [name for name in cuda.NAMES if name])
+@pytest.mark.parametrize("kernel", [name for name in cuda_plan.NAMES if name])
 def test_every_kernel_is_within_its_budget(kernel, mode, units, rows, options, device, monkeypatch):
-    monkeypatch.setattr(cuda, "WANTED", (cuda.NAMES[kernel], 0))
+    monkeypatch.setattr(cuda_plan, "WANTED", (cuda_plan.NAMES[kernel], 0))
     dtype = getattr(torch, mode, torch.float32)
     with precision.tf32(mode == "tf32"):
-        problem = Problem(device, dtype, "tanh", projected=True, units=units, rows=rows)
+        problem = Problem(device, dtype, "rnn_tanh", projected=True, units=units, rows=rows)
         why = BACKENDS["cuda"].unavailable(problem)
         if why:
             pytest.skip(why)

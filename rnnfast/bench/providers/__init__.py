@@ -1,5 +1,5 @@
-"""Who computes the workload. A new provider is a file here, with ``name``, ``unavailable()`` and
-``build()``, and an entry in PROVIDERS."""
+"""The peers that compute a workload. A new provider is a file here with ``name``, ``unavailable()``
+and ``build()``, and an entry in PROVIDERS."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Provider(Protocol):
 
     def unavailable(self, work: Workload) -> str: ...  # why it cannot be measured; "" if it can
 
-    def build(self, work: Workload, data: Data) -> Layer: ...  # data: in work's dtype, where it is
+    def build(self, work: Workload, data: Data) -> Layer: ...  # data: of work's dtype, device
 
 
 OURS = [RnnfastRNN(name) for name in BACKENDS if name not in ("torch", "reference")]
-# Not kernels of ours: torch's inside our op, and the eager loop. Timed where asked for by name.
+# torch's kernels inside our op, and the eager loop. Timed if they are named.
 BY_NAME = [RnnfastRNN(name) for name in ("torch", "reference")]
 PROVIDERS: tuple[Provider, ...] = (
     TorchRNN(),

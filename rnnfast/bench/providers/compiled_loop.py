@@ -8,7 +8,7 @@ from torch import nn
 from ..workload import Workload
 from .loop import Loop
 
-LONGEST = 32  # steps; compiling takes a time that grows with them, minutes from 100 on
+LONGEST = 32  # steps; compiling takes longer with each step, minutes from 100 on
 
 
 class CompiledLoop(Loop):
@@ -21,5 +21,5 @@ class CompiledLoop(Loop):
         return super().unavailable(work)
 
     def call(self, module: nn.Module):
-        torch.compiler.reset()  # of the one before, which has the same code
+        torch.compiler.reset()  # forgets the layer before, which has the same code
         return torch.compile(module)

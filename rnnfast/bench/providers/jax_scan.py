@@ -1,4 +1,4 @@
-"""jax.lax.scan under jit, the input projection as one product outside of it."""
+"""jax.lax.scan under jit. The input projection is one product outside of the scan."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class JaxScan:
 
 @functools.cache
 def _functions():
-    """(jax, forward, both); jax compiles them anew for each shape."""
-    os.environ["NPROC"] = str(torch.get_num_threads())  # where XLA looks for the size of its pool
+    """(jax, forward, both). jax compiles them for each shape."""
+    os.environ["NPROC"] = str(torch.get_num_threads())  # XLA reads the size of its pool here
     import jax
     import jax.numpy as jnp
 

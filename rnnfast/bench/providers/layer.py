@@ -1,4 +1,4 @@
-"""What a provider builds, and how most do: a module that PyTorch differentiates."""
+"""The layer that a provider builds. Most providers build a module that PyTorch differentiates."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..workload import BOTH, FORWARD, STEP, Data
 
 @dataclass
 class Layer:
-    """``calls`` by what they do: FORWARD keeps nothing for gradients; BOTH is forward and the
-    gradients of x and of all parameters; STEP ends in that of an optimizer. On a CPU each returns
-    when all is computed."""
+    """``calls`` by name: FORWARD keeps nothing for gradients. BOTH computes forward and all
+    gradients: those of x and of the parameters. STEP ends with an optimizer's step. On a CPU each
+    returns when the results are there."""
 
     calls: dict[str, Callable[[], object]]
     results: Callable[[], dict[str, Tensor]]  # y, h_n, dx, and d<name> of each of data.weights
-    saved_bytes: Callable[[], int | None] = lambda: None  # for backward; None: nobody can say
-    how: str = ""  # which algorithm or kernel it takes
-    estimated_us_per_step: float | None = None  # of forward; None: nobody has estimated it
+    saved_bytes: Callable[[], int | None] = lambda: None  # for backward; None: unknown
+    how: str = ""  # the algorithm or kernel
+    estimated_us_per_step: float | None = None  # of forward; None: there is no estimate
 
 
 def differentiated(
@@ -32,13 +32,13 @@ def differentiated(
 ) -> Layer:
     """
     Args:
-        module: with the parameters of data.weights.
+        module: has the parameters of data.weights.
         call: x [T, B, H] -> y [T, B, D * H] and h_n [D, B, H].
     """
     parameters = dict(module.named_parameters())
     x = data.x.clone().requires_grad_()
     leaves = [x, *parameters.values()]
-    optimizer = torch.optim.SGD(parameters.values(), lr=0.0)  # the weights stay as they are
+    optimizer = torch.optim.SGD(parameters.values(), lr=0.0)  # a rate of 0 keeps the weights
 
     def forward() -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -66,8 +66,8 @@ def differentiated(
 def saved_bytes(
     call: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, parameters: list[Tensor]
 ) -> int:
-    """Memory that only the backward pass needs: not that of input, parameters and outputs."""
-    kept: list[Tensor] = []  # alive until counted, so that no address comes twice
+    """Bytes that only backward needs, without input, parameters and outputs."""
+    kept: list[Tensor] = []  # kept until they are counted, so that addresses differ
 
     def pack(tensor: Tensor) -> Tensor:
         kept.append(tensor)

@@ -1,4 +1,4 @@
-"""A layer-normalized RNN as it is written without rnnfast: a Python loop over torch's modules."""
+"""A layer-normalized RNN without rnnfast: a Python loop over torch's modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .layer import Layer, differentiated
 
 
 class NormedLoop(nn.Module):
-    """One layer; the input's nn.Linear at once for all steps, or at each step."""
+    """One layer. The input's nn.Linear runs once for all steps, or at each step."""
 
     def __init__(self, H: int, at_once: bool = True) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class NormedLoop(nn.Module):
         return torch.stack(steps), h.unsqueeze(0)
 
 
-# of the loop: of rnnfast.RNN
+# {name in the loop: name in rnnfast.RNN}
 NAMES = {
     "inputs.weight": "weight_ih_l0",
     "inputs.bias": "bias_ih_l0",

@@ -24,15 +24,15 @@ class RnnfastRNN:
         return layer
 
     def _estimated(self, work: Workload) -> float | None:
-        """By the launch plan, for the recurrences of all layers, which run one after another."""
+        """The launch plan's estimate for the recurrences of all layers, one after another."""
         estimates = getattr(BACKENDS[self.backend], "estimates", None)
-        if estimates is None or work.device != "cuda":  # kernels emulated on a CPU are no GPU's
+        if estimates is None or work.device != "cuda":  # an emulated kernel has no time
             return None
         return work.layers * estimates(problem(work))[0]
 
 
 def problem(work: Workload) -> Problem:
-    """As the module tells it to the choice of a backend."""
-    beyond = ("norm",) if work.norm else ()
+    """The problem that the module passes to the choice of a backend."""
+    extras = ("norm",) if work.norm else ()
     size = work.H, work.directions, work.B
-    return Problem(work.device, work.dtype, "tanh", False, beyond, *size)
+    return Problem(work.device, work.dtype, "rnn_tanh", False, extras, *size)

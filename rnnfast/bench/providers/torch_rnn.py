@@ -31,8 +31,8 @@ class TorchRNN:
 
 
 def algorithm(work: Workload) -> str:
-    """What PyTorch asks cuDNN for (aten/src/ATen/native/cudnn/RNN.cpp of torch 2.11, read for
-    sm_80 and up)."""
+    """The algorithm that PyTorch asks cuDNN for, after aten/src/ATen/native/cudnn/RNN.cpp of torch
+    2.11, from sm_80 on."""
     if work.device == "cpu":
         return "native"
     if work.packed or work.precision == "float64":

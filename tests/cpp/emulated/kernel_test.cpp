@@ -2,6 +2,11 @@
 // recurrences in double: every mix of options, odd sizes, parts of a slice, outputs that start as
 // NaN, memory between the rows that must stay as it was. With fibers in many orders of the threads;
 // with threads under the sanitizers.
+//
+//   kernel_test [PROBLEMS [CONFIGURATION [KERNEL FILE LINE CHANGE]]]
+//
+// Of one configuration alone it lists where faults can be planted, or plants one: then 0 means that
+// nobody has noticed.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -9,21 +14,18 @@
 #include <type_traits>
 #include <vector>
 
-#include "../../../csrc/cuda/backward.cuh"
-#include "../../../csrc/cuda/forward.cuh"
-#include "../../../csrc/cuda/measure.cuh"
-#include "../../../csrc/cuda/plan.cpp"
-#include "../../../csrc/cuda/streaming.cuh"
-#if defined(FAULT_OF_STREAMING) || !defined(FAULT)
-#define STREAMING
+#include "../../../csrc/cuda/host/plan.cpp"
+#include "../../../csrc/cuda/record/measure.cuh"
+#include "../../../csrc/cuda/resident/backward.cuh"
+#include "../../../csrc/cuda/resident/forward.cuh"
+#include "../../../csrc/cuda/streaming/product.cuh"
 #define RNNFAST_MODE exact
 #define RNNFAST_MODE_TYPE Exact
 #define RNNFAST_MODE_VALUE Mode::kExact
-#include "../../../csrc/cuda/streaming.cu"
+#include "../../../csrc/cuda/streaming/kernels.cu"
 #undef RNNFAST_MODE
 #undef RNNFAST_MODE_TYPE
 #undef RNNFAST_MODE_VALUE
-#endif
 #include "../buffer.h"
 #include "../reference.h"
 
@@ -34,6 +36,27 @@ using rnnfast::Field;
 namespace {
 
 int failures = 0;
+int wanted = -1;  // the configuration; -1: all
+emulation::Fault fault;
+
+// The next launches are of this kernel.
+void plan(const char* kernel) {
+  if (wanted >= 0) emulation::plan(kernel, fault);
+}
+
+// Whether that kernel is to be given wrong arguments.
+bool wrong(const char* change) {
+  return emulation::planning && emulation::planted("arguments", 0, change);
+}
+
+// What all kernels are given, wrong.
+template <class Problem>
+void spoil(Problem& problem) {
+  if (wrong("a step too few")) --problem.shape.steps;
+  if (wrong("a row too few")) --problem.shape.batch;
+  if (problem.lengths != nullptr && wrong("no lengths")) problem.lengths = nullptr;
+  if (wrong("resets a step late")) problem.reset += problem.shape.batch;
+}
 
 struct Sizes {
   int T, B, S, D, heads, columns;
@@ -81,6 +104,7 @@ struct Test {
       dbeta{int64_t{slices} * width};
   Buffer<float> carry{int64_t{n.T} * n.B * width};
   Buffer<double> measured{int64_t{n.D} * n.T * n.B * rnnfast::kFields};
+  Buffer<double> of_batch{int64_t{n.D} * n.T * rnnfast::kFields};
   const char* name;
 
   void check(const char* what, double found, double wanted, double size = 1) {
@@ -102,23 +126,22 @@ struct Test {
 
   // By the launcher of the product.
   template <class Problem>
-  void stream([[maybe_unused]] const Problem& problem) {
+  void stream(const Problem& problem) {
     cuda::Plan plan;
     plan.family = cuda::Family::kStreaming;
     plan.streamed = K::kBlock;
     plan.slices = slices;
-#ifdef STREAMING
     if constexpr (std::is_same_v<Problem, cuda::Forward>) {
       cuda::exact::streaming::forward(plan, problem, {});
     } else {
       cuda::exact::streaming::backward(plan, problem, {});
     }
-#endif
   }
 
   void run() {
     for (int b = 0; b < n.B; ++b) lengths.push_back(n.lengths ? pick(n.T + 1) : n.T);
-    for (int i = 0; i < n.T * n.B; ++i) reset.push_back(n.reset && pick(3) == 0);
+    // One step more than there is, for kernels that are a step late.
+    for (int i = 0; i < (n.T + 1) * n.B; ++i) reset.push_back(n.reset && pick(3) == 0);
     for (int64_t point = 0; n.large && point < int64_t{n.T} * n.B; ++point) {
       if (pick(3) > 0) continue;
       // Where da is no number of its type, or sums over the units are none, before it is clipped.
@@ -130,23 +153,38 @@ struct Test {
       }
     }
     cuda::Forward f;
-    f.shape = {n.T, n.B, n.S, n.heads, G, n.columns, 1.0f / n.S, n.S % 2 == 0};
+    f.shape = {n.T, n.B, n.S, n.heads, G, n.S % 2 == 0, n.columns, 1.0f / n.S};
     f.nonlinearity = n.f;
     f.norm_eps = 1e-3f;
-    f.p = p.get();
+    f.p = {p.get(), step, width};
     f.w_hh = w_hh.get();
     f.gamma = n.norm ? gamma.get() : nullptr;
     f.beta = n.norm ? beta.get() : nullptr;
     f.h_0 = n.h_0 ? h_0.get() : nullptr;
     f.lengths = n.lengths ? lengths.data() : nullptr;
     f.reset = n.reset ? reset.data() : nullptr;
-    f.y = y.get();
+    f.y = {y.get(), step, width};
     f.h_n = h_n.get();
-    f.ahat = ahat.get();
+    f.ahat = {ahat.get(), step, width};
     f.rstd = rstd.get();
-    f.p_strides = f.y_strides = {step, width};
     Buffer<float> workspace(is_streamed<K> ? 1 << 16 : 0);
     f.workspace = workspace.get();
+    plan("forward");
+    forward(f);
+    cuda::Backward g = arguments(f);
+    g.workspace = workspace.get();
+    plan("backward");
+    backward(g);
+    if (n.measured) measure(g);
+    judge();
+  }
+
+  void forward(cuda::Forward f) {
+    if (f.reset != nullptr) spoil(f);
+    if (wrong("p of another row")) f.p.data = static_cast<const S*>(f.p.data) + width;
+    if (n.h_0 && wrong("no h_0")) f.h_0 = nullptr;
+    if (n.norm && wrong("no offset")) f.beta = nullptr;
+    if (n.norm && wrong("another eps")) f.norm_eps *= 100;
     if constexpr (is_streamed<K>) {
       stream(f);
     } else if (n.norm) {
@@ -154,29 +192,42 @@ struct Test {
     } else {
       launch(K::kForwardBytes, [f] { cuda::forward_kernel<K, false>(f); });
     }
+  }
+
+  cuda::Backward arguments(const cuda::Forward& f) {
     cuda::Backward g;
     g.shape = f.shape;
     g.nonlinearity = n.f;
     g.window = n.window;
-    g.limit = n.limit;
-    g.anew = sizeof(S) == 2;
-    g.grad_y = grad_y.get();
+    g.clip = n.limit;
+    g.recompute_state = sizeof(S) == 2;
+    g.grad_y = {grad_y.get(), step, width};
     g.grad_h_n = n.grad_h_n ? grad_h_n.get() : nullptr;
-    g.y = y.get();
+    g.y = {y.get(), step, width};
     g.w_hh = w_hh.get();
     g.gamma = f.gamma;
     g.beta = f.beta;
-    g.ahat = ahat.get();
+    g.ahat = {ahat.get(), step, width};
     g.rstd = rstd.get();
     g.lengths = f.lengths;
     g.reset = f.reset;
-    g.dp = dp.get();
+    g.dp = {dp.get(), step, width};
     g.dh_0 = dh_0.get();
     g.dgamma = dgamma.get();
     g.dbeta = dbeta.get();
     g.carry = n.measured ? carry.get() : nullptr;
-    g.grad_y_strides = g.y_strides = g.ahat_strides = g.dp_strides = {step, width};
-    g.workspace = workspace.get();
+    return g;
+  }
+
+  void backward(cuda::Backward g) {
+    if (g.reset != nullptr) spoil(g);
+    if (wrong("grad_y of another row"))
+      g.grad_y.data = static_cast<const S*>(g.grad_y.data) + width;
+    if (n.grad_h_n && wrong("no grad_h_n")) g.grad_h_n = nullptr;
+    if (n.norm && wrong("ahat of another row"))
+      g.ahat.data = static_cast<const S*>(g.ahat.data) + width;
+    if (n.window > 0 && wrong("another window")) ++g.window;
+    if (n.limit > 0 && wrong("another limit")) g.clip *= 2;
     if constexpr (is_streamed<K>) {
       stream(g);
     } else {
@@ -188,8 +239,6 @@ struct Test {
         cuda::backward_kernel<K, false, false>(g);
       });
     }
-    if (n.measured) measure(g);
-    judge();
   }
 
   void measure(const cuda::Backward& g) {
@@ -197,17 +246,26 @@ struct Test {
     m.shape = g.shape;
     m.nonlinearity = g.nonlinearity;
     m.window = g.window;
-    m.limit = g.limit;
+    m.clip = g.clip;
     m.per_sample = true;
     m.carry = carry.get();
     m.grad_y = g.grad_y;
     m.grad_h_n = g.grad_h_n;
     m.y = g.y;
-    m.dp = g.dp;
+    m.dp = {g.dp.data, step, width};
     m.lengths = g.lengths;
     m.reset = g.reset;
     m.record = measured.get();
-    m.grad_y_strides = m.y_strides = m.dp_strides = g.y_strides;
+    plan("record");
+    if (m.reset != nullptr) spoil(m);
+    if (n.window > 0 && wrong("another window")) ++m.window;
+    if (n.limit > 0 && wrong("another limit")) m.clip *= 2;
+    emulation::launch(
+        {n.T, n.D, 32 * cuda::kMeasureWarps, 1, cuda::kMeasureWarps * sizeof(cuda::Row)},
+        [m] { cuda::measure_kernel<S>(m); });
+    plan("record of the batch");
+    m.per_sample = false;
+    m.record = of_batch.get();
     emulation::launch(
         {n.T, n.D, 32 * cuda::kMeasureWarps, 1, cuda::kMeasureWarps * sizeof(cuda::Row)},
         [m] { cuda::measure_kernel<S>(m); });
@@ -223,6 +281,15 @@ struct Test {
     std::vector<double> gains(width), offsets(width);
     for (int group = 0; group < G; ++group) {
       for (int b = 0; b < n.B; ++b) judge_row(group, b, gains, offsets);
+    }
+    for (int64_t at = 0; n.measured && at < int64_t{n.D} * n.T * rnnfast::kFields; ++at) {
+      const int64_t step = at / rnnfast::kFields * n.B, field = at % rnnfast::kFields;
+      double sum = 0, most = 0;
+      for (int64_t row = step; row < step + n.B; ++row) {
+        sum += measured.at(row * rnnfast::kFields + field);
+        most = std::fmax(most, measured.at(row * rnnfast::kFields + field));
+      }
+      check("the record of the batch", of_batch.at(at), field == rnnfast::kStateMax ? most : sum);
     }
     if (!n.norm) return;
     for (int i = 0; i < width; ++i) {
@@ -331,8 +398,11 @@ struct Test {
   }
 };
 
+int configuration = 0;  // the next
+
 template <class K>
 void try_sizes(const char* name, int number) {
+  if (wanted >= 0 && wanted != configuration++) return;
   constexpr bool kRounds = !std::is_same_v<typename K::Mode, cuda::Exact>;
   const bool flags[] = {false, true};
   for (int i = 0; i < number && failures == 0; ++i) {
@@ -357,19 +427,15 @@ void try_sizes(const char* name, int number) {
 
 int main(int argc, char** argv) {
   const int number = argc > 1 ? std::atoi(argv[1]) : 4;
+  if (argc > 2) wanted = std::atoi(argv[2]);
+  if (argc == 7) fault = {argv[3], argv[4], std::atoi(argv[5]), argv[6]};
   using BFloat16 = cuda::Half<cuda::BFloat16>;
   try {
-#if defined(FAULT_OF_BLOCK) || !defined(FAULT)
     try_sizes<cuda::Kernel<cuda::Exact, 32, 1>>("exact", number);
-#endif
-#if defined(FAULT_OF_CLUSTER) || !defined(FAULT)
     try_sizes<cuda::Kernel<BFloat16, 64, 1, 2, 2>>("bfloat16, 2 blocks", number);
-#endif
-#ifdef STREAMING
     try_sizes<Streamed<1, 2>>("exact, streaming", number / 4);
-#endif
-#ifndef FAULT
     try_sizes<Streamed<2, 4>>("exact, streaming, 2 tiles", number / 8);
+    try_sizes<Streamed<4, 8>>("exact, streaming, 4 tiles", number / 8);
     try_sizes<cuda::Kernel<BFloat16, 64, 2>>("bfloat16", number);
     try_sizes<cuda::Kernel<BFloat16, 64, 2, 2, 2>>("bfloat16, 2 blocks, all own", number / 2);
     try_sizes<cuda::Kernel<cuda::Tf32, 48, 1>>("tf32", number);
@@ -379,11 +445,14 @@ int main(int argc, char** argv) {
     try_sizes<cuda::Kernel<BFloat16, 192, 3, 2, 6, 1>>("bfloat16, 6 parts", number / 4);
     try_sizes<cuda::Kernel<cuda::Exact, 128, 1, 8>>("exact, 8 blocks", number / 8);
     try_sizes<cuda::Kernel<BFloat16, 256, 1, 16>>("bfloat16, 16 blocks", number / 8);
-#endif
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());
     return 1;
   }
   if (failures) std::printf("%d failures\n", failures);
+  for (const emulation::Fault& place : emulation::places()) {
+    std::printf("place\t%s\t%s\t%d\t%s\n", place.kernel.c_str(), place.file.c_str(), place.line,
+                place.change.c_str());
+  }
   return failures != 0;
 }

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "../../../csrc/cuda/math.cuh"
+#include "../../../csrc/cuda/device/math.cuh"
 #include "ring.cuh"
 
 namespace emulation = rnnfast::emulation;

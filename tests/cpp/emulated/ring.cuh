@@ -3,7 +3,7 @@
 // RING_* plant the faults that the emulation is to find.
 #pragma once
 
-#include "../../../csrc/cuda/rt.cuh"
+#include "../../../csrc/cuda/device/rt.cuh"
 
 namespace ring {
 

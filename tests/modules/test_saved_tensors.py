@@ -1,0 +1,155 @@
+"""Backward refuses a saved tensor that comes back as another one, before a kernel reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import MODULE_BACKENDS
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from twins import EXACT
+
+import rnnfast
+from rnnfast.recurrence import record
+from rnnfast.recurrence.groups import Options, Saved, States, Weights
+
+T, B, I, H = 7, 3, 5, 6  # noqa: E741
+KERNELS = [p for p in MODULE_BACKENDS if p.values[0] in ("cpu", "cuda", "triton")]
+NARROW, WIDE = (torch.float16, torch.float64) if EXACT.itemsize == 4 else (torch.float32,) * 2
+CHANGES = {
+    "narrower": lambda t: t.to(NARROW) if t.is_floating_point() else t.to(torch.int32),
+    "wider": lambda t: t.to(WIDE) if t.is_floating_point() else t.float(),
+    "without its last": lambda t: t[..., :-1],
+    "without its first": lambda t: t[1:],
+    "flat": lambda t: t.flatten(),
+    "with one more axis": lambda t: t.unsqueeze(0),
+    "on another device": lambda t: t.to("meta"),
+}
+OPTIONS = {
+    "plain": {},
+    "layer norm": {"norm": "layer", "bidirectional": True},
+    "heads and record": {"num_heads": 2, "track_gradient_flow": True},
+}
+
+
+def make(backend: str, **options) -> tuple[rnnfast.RNN, list[Tensor]]:
+    rnn = rnnfast.RNN(I, H, backend=backend, dtype=EXACT, **options)
+    D = 2 if rnn.bidirectional else 1
+    inputs = torch.randn(T, B, I, dtype=EXACT), torch.randn(D, B, H, dtype=EXACT)
+    return rnn, [x.requires_grad_() for x in inputs]
+
+
+def saved_by(rnn: rnnfast.RNN, inputs: list[Tensor], change: Callable, which: int):
+    """Results whose backward gets the saved tensor of that number changed; and what was saved."""
+    saved = []
+
+    def pack(t: Tensor) -> tuple[int, Tensor]:
+        saved.append(t)
+        return len(saved) - 1, t
+
+    def unpack(packed: tuple[int, Tensor]) -> Tensor:
+        number, t = packed
+        return change(t) if number == which else t
+
+    reset = torch.zeros(T, B, dtype=torch.bool)
+    with saved_tensors_hooks(pack, unpack):
+        results = rnn(*inputs, lengths=[7, 3, 5], reset=reset)
+    return results, saved
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_saved_tensor_that_comes_back_as_another_is_refused(change, options, backend):
+    rnn, inputs = make(backend, **OPTIONS[options])
+    _, saved = saved_by(rnn, inputs, CHANGES[change], -1)
+    assert len(saved) >= 7
+    for which, before in enumerate(saved):
+        after = CHANGES[change](before)
+        if (after.dtype, after.shape, after.device) == (before.dtype, before.shape, before.device):
+            continue
+        for used in (0, 1):  # a loss on the output, on h_n alone
+            results, _ = saved_by(rnn, inputs, CHANGES[change], which)
+            with pytest.raises(RuntimeError, match=r"given|same device|must match|size"):
+                torch.autograd.grad(results[used].sum(), [*inputs, *rnn.parameters()])
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_all_saved_tensors_in_another_dtype_are_refused(backend):
+    rnn, inputs = make(backend)
+    to_half = lambda t: t.half() if t.is_floating_point() else t  # noqa: E731
+    with saved_tensors_hooks(to_half, lambda t: t):
+        output, h_n = rnn(*inputs)
+    for result in (output, h_n):
+        with pytest.raises(
+            RuntimeError, match=rf"saved output: given torch.float16, wanted {EXACT}"
+        ):
+            torch.autograd.grad(result.sum(), inputs, retain_graph=True)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_module_that_changes_its_dtype_before_backward_is_refused(create_graph, backend):
+    """.half() puts other memory under the parameters that were saved, unseen by autograd."""
+    rnn, inputs = make(backend)
+    output = rnn(*inputs)[0]
+    rnn.half()
+    with pytest.raises(RuntimeError, match=rf"given torch.float16, wanted {EXACT}"):
+        torch.autograd.grad(output.sum(), inputs, create_graph=create_graph)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_a_compressed_tensor_that_is_restored_is_taken(backend):
+    rnn, inputs = make(backend)
+    (wanted,) = torch.autograd.grad(rnn(*inputs)[0].sum(), rnn.weight_hh_l0)
+    with saved_tensors_hooks(lambda t: (t.dtype, t.double()), lambda kept: kept[1].to(kept[0])):
+        output = rnn(*inputs)[0]
+    (found,) = torch.autograd.grad(output.sum(), rnn.weight_hh_l0)
+    assert torch.equal(found, wanted)
+
+
+def op_inputs(backend: str) -> dict[str, object]:
+    w_ih, w_hh, b = (torch.randn(shape, dtype=EXACT) for shape in ((H, I), (1, H, H), (H,)))
+    x, h_0 = torch.randn(T, B, I, dtype=EXACT), torch.randn(1, B, H, dtype=EXACT)
+    lengths, reset = torch.tensor([7, 3, 5]), torch.zeros(T, B, dtype=torch.bool)
+    options = (*Options(), backend)
+    weights, states = Weights(w_ih, b, b, w_hh), States(h_0)
+    inputs = x, *weights, *states, lengths, reset, None
+    y, *_ = torch.ops.rnnfast.rnn(*inputs, *options)
+    buffer = record.make(record.numbers(1, T, 1), x.device)
+    given = {
+        "grad_y": torch.randn_like(y), "grad_h": torch.randn_like(h_0), "grad_c": None,
+        "x": x, "y": y, **weights._replace(b_ih=None, b_hh=None)._asdict(), **states._asdict(),
+        "lengths": lengths, "reset": reset, **Saved()._asdict(),
+        "record": buffer, "dx": True, "dw": True,
+    }  # fmt: skip
+    return given | {f"option {i}": option for i, option in enumerate(options)}
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_the_op_refuses_what_its_kernel_would_misread(backend):
+    """A compiled graph calls it with whatever the hooks of the graph's own saved tensors return."""
+    given = op_inputs(backend)
+    torch.ops.rnnfast.rnn_backward_recorded(*given.values())
+    tensors = [name for name, x in given.items() if isinstance(x, Tensor)]
+    assert len(tensors) == 10
+    for name in tensors:
+        for change in (*CHANGES.values(), lambda t: t.to(torch.complex64)):
+            changed = change(given[name])
+            if (changed.dtype, changed.shape, changed.device) == (
+                given[name].dtype, given[name].shape, given[name].device,
+            ):  # fmt: skip
+                continue
+            with pytest.raises(RuntimeError, match="given"):
+                torch.ops.rnnfast.rnn_backward_recorded(*(given | {name: changed}).values())
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_a_record_that_moves_away_before_backward_is_refused(backend):
+    given = op_inputs(backend)
+    buffer = given["record"]
+    for moved in (buffer.float(), buffer[:-1], buffer.to("meta")):
+        with pytest.raises(RuntimeError, match=r"(record|track_gradient_flow): given"):
+            torch.ops.rnnfast.rnn_backward_recorded(*(given | {"record": moved}).values())
