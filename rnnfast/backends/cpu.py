@@ -129,7 +129,8 @@ def backward(
         ahat=_strided(ahat), rstd=rstd, norm_recurrent=False,
         parameters=None, dp=_strided(dp), du=None, dx=_strided(dx),
         dw_ih=dw_ih, db_ih=db_ih, db_hh=db_hh, dw_hh=dw_hh, dgamma=dgamma, dbeta=dbeta,
-        dparameters=None, dh_0=dh_0, dc_0=None, record=_address(record), per_sample=options.per_sample,
+        dparameters=None, dh_0=dh_0, dc_0=None, record=_address(record),
+        per_sample=options.per_sample,
     )  # fmt: skip
     return gradients
 
