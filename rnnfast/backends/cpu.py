@@ -83,7 +83,8 @@ def forward(
         threads=torch.get_num_threads(), lengths=lengths, reset=reset,
         p=_strided(x) if w_ih is None else None, x=None if w_ih is None else _strided(x),
         input_size=width, w_ih=w_ih, b_ih=b_ih, w_hh=w_hh_at, b_hh=b_hh, h_0=h_0, c_0=None,
-        gamma=gamma, beta=beta, norm_eps=options.norm_eps, y=_strided(y), saved=None,
+        gamma=gamma, beta=beta, norm_eps=options.norm_eps,
+        norm_recurrent=False, parameters=None, y=_strided(y), saved=None,
         ahat=_strided(ahat), rstd=_address(rstd), h_n=h_n.data_ptr(), c_n=None,
     )  # fmt: skip
     return results
@@ -125,9 +126,11 @@ def backward(
         grad_y=_strided(grad_y), grad_h_n=grad_h_n, grad_c_n=None, y=_strided(y), saved=None,
         x=_strided(x), input_size=0 if w_ih is None else w_ih.shape[1],
         w_ih=w_ih_at, w_hh=w_hh_at, h_0=h_0, gamma=gamma, beta=beta,
-        ahat=_strided(ahat), rstd=rstd, dp=_strided(dp), du=None, dx=_strided(dx),
+        ahat=_strided(ahat), rstd=rstd, norm_recurrent=False,
+        parameters=None, dp=_strided(dp), du=None, dx=_strided(dx),
         dw_ih=dw_ih, db_ih=db_ih, db_hh=db_hh, dw_hh=dw_hh, dgamma=dgamma, dbeta=dbeta,
-        dh_0=dh_0, dc_0=None, record=_address(record), per_sample=options.per_sample,
+        dparameters=None, dh_0=dh_0, dc_0=None, record=_address(record),
+        per_sample=options.per_sample,
     )  # fmt: skip
     return gradients
 

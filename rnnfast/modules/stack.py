@@ -342,7 +342,7 @@ class Stack(Recurrent):
         )
         if one_by_one:
             return 0
-        step, room = cuda.step_beside_others(problem)
+        step, room = cuda.overlap_capacity(problem)
         return wavefront.steps_of_stretch(T, self.num_layers, self.bptt_window, step, room)
 
     def _side_by_side(

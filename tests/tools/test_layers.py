@@ -72,12 +72,13 @@ def imports(name: str, path: Path) -> set[str]:
 
 
 def type_checking_only(path: Path) -> set[str]:
-    """The names that ``path`` imports for annotations alone."""
+    """The names that ``path`` imports from its own package for annotations alone."""
     return {
         alias.name
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for line in node.body
+        if isinstance(line, ast.ImportFrom) and line.level == 1 and line.module is None
         for alias in line.names
     }
 

@@ -42,7 +42,9 @@ template <class Problem, void (*kLaunch)(const Plan&, const Problem&, const Stre
 PyObject* call(PyObject* name, PyObject* const* values, Py_ssize_t positional, PyObject* given) {
   return none_or_error([&] {
     namespace py = pybind11;
-    if (positional == 0) throw py::type_error("a launch wants its plan first");
+    if (positional == 0 || !py::isinstance<Plan>(values[0])) {
+      throw py::type_error("a launch wants its plan first");
+    }
     const auto& plan = py::cast<const Plan&>(py::handle(values[0]));
     auto [problem, stream] = Keywords::read<OnStream<Problem>>(PyUnicode_AsUTF8(name), values + 1,
                                                                positional - 1, given);

@@ -151,6 +151,7 @@ def source(launch: Launch) -> ASTSource:
         if isinstance(value, torch.Tensor):
             attributes[path] = [["tt.divisibility", 16]]
             return TYPES[value.dtype]
+        assert len(path) == 1, "Triton compiles a kernel for each number in a group"
         if isinstance(value, float):
             return "fp32"
         return "i64" if value >= 1 << 31 else "i32"
