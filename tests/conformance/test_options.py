@@ -55,6 +55,11 @@ class Case(NamedTuple):
     window: int | None = None
     clip: float | None = None
 
+    def to(self, dtype: torch.dtype) -> Case:
+        leaves = {name: x.to(dtype) for name, x in self.leaves.items()}
+        grads = {name: getattr(self, name).to(dtype) for name in ("grad_y", "grad_h_n")}
+        return self._replace(leaves=leaves, **grads)
+
     @property
     def options(self) -> Options:
         cell = f"rnn_{self.nonlinearity}"
@@ -66,13 +71,13 @@ class Case(NamedTuple):
         return tuple(self.leaves.get(name) for name in names)
 
 
-def make_case(T, B, S, heads=1, D=2, norm="bias", with_h_0=True, seed=0, dtype=torch.float64):
+def make_case(T, B, S, heads=1, D=2, norm="bias", with_h_0=True, seed=0):
     """norm: None, "bias" or "no bias". No lengths, no reset; both gradients."""
     generator = torch.Generator().manual_seed(seed)
     H = heads * S
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     leaves = {"p": normal(T, B, D * H), "w_hh": normal(D, H, S) * 0.9 / S**0.5}
     norm_weight, norm_bias, h_0 = normal(D * H), normal(D * H), normal(D, B, H)
@@ -487,7 +492,7 @@ def test_two_episodes_in_a_row_give_what_each_gives_alone(backend, norm, dtype):
     """Bit for bit; sums over time, which are added up in another order, to rounding."""
     T, B, H = 9, 3, 4
     starts = torch.tensor([2, 5, 8])  # of the second episode of each row
-    case = make_case(T, B, H, norm=norm, dtype=dtype)
+    case = make_case(T, B, H, norm=norm).to(dtype)
     reset = torch.arange(T).unsqueeze(1) == starts
     whole = run(case._replace(reset=reset), by_package(backend))
 
