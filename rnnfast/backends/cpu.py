@@ -75,8 +75,10 @@ def forward(
     y, (h_n, _), (_, ahat, rstd) = results
     w_ih, b_ih, b_hh, w_hh, gamma, beta, _ = weights
     x = with_dense_rows(x)
-    kept = [_contiguous(v) for v in (w_ih, b_ih, b_hh, w_hh, gamma, beta, states.h, *rows)]
-    w_ih, b_ih, b_hh, w_hh_at, gamma, beta, h_0, lengths, reset = map(_address, kept)
+    tensors = (w_ih, b_ih, b_hh, w_hh, gamma, beta, states.h, *rows)
+    held = [v if v is None else v.contiguous() for v in tensors]
+    addresses = [v if v is None else v.data_ptr() for v in held]
+    w_ih, b_ih, b_hh, w_hh_at, gamma, beta, h_0, lengths, reset = addresses
     _C.rnn_forward(
         cell=options.cell, dtype=DTYPES[x.dtype],
         steps=T, batch=B, size=w_hh.shape[-1], directions=h_n.shape[0], heads=options.heads,
@@ -104,7 +106,7 @@ def backward(
     w_ih, _, _, w_hh, gamma, beta, _ = kept.weights
     y, ahat, rstd = with_dense_rows(kept.y), with_dense_rows(kept.saved.ahat), kept.saved.rstd
     T, B, width = y.shape
-    gradients = empty_gradients(kept._replace(y=y), wanted)
+    gradients = empty_gradients(kept, wanted)
     dx, (dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, _), (dh_0, _) = gradients
     others = dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0
     # The kernel has read da of a point by the time it writes dx there: one memory for both, where
@@ -114,9 +116,12 @@ def backward(
     grad_y, grad_h_n = with_dense_rows(given.y), given.states.h
     x = with_dense_rows(kept.x) if w_ih is not None and wanted.weights else None
     tensors = (w_ih, w_hh, gamma, beta, rstd, kept.states.h, *kept.rows, grad_h_n)
-    held = [_contiguous(v) for v in tensors]
-    w_ih_at, w_hh_at, gamma, beta, rstd, h_0, lengths, reset, grad_h_n = map(_address, held)
-    dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0 = map(_address, others)
+    held = [v if v is None else v.contiguous() for v in tensors]
+    addresses = [v if v is None else v.data_ptr() for v in held]
+    w_ih_at, w_hh_at, gamma, beta, rstd, h_0, lengths, reset, grad_h_n = addresses
+    dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0 = [
+        v if v is None else v.data_ptr() for v in others
+    ]
     limit = options.clip_state_grad
     _C.rnn_backward(
         cell=options.cell, dtype=DTYPES[y.dtype],
@@ -133,10 +138,6 @@ def backward(
         per_sample=options.per_sample,
     )  # fmt: skip
     return gradients
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
 
 
 def _address(x: Tensor | None) -> int | None:

@@ -27,6 +27,17 @@ from . import wavefront
 from .base import Recurrent
 from .packing import Packing, dropped
 
+# Arguments that nn.RNN lacks and a backend may not have.
+EXTRAS = (
+    "residual",
+    "norm",
+    "num_heads",
+    "reset",
+    "bptt_window",
+    "clip_state_grad",
+    "track_gradient_flow",
+)
+
 
 class Call(NamedTuple):
     """The arguments that all layers of a call share."""
@@ -149,10 +160,13 @@ class Stack(Recurrent):
 
     def _check(self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> None:
         """nn.RNN's checks, in its order, before anything runs."""
-        self.check_input(input, batch_sizes)
+        weight = self._weight("weight_ih_l0")
+        dims = 3 if batch_sizes is None else 2
+        fits = input.dim() == dims and input.shape[-1] == self.input_size
+        if not fits or input.dtype != weight.dtype:
+            self.check_input(input, batch_sizes)  # which lists all weights, and takes a while
         if hx is not None:
             self._check_states(input, hx, batch_sizes)
-        weight = self._weight("weight_ih_l0")
         if weight.device != input.device:
             raise RuntimeError(
                 "Input and parameter tensors are not at the same device, found input tensor at "
@@ -211,16 +225,16 @@ class Stack(Recurrent):
         """
         device = input.device.type
         dtype = precision.autocast_dtype(device) or input.dtype
-        used = {
-            "residual": self.residual,
-            "norm": self.norm,
-            "num_heads": self.num_heads > 1,
-            "reset": reset is not None,
-            "bptt_window": self.bptt_window,
-            "clip_state_grad": self.clip_state_grad,
-            "track_gradient_flow": self.track_gradient_flow,
-        }
-        extras = tuple(name for name, value in used.items() if value)
+        used = (
+            self.residual,
+            self.norm,
+            self.num_heads > 1,
+            reset is not None,
+            self.bptt_window,
+            self.clip_state_grad,
+            self.track_gradient_flow,
+        )
+        extras = tuple(name for name, value in zip(EXTRAS, used) if value) if any(used) else ()
         if rows is None:
             rows = 1 if input.dim() == 2 else input.shape[0 if self.batch_first else 1]
         groups = (2 if self.bidirectional else 1) * self.num_heads
