@@ -72,7 +72,7 @@ def _taker(first: int, *groups: type) -> Callable[[Sequence], list]:
 
 _library = Ops("rnnfast")
 _OPTIONS = (
-    "str cell, int heads, float norm_eps, int? bptt_window, float? clip_state_grad,"
+    "str cell, int directions, int heads, float norm_eps, int? bptt_window, float? clip_state_grad,"
     " bool per_sample, str backend"
 )
 # An empty tensor stands for a result that does not exist, or is not wanted. Forward passes the
@@ -246,7 +246,7 @@ def _backward(
     if buffer is not None:
         T, B, _ = kept.y.shape
         N = B if options.per_sample else 1
-        buffer = record.begin(buffer, kept.weights.w_hh.shape[0], T, N, kept.y.dtype)
+        buffer = record.begin(buffer, options.directions, T, N, kept.y.dtype)
     return backend.backward(given, kept, buffer, wanted, options, **more)
 
 
@@ -264,18 +264,15 @@ def _mapped(*gradients: Tensor | None) -> bool:
 
 _STATES, _WEIGHTS = len(States._fields), len(Weights._fields)
 _OF_WEIGHTS = slice(1, 1 + _WEIGHTS)  # among the inputs of the Function
-_W_HH = Weights._fields.index("w_hh")
 _take_saved = _taker(2, *KEPT)  # x and y come first
 _NOTHING = Saved()
-_NO_MORE = (None,) * (
-    len(Rows._fields) + 4
-)  # gradients of Rows, the record's buffer, Options, and where to compute
+# In the place of gradients of Rows, of the record's buffer, of Options, and of where to compute.
+_NO_MORE = (None,) * (len(Rows._fields) + 4)
 
 
 class _Layer(torch.autograd.Function):
     """Inputs: x, Weights, States and Rows as loose tensors, the record's buffer, Options, and where
-    to compute. w_hh may be [G * H, S], for one direction. ahat and rstd are outputs, so that a
-    second derivative finds the way through them.
+    to compute. ahat and rstd are outputs, so that a second derivative finds the way through them.
     """
 
     @staticmethod
@@ -283,19 +280,19 @@ class _Layer(torch.autograd.Function):
         x, weights, states, rows = inputs[0], *_take_layer(inputs)
         buffer, options, backend, direct = inputs[_LAYER_END:]
         call = BACKENDS[backend].forward if direct else functools.partial(_op, backend)
-        y, states_n, saved = call(x, _by_direction(weights), states, rows, options)
+        y, states_n, saved = call(x, weights, states, rows, options)
         if weights.w_ih is None or True not in ctx.needs_input_grad[_OF_WEIGHTS]:
             x = None
         w_ih, _, _, *own = weights  # backward does not read the biases
         ctx.save_for_backward(x, y, w_ih, None, None, *own, *states, *rows, *saved)
-        ctx.buffer = buffer  # not saved: every backward pass writes it
-        ctx.options, ctx.backend = options, backend
-        ctx.shapes = y.shape, weights.w_hh.shape
+        # The buffer is not saved, because every backward pass writes it.
+        ctx.call = buffer, options, backend, (y.shape, weights.w_hh.shape)
         ctx.set_materialize_grads(False)
         return (y, *states_n) if saved.ahat is None else (y, *states_n, *saved)
 
     @staticmethod
     def backward(ctx, grad_y, *grads):
+        """grads: of the states, and of Saved where forward returned it."""
         of_states, grad_saved = States(*grads[:_STATES]), _NOTHING
         if len(grads) > _STATES and _any(grads[_STATES:]):
             grad_saved = Saved(*grads[_STATES:])
@@ -306,20 +303,18 @@ class _Layer(torch.autograd.Function):
             grad_saved = _NOTHING
         tensors = ctx.saved_tensors  # once: checkpointing allows no second look
         x, y, weights, states, rows, saved = *tensors[:2], *_take_saved(tensors)
-        shape = weights.w_hh.shape
-        if (y.shape, shape) != ctx.shapes:  # check_backward compares the others with these
+        *_, shapes = ctx.call
+        if (y.shape, weights.w_hh.shape) != shapes:  # check_backward compares others with these
             raise RuntimeError(
                 f"saved output and weight_hh: given shapes {tuple(y.shape)} and "
-                f"{tuple(shape)}, wanted {tuple(map(tuple, ctx.shapes))}"
+                f"{tuple(weights.w_hh.shape)}, wanted {tuple(map(tuple, shapes))}"
             )
         given = OutputGradients(grad_y, of_states)
-        kept = Kept(x, y, _by_direction(weights), states, rows, saved)
+        kept = Kept(x, y, weights, states, rows, saved)
         wanted = Wanted(needs[0], True in needs[_OF_WEIGHTS])
         direct = _direct(grad_y, *of_states, *tensors)
         dx, of_weights, of_states = _gradients(ctx, given, kept, wanted, direct, grad_saved)
-        gradients = [dx, *of_weights, *of_states]
-        if len(shape) == 2 and wanted.weights:
-            gradients[1 + _W_HH] = of_weights.w_hh.squeeze(0)
+        gradients = (dx, *of_weights, *of_states)
         found = [g if need else None for g, need in zip(gradients, needs)]
         return *found, *_NO_MORE
 
@@ -338,7 +333,7 @@ def _gradients(
 ) -> Gradients:
     """By the way that fits: the eager formula where it will be differentiated again, the kernel
     where the dispatcher has nothing to do, an op otherwise."""
-    options, backend, buffer = ctx.options, ctx.backend, ctx.buffer
+    buffer, options, backend, _ = ctx.call
     transformed = in_transform()
     if buffer is not None and (transformed or _mapped(given.y, *given.states)):
         buffer = None
@@ -355,14 +350,6 @@ def _gradients(
         op = torch.ops.rnnfast.rnn_backward_recorded
         found = op(*tensors, buffer, *wanted, *options, backend)
     return Gradients(found[0], *_take_found(found))
-
-
-def _by_direction(weights: Weights) -> Weights:
-    """With w_hh [D, G * H, S]."""
-    w_hh = weights.w_hh
-    if w_hh.dim() == 3:
-        return weights
-    return Weights(*weights[:_W_HH], w_hh.unsqueeze(0), *weights[_W_HH + 1 :])
 
 
 def _op(
@@ -422,7 +409,6 @@ def layer(
 
     Args:
         x: [T, B, I], or with ``weights.w_ih`` None the input projection p [T, B, D * G * H].
-        weights: w_hh may be [G * H, S] for one direction.
         buffer: of :mod:`rnnfast.recurrence.record`, large enough, for each backward pass to
             fill; or None. Transforms leave it as it is.
     """
@@ -430,13 +416,10 @@ def layer(
     program = not direct and makes_program()
     unrolled = backend == "reference" and buffer is None and not program
     if unrolled or in_transform():
-        weights = _by_direction(weights)
         with precision.no_autocast(x.device.type):
             return reference.forward(x, weights, states, rows, options)[:2]
     if not direct:
         _check_devices(x, *weights, *states)
-    if program or not torch.is_grad_enabled():
-        weights = _by_direction(weights)
     if program:
         onnx.refuse_old_exporter()
         inputs = x, *weights, *states, *rows, buffer

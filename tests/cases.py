@@ -70,7 +70,7 @@ def examples(number: int) -> int:
 def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]:
     """Through functional.rnn and autograd: all but ahat and rstd."""
     case, names, leaves = leaves_of(case)
-    _, heads, eps, window, limit, _ = case.options
+    _, _, heads, eps, window, limit, _ = case.options
     y, h_n = rnnfast.functional.rnn(
         case.p, case.w_hh, case.h_0, lengths=case.lengths, reset=case.reset,
         nonlinearity=case.nonlinearity, num_heads=heads,
@@ -90,7 +90,12 @@ def run_backward(
     dp, weights, states = BACKENDS[backend].backward(
         case.given, kept, record, Wanted(), case.options
     )
-    found = {"dp": dp, "dw_hh": weights.w_hh, "dgamma": weights.gamma, "dbeta": weights.beta}
+    found = {
+        "dp": dp,
+        "dw_hh": weights.w_hh.view_as(case.w_hh),
+        "dgamma": weights.gamma,
+        "dbeta": weights.beta,
+    }
     return found | {"dh_0": states.h, "record": record}
 
 

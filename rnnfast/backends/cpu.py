@@ -125,7 +125,7 @@ def backward(
     limit = options.clip_state_grad
     _C.rnn_backward(
         cell=options.cell, dtype=DTYPES[y.dtype],
-        steps=T, batch=B, size=w_hh.shape[-1], directions=w_hh.shape[0], heads=options.heads,
+        steps=T, batch=B, size=w_hh.shape[-1], directions=options.directions, heads=options.heads,
         threads=torch.get_num_threads(), lengths=lengths, reset=reset,
         window=options.bptt_window or 0, clip=math.inf if limit is None else limit,
         grad_y=_strided(grad_y), grad_h_n=grad_h_n, grad_c_n=None, y=_strided(y), saved=None,

@@ -212,7 +212,7 @@ def backward(
         measured = sequences | {"p_record": record, "p_carry": carry, "p_dp": dp}
         _measure(measured, form, cell, options.per_sample)
     dx, *of_projection = products.projected_back(dp, kept, wanted)
-    dw_hh = products.dw_hh(dp, kept, options.heads) if wanted.weights else None
+    dw_hh = products.dw_hh(dp, kept, options) if wanted.weights else None
     d_norm = (v if v is None else v.sum(0) for v in d_norm)
     return Gradients(dx, Weights(*of_projection, dw_hh, *d_norm), States(dh_0))
 
@@ -238,7 +238,7 @@ def _measure(arguments: dict, form: Form, cell: Cell, per_sample: bool) -> None:
 
 
 def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Plan:
-    G = w_hh.shape[0] * options.heads
+    G = options.directions * options.heads
     size = Size(w_hh.shape[-1], G, x.shape[1], _precision(x.dtype), gamma is not None)
     found = choose(size, _device(x.device.type, x.device.index))
     if isinstance(found, str):
@@ -331,7 +331,7 @@ def _form(w_hh: Tensor, options: Options, unit: int) -> Form:
     return Form(
         S=w_hh.shape[-1],
         HEADS=options.heads,
-        GROUPS=w_hh.shape[0] * options.heads,
+        GROUPS=options.directions * options.heads,
         F=_cell(options).nonlinearity,
         PRECISION=_precision(w_hh.dtype),
         UNIT=unit,

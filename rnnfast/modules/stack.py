@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..backends import Problem, cuda, rows_for_choice, select, torch_native
+from ..backends import Problem, cpu, cuda, rows_for_choice, select, torch_native
 from ..compiler import as_leaf, eager, makes_program
 from ..functional import check_lengths, check_reset
 from ..ops import layer
@@ -37,6 +37,9 @@ EXTRAS = (
     "clip_state_grad",
     "track_gradient_flow",
 )
+
+
+NOT_CHOSEN = (None, None, None)
 
 
 class Call(NamedTuple):
@@ -247,6 +250,32 @@ class Stack(Recurrent):
         chosen = select(self.backend, problem)
         return "reference" if chosen == "torch" and in_transform() else chosen
 
+    def _choice(self, u: Tensor, reset: Tensor | None, rows: int) -> tuple[Options, str]:
+        """The settings of the recurrence, and the backend of this call.
+
+        On the CPU the choice depends on this key and on arguments of the module, and an argument
+        that is set later clears ``_chosen``: so a small call does not choose again.
+        """
+        key = None
+        if u.is_cpu and not torch.compiler.is_compiling() and not in_transform():
+            key = u.dtype, reset is None, precision.autocast_dtype("cpu"), cpu.unavailable, cpu._C
+            remembered, options, backend = self.__dict__.get("_chosen", NOT_CHOSEN)
+            if remembered == key:
+                return options, backend
+        options = Options(
+            self._cell(),
+            2 if self.bidirectional else 1,
+            self.num_heads,
+            self.norm_eps,
+            self.bptt_window,
+            self.clip_state_grad,
+            self.track_gradient_flow == "sample",
+        )
+        backend = self._backend(self._problem(u, reset, rows))
+        if key is not None and backend == "cpu":
+            self.__dict__["_chosen"] = key, options, backend
+        return options, backend
+
     def _torch_options(self) -> tuple:
         return (
             list(map(self._weight, self._flat_weights_names)),
@@ -269,25 +298,16 @@ class Stack(Recurrent):
     ) -> tuple[Tensor, Tensor]:
         """u [T, B, I] -> output [T, B, D * H] and h_n [L * D, B, H]; reset is [T, B]. The results
         are time first in memory, as nn.RNN's are."""
-        T, B = u.shape[:2]
-        problem = self._problem(u, reset, B)
-        backend = self._backend(problem)
+        B = u.shape[1]
+        options, backend = self._choice(u, reset, B)
         if backend == "torch" and lengths is not None and not has_values(lengths):
             # torch's kernels would sort lengths that have no values; a program refuses to.
             backend = "torch" if makes_program() else "reference"
         if backend == "torch":
             hx = self._zeros(u, B) if hx is None else hx
             return torch_native.layers(self._cell(), u, hx, lengths, self._torch_options())
-        options = Options(
-            self._cell(),
-            self.num_heads,
-            self.norm_eps,
-            self.bptt_window,
-            self.clip_state_grad,
-            self.track_gradient_flow == "sample",
-        )
         call = Call(Rows(lengths, reset), options, backend)
-        steps = self._stretch(backend, T, problem)
+        steps = self._stretch(u, call)
         if steps:
             return self._side_by_side(u, hx, call, steps)
         return self._one_by_one(u, hx, call, packing)
@@ -305,8 +325,10 @@ class Stack(Recurrent):
             elif self.norm == "layer":
                 norm = self._norm_weights(index)
             h_0 = self._states_before(index, hx)
-            x, w_ih, b_ih, b_hh, w_hh, *h_0 = precision.autocast(x.device.type, x, *weights, *h_0)
-            weights = Weights(w_ih, b_ih, b_hh, w_hh, *norm)
+            if torch._C._is_any_autocast_enabled():
+                x, *cast = precision.autocast(x.device.type, x, *weights, *h_0)
+                weights, h_0 = cast[:4], cast[4:]
+            weights = Weights(*weights, *norm)
             buffer = self._buffer(index, x) if self.track_gradient_flow else None
             y, states = run_layer(x, weights, States(*h_0), call, buffer)
             last.append(states)
@@ -340,9 +362,9 @@ class Stack(Recurrent):
 
     # ----------------------------------------------------------- layers side by side (wavefront.py)
 
-    def _stretch(self, backend: str, T: int, problem: Problem) -> int:
+    def _stretch(self, u: Tensor, call: Call) -> int:
         """How many steps a layer computes before the next layer begins; 0: all of them."""
-        if not wavefront.ENABLED or backend != "cuda" or self.bidirectional:
+        if not wavefront.ENABLED or call.backend != "cuda" or self.bidirectional:
             return 0
         one_by_one = (
             self.norm == "batch"  # its statistics are of all steps
@@ -356,7 +378,8 @@ class Stack(Recurrent):
         )
         if one_by_one:
             return 0
-        step, room = cuda.overlap_capacity(problem)
+        T, B = u.shape[:2]
+        step, room = cuda.overlap_capacity(self._problem(u, call.rows.reset, B))
         return wavefront.steps_of_stretch(T, self.num_layers, self.bptt_window, step, room)
 
     def _side_by_side(

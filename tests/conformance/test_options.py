@@ -63,7 +63,8 @@ class Case(NamedTuple):
     @property
     def options(self) -> Options:
         cell = f"rnn_{self.nonlinearity}"
-        return Options(cell, self.heads, self.norm_eps, self.window, self.clip)
+        D = len(self.leaves["w_hh"])
+        return Options(cell, D, self.heads, self.norm_eps, self.window, self.clip)
 
     @property
     def inputs(self) -> tuple[Tensor | None, ...]:
@@ -186,7 +187,8 @@ def by_function(case: Case) -> tuple[Tensor, Tensor]:
     T, _, width = p.shape
     D = width // w_hh.shape[1]
     buffer = record.make(record.numbers(D, T, 1), p.device)
-    weights, rows = Weights(None, None, None, w_hh, gamma, beta), Rows(case.lengths, case.reset)
+    weights = Weights(None, None, None, w_hh.flatten(0, 1), gamma, beta)
+    rows = Rows(case.lengths, case.reset)
     inputs = p, weights, States(h_0), rows, buffer
     y, (h_n, _) = ops.layer(*inputs, case.options, "reference")
     return y, h_n
@@ -313,7 +315,8 @@ def test_the_formula_of_backward_is_the_derivative_of_forward(case, of_norm):
     leaves = {name: x.detach().requires_grad_() for name, x in case.leaves.items()}
     case = case._replace(leaves=leaves)
     p, w_hh, gamma, beta, h_0 = case.inputs
-    weights, states = Weights(None, None, None, w_hh, gamma, beta), States(h_0)
+    weights = Weights(None, None, None, w_hh.flatten(0, 1), gamma, beta)
+    states = States(h_0)
     rows = Rows(case.lengths, case.reset)
     y, (h_n, _), saved = loop.forward(p, weights, states, rows, case.options)
     _, ahat, rstd = saved
@@ -329,7 +332,7 @@ def test_the_formula_of_backward_is_the_derivative_of_forward(case, of_norm):
         kept = Kept(None, y, weights, states, rows, saved)
         of_saved = Saved(None, *grads[2:])
         found = loop.backward(given, kept, case.options, grad_saved=of_saved)
-    by_name = {"p": found.p, "w_hh": found.weights.w_hh, "h_0": found.states.h}
+    by_name = {"p": found.p, "w_hh": found.weights.w_hh.view_as(w_hh), "h_0": found.states.h}
     by_name |= {"norm_weight": found.weights.gamma, "norm_bias": found.weights.beta}
     assert_close(
         {f"d{name}": by_name[name] for name in leaves},

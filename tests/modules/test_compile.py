@@ -334,7 +334,7 @@ def op_inputs(
     biased = w_ih == "biased"
     w_ih = torch.randn(D * H, IN) if w_ih else None
     b_ih, b_hh = torch.randn(2, D * H) if biased else (None, None)
-    w_hh = torch.randn(D, H, H)
+    w_hh = torch.randn(D * H, H)
     start = torch.randn(D, B, H) if h_0 else None
     x, w_ih, b_ih, b_hh, w_hh, start = (
         v if v is None else v.to(dtype) for v in (x, w_ih, b_ih, b_hh, w_hh, start)
@@ -343,7 +343,7 @@ def op_inputs(
     reset = torch.rand(T, B) < 0.3 if norm else None
     n = torch.tensor([5, 0, 3]) if lengths else None
     weights, states = Weights(w_ih, b_ih, b_hh, w_hh, gamma, beta), States(start)
-    return (x, *weights, *states, *Rows(n, reset), None, *Options(**options))
+    return (x, *weights, *states, *Rows(n, reset), None, *Options(directions=D, **options))
 
 
 def groups(inputs: tuple) -> tuple[torch.Tensor, Weights, States, Rows, Options]:

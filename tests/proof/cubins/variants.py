@@ -128,7 +128,7 @@ def launches(
         bptt_window=given["window"],
         clip_state_grad=given["clipping"],
     )
-    w_hh = meta(1, H, H)
+    w_hh = meta(H, H)
     weights = Weights(None, None, None, w_hh, given["norm"], given["beta"])
     states, rows = States(given["h_0"]), Rows(given["lengths"], given["reset"])
     with recorded(device, tf32) as found:
