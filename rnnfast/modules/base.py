@@ -90,7 +90,6 @@ class Recurrent(Recording):
         super(nn.RNNBase, self).__setattr__(name, value)
         if checked and value != before:
             self._follow(name)
-            self.__dict__.pop("_chosen", None)  # stack.py: the backend, and the settings of a call
 
     def _follow(self, name: str) -> None:
         """Changes what depends on the argument that was set."""

@@ -39,7 +39,7 @@ EXTRAS = (
 )
 
 
-NOT_CHOSEN = (None, None, None)
+NOT_CHOSEN = None, "", None
 
 
 class Call(NamedTuple):
@@ -250,18 +250,9 @@ class Stack(Recurrent):
         chosen = select(self.backend, problem)
         return "reference" if chosen == "torch" and in_transform() else chosen
 
-    def _choice(self, u: Tensor, reset: Tensor | None, rows: int) -> tuple[Options, str]:
-        """The settings of the recurrence, and the backend of this call.
-
-        On the CPU the choice depends on this key and on arguments of the module, and an argument
-        that is set later clears ``_chosen``: so a small call does not choose again.
-        """
-        key = None
-        if u.is_cpu and not torch.compiler.is_compiling() and not in_transform():
-            key = u.dtype, reset is None, precision.autocast_dtype("cpu"), cpu.unavailable, cpu._C
-            remembered, options, backend = self.__dict__.get("_chosen", NOT_CHOSEN)
-            if remembered == key:
-                return options, backend
+    def _choice(self, u: Tensor, reset: Tensor | None, rows: int) -> tuple[Options, str, Problem]:
+        """The settings of the recurrence, the backend of this call, and the facts it depends on. On
+        the CPU these facts are few, and the choice is remembered: a small call has microseconds."""
         options = Options(
             self._cell(),
             2 if self.bidirectional else 1,
@@ -271,10 +262,19 @@ class Stack(Recurrent):
             self.clip_state_grad,
             self.track_gradient_flow == "sample",
         )
-        backend = self._backend(self._problem(u, reset, rows))
-        if key is not None and backend == "cpu":
-            self.__dict__["_chosen"] = key, options, backend
-        return options, backend
+        key = None
+        if u.is_cpu and not torch.compiler.is_compiling():
+            facts = u.dtype, reset is None, precision.autocast_dtype("cpu"), cpu._C is None
+            settings = self.backend, self.norm, self.residual, self.track_gradient_flow
+            key = options, *settings, *facts
+            remembered, choice, problem = self.__dict__.get("_chosen", NOT_CHOSEN)
+            if remembered == key:
+                return options, choice, problem
+        problem = self._problem(u, reset, rows)
+        choice = self._backend(problem)
+        if key is not None and choice == "cpu":
+            self.__dict__["_chosen"] = key, choice, problem
+        return options, choice, problem
 
     def _torch_options(self) -> tuple:
         return (
@@ -298,8 +298,8 @@ class Stack(Recurrent):
     ) -> tuple[Tensor, Tensor]:
         """u [T, B, I] -> output [T, B, D * H] and h_n [L * D, B, H]; reset is [T, B]. The results
         are time first in memory, as nn.RNN's are."""
-        B = u.shape[1]
-        options, backend = self._choice(u, reset, B)
+        T, B = u.shape[:2]
+        options, backend, problem = self._choice(u, reset, B)
         if backend == "torch" and lengths is not None and not has_values(lengths):
             # torch's kernels would sort lengths that have no values; a program refuses to.
             backend = "torch" if makes_program() else "reference"
@@ -307,7 +307,7 @@ class Stack(Recurrent):
             hx = self._zeros(u, B) if hx is None else hx
             return torch_native.layers(self._cell(), u, hx, lengths, self._torch_options())
         call = Call(Rows(lengths, reset), options, backend)
-        steps = self._stretch(u, call)
+        steps = self._stretch(backend, T, problem)
         if steps:
             return self._side_by_side(u, hx, call, steps)
         return self._one_by_one(u, hx, call, packing)
@@ -362,9 +362,9 @@ class Stack(Recurrent):
 
     # ----------------------------------------------------------- layers side by side (wavefront.py)
 
-    def _stretch(self, u: Tensor, call: Call) -> int:
+    def _stretch(self, backend: str, T: int, problem: Problem) -> int:
         """How many steps a layer computes before the next layer begins; 0: all of them."""
-        if not wavefront.ENABLED or call.backend != "cuda" or self.bidirectional:
+        if not wavefront.ENABLED or backend != "cuda" or self.bidirectional:
             return 0
         one_by_one = (
             self.norm == "batch"  # its statistics are of all steps
@@ -378,8 +378,7 @@ class Stack(Recurrent):
         )
         if one_by_one:
             return 0
-        T, B = u.shape[:2]
-        step, room = cuda.overlap_capacity(self._problem(u, call.rows.reset, B))
+        step, room = cuda.overlap_capacity(problem)
         return wavefront.steps_of_stretch(T, self.num_layers, self.bptt_window, step, room)
 
     def _side_by_side(
