@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,12 @@ def unit(module: str) -> str:
 
 def layer(module: str) -> int:
     return next(i for i, names in enumerate(LAYERS) if unit(module) in names)
+
+
+def test_the_contributing_page_lists_the_layers():
+    page = Path(__file__).parents[2] / "CONTRIBUTING.md"
+    entries = re.findall(r"^\d+\. (`rnnfast.*(?:\n .*)*)", page.read_text(), re.M)
+    assert [set(re.findall(r"`([^`]+)`", entry)) for entry in entries] == LAYERS
 
 
 @pytest.mark.parametrize("name", modules())
