@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 
 import rnnfast
-from rnnfast.arguments import positive
 from rnnfast.backends import cuda_clock, cuda_plan
+from rnnfast.command_arguments import positive
 from rnnfast.modules import wavefront
 
 LAYERS = (2, 4, 8)

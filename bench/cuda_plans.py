@@ -22,8 +22,8 @@ from typing import NamedTuple
 import torch
 
 import rnnfast
-from rnnfast.arguments import positive
 from rnnfast.backends import cuda, cuda_clock, cuda_plan
+from rnnfast.command_arguments import positive
 from rnnfast.recurrence import precision
 
 DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "exact": torch.float32}

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 import rnnfast
-from rnnfast.arguments import seconds
 from rnnfast.bench.timing import speed_up, take_turns
+from rnnfast.command_arguments import seconds
 from rnnfast.demo.tasks import COLUMNS, DELAYS, ROWS
 from rnnfast.demo.training import BATCH_SIZE, LEARNING_RATE, Classifier, training_step
 from rnnfast.diagnose.history import BLOCK

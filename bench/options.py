@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import rnnfast
-from rnnfast import arguments
+from rnnfast import command_arguments as arguments
 from rnnfast.bench.providers.loop import NormedLoop
 from rnnfast.bench.timing import speed_up, take_turns
 from rnnfast.report import cpu_name, machine

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import arguments
+from . import command_arguments as arguments
 from ._version import __version__
 from .backends import BACKENDS
 from .modules import RNN

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to rnnfast.RNN
 from typing_extensions import Unpack
 
+from .argument_types import Backend, Norm, TrackGradientFlow
 from .backends import torch_native
-from .choices import Backend, Norm, TrackGradientFlow
 from .modules import RNN
 from .modules.init import start_norms
 

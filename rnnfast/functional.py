@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from .argument_types import Backend, Nonlinearity
 from .backends import Problem, check_nonlinearity, rows_for_choice, select
-from .choices import Backend, Nonlinearity
-from .compiler import cannot_script
 from .ops import layer
 from .recurrence import precision
 from .recurrence.groups import Options, Rows, States, Weights
+from .tracing import cannot_script
 from .values import values_of
 
 LEAST_CLIP = 1e-30  # of clip_state_grad

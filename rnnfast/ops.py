@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from .backends import BACKENDS, reference
 from .cells import CELLS
-from .compiler import makes_program
 from .graph import flops, onnx
 from .graph.registry import Ops
 from .recurrence import precision, record
+from .recurrence.checks import check_backward
 from .recurrence.clipping import in_transform
 from .recurrence.groups import (
     Gradients,
@@ -37,7 +37,8 @@ from .recurrence.groups import (
     Wanted,
     Weights,
 )
-from .recurrence.tensors import check_backward, empty_gradients, empty_results
+from .recurrence.tensors import empty_gradients, empty_results
+from .tracing import makes_program
 
 # ------------------------------------------------------------------- groups, and the ops' tensors
 #

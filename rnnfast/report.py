@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import backends, calls, convert
+from . import backends, convert
+from . import watch as calls
 from ._version import __version__
 from .backends import cpu, cuda_plan
 from .modules import RNN

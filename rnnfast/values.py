@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .compiler import makes_program
+from .tracing import makes_program
 
 
 def has_values(x: Tensor) -> bool:

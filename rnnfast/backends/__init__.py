@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ..cells.rnn import NONLINEARITIES
-from ..compiler import makes_program
+from ..tracing import makes_program
 from . import cpu, cuda, reference, torch_native, triton
 
 # In "auto"'s order.

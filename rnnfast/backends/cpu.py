@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cores import quota
+from ..recurrence.checks import check
 from ..recurrence.groups import (
     Gradients,
     Kept,
@@ -25,7 +26,7 @@ from ..recurrence.groups import (
     Wanted,
     Weights,
 )
-from ..recurrence.tensors import check, empty_gradients, empty_results, empty_rows, with_dense_rows
+from ..recurrence.tensors import empty_gradients, empty_results, empty_rows, with_dense_rows
 
 if TYPE_CHECKING:
     from . import Problem

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .. import tuning
 from ..cells import CELLS
-from ..compiler import constant
 from ..recurrence import products
+from ..recurrence.checks import check
 from ..recurrence.groups import (
     Gradients,
     Kept,
@@ -27,7 +27,8 @@ from ..recurrence.groups import (
     Wanted,
     Weights,
 )
-from ..recurrence.tensors import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
+from ..recurrence.tensors import as_bytes, dense, empty_results, empty_rows, with_dense_rows
+from ..tracing import constant
 from . import cuda_clock, cuda_plan
 from .cuda_plan import Plan
 from .estimates import torch_step

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..compiler import eager
+from ..tracing import eager
 
 if TYPE_CHECKING:
     from . import Problem

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..cells import CELLS
-from ..compiler import constant
 from ..recurrence import products
+from ..recurrence.checks import check
 from ..recurrence.groups import (
     Gradients,
     Kept,
@@ -30,7 +30,8 @@ from ..recurrence.groups import (
 )
 from ..recurrence.precision import rounds_to_tf32
 from ..recurrence.record import FIELDS
-from ..recurrence.tensors import as_bytes, check, dense, empty_results, empty_rows, with_dense_rows
+from ..recurrence.tensors import as_bytes, dense, empty_results, empty_rows, with_dense_rows
+from ..tracing import constant
 from ..triton_kernels import arguments as kernel_arguments
 from ..triton_kernels.arguments import Form
 from ..triton_kernels.plan import Device, Plan, Size, blocks, choose, power_of_two

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to rnnfast.RNN
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import calls
+from .. import watch as calls
 from ..modules import RNN
 from .picture import draw_probes
 from .probe import GradientProbe, probe

@@ -1,12 +1,19 @@
-"""Dropout between layers, with the mask that nn.RNN draws under the same seed."""
+"""A PackedSequence: the layers run on a padded batch, and the output is packed again."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from ..backends import torch_native
+from ..functional import check_reset
+from ..tracing import eager
+
+if TYPE_CHECKING:
+    from .stack import Stack
 
 
 class Packing(NamedTuple):
@@ -17,11 +24,50 @@ class Packing(NamedTuple):
     rows: Tensor | None = None  # the place of each row in the sorted batch; None: it is sorted
 
 
-def dropped(y: Tensor, p: float, packing: Packing | None) -> Tensor:
-    """y [T, B, features] after dropout. nn.RNN draws a mask [T, B, features], or [points, features]
-    for packed input."""
-    if packing is None:
-        return F.dropout(y, p)
-    mask = F.dropout(y.new_ones(packing.points, y.shape[2]), p)
-    mask, _ = torch._VF._pad_packed_sequence(mask, packing.batch_sizes, False, 0.0, y.shape[0])
-    return y * (mask if packing.rows is None else mask[:, packing.rows])
+@eager(
+    "the sizes of a PackedSequence depend on the values of its lengths; rnnfast.RNN takes "
+    "padded input with lengths= into a graph"
+)
+def run_packed(
+    stack: Stack, packed: PackedSequence, hx: Tensor | None, reset: Tensor | None
+) -> tuple[PackedSequence, Tensor]:
+    """The output, packed, and h_n; hx, reset [T, B] and h_n are in the order of the samples."""
+    data, batch_sizes, sorted_indices, unsorted_indices = packed
+    stack._check(data, hx, batch_sizes)
+    T, B = batch_sizes.numel(), int(batch_sizes[0])
+    reset = check_reset(reset, (T, B), "[T, B]", data.device)
+    if stack._backend(stack._problem(data, reset, B)) == "torch":
+        if hx is None:
+            hx = stack._zeros(data, batch_sizes[0])  # in a trace B would be a constant
+        else:
+            hx = stack.permute_hidden(hx, sorted_indices)
+        options = stack._torch_options()
+        output, h_n = torch_native.packed_layers(stack._cell(), data, hx, batch_sizes, options)
+    else:
+        output, h_n = _run_padded(stack, packed, hx, reset)
+    output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+    return output, stack.permute_hidden(h_n, unsorted_indices)
+
+
+def _run_padded(
+    stack: Stack, packed: PackedSequence, hx: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Pads the sequences, runs the layers, and packs the output. h_n is in the order of the
+    packed batch, hx and reset in that of the samples."""
+    data, batch_sizes, sorted_indices, unsorted_indices = packed
+    T = batch_sizes.numel()
+    u, lengths = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, T)
+    if stack.track_gradient_flow == "sample" and sorted_indices is not None:
+        # The rows of the record are the samples in their own order.
+        in_order = lengths[unsorted_indices.cpu()].to(data.device)
+        packing = Packing(batch_sizes, data.shape[0], unsorted_indices)
+        y, h_n = stack._layers(u[:, unsorted_indices], hx, in_order, reset, packing)
+        y, h_n = y[:, sorted_indices], stack.permute_hidden(h_n, sorted_indices)
+    else:
+        if sorted_indices is not None:
+            hx = hx if hx is None else stack.permute_hidden(hx, sorted_indices)
+            reset = reset if reset is None else reset[:, sorted_indices]
+        packing = Packing(batch_sizes, data.shape[0])
+        y, h_n = stack._layers(u, hx, lengths.to(data.device), reset, packing)
+    output, _ = torch._VF._pack_padded_sequence(y, lengths, False)
+    return output, h_n

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 
-from ..compiler import makes_program
 from ..gradient_flow import GradientFlow, read
 from ..recurrence import record
+from ..tracing import makes_program
 from .weights import WeightLookup
 
 ROOM = 4096  # points of a direction, [T] or [T, B], that a new record has room for

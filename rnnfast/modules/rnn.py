@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import Unpack
 
+from ..argument_types import Backend, Init, NoMore, Nonlinearity, Norm, TrackGradientFlow
 from ..backends import check_nonlinearity
-from ..choices import Backend, Init, NoMore, Nonlinearity, Norm, TrackGradientFlow
-from ..compiler import cannot_script
+from ..tracing import cannot_script
 from .base import refuse_unknown
 from .settings import CHECKS, DEFAULTS, Check, Settings
 from .stack import Stack

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..argument_types import Backend, Init, Norm, TrackGradientFlow
 from ..backends import BACKENDS
-from ..choices import Backend, Init, Norm, TrackGradientFlow
 from ..functional import check_clip_state_grad, check_count, check_options, check_positive
 from .init import INITS
 

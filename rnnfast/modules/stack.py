@@ -15,17 +15,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..backends import Problem, cpu, cuda, rows_for_choice, select, torch_native
-from ..compiler import as_leaf, eager, makes_program
 from ..functional import check_lengths, check_reset
 from ..ops import layer
 from ..recurrence import precision
 from ..recurrence.clipping import in_transform
 from ..recurrence.groups import Options, Rows, States, Weights
 from ..recurrence.tensors import without_padding
+from ..tracing import as_leaf, makes_program
 from ..values import has_values
 from . import wavefront
 from .base import Recurrent
-from .packing import Packing, dropped
+from .dropout import dropped
+from .packing import Packing, run_packed
 
 # Arguments that nn.RNN lacks and a backend may not have.
 EXTRAS = (
@@ -79,7 +80,7 @@ class Stack(Recurrent):
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths: a PackedSequence has its own")
-            return self._run_packed(input, hx, reset)
+            return run_packed(self, input, hx, reset)
         if not (isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))):
             traced = as_leaf(self, forward, hx=hx, input=input, lengths=lengths, reset=reset)
             if traced is not None:
@@ -112,52 +113,6 @@ class Stack(Recurrent):
         if self.batch_first:
             return check_reset(reset, (B, T), "[B, T]", u.device).T
         return check_reset(reset, (T, B), "[T, B]", u.device)
-
-    @eager(
-        "the sizes of a PackedSequence depend on the values of its lengths; rnnfast.RNN takes "
-        "padded input with lengths= into a graph"
-    )
-    def _run_packed(
-        self, packed: PackedSequence, hx: Tensor | None, reset: Tensor | None
-    ) -> tuple[PackedSequence, Tensor]:
-        data, batch_sizes, sorted_indices, unsorted_indices = packed
-        self._check(data, hx, batch_sizes)
-        T, B = batch_sizes.numel(), int(batch_sizes[0])
-        reset = check_reset(reset, (T, B), "[T, B]", data.device)
-        if self._backend(self._problem(data, reset, B)) == "torch":
-            if hx is None:
-                hx = self._zeros(data, batch_sizes[0])  # in a trace B would be a constant
-            else:
-                hx = self.permute_hidden(hx, sorted_indices)
-            options = self._torch_options()
-            output, h_n = torch_native.packed_layers(self._cell(), data, hx, batch_sizes, options)
-        else:
-            output, h_n = self._run_padded(packed, hx, reset)
-        output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-        return output, self.permute_hidden(h_n, unsorted_indices)
-
-    def _run_padded(
-        self, packed: PackedSequence, hx: Tensor | None, reset: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Pads the sequences, runs the layers, and packs the output. h_n is in the order of the
-        packed batch, hx and reset in that of the samples."""
-        data, batch_sizes, sorted_indices, unsorted_indices = packed
-        T = batch_sizes.numel()
-        u, lengths = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, T)
-        if self.track_gradient_flow == "sample" and sorted_indices is not None:
-            # The rows of the record are the samples in their own order.
-            in_order = lengths[unsorted_indices.cpu()].to(data.device)
-            packing = Packing(batch_sizes, data.shape[0], unsorted_indices)
-            y, h_n = self._layers(u[:, unsorted_indices], hx, in_order, reset, packing)
-            y, h_n = y[:, sorted_indices], self.permute_hidden(h_n, sorted_indices)
-        else:
-            if sorted_indices is not None:
-                hx = hx if hx is None else self.permute_hidden(hx, sorted_indices)
-                reset = reset if reset is None else reset[:, sorted_indices]
-            packing = Packing(batch_sizes, data.shape[0])
-            y, h_n = self._layers(u, hx, lengths.to(data.device), reset, packing)
-        output, _ = torch._VF._pack_padded_sequence(y, lengths, False)
-        return output, h_n
 
     # ------------------------------------------------------------------------------------- checks
 

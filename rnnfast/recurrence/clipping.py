@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..cells import CELLS
 from ..cells.cell import Cell, Tensors
-from ..compiler import constant
+from ..tracing import constant
 
 
 def clip(limit: float, *grads: Tensor) -> tuple[Tensor, ...]:

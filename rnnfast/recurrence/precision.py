@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from ..compiler import constant
+from ..tracing import constant
 
 
 @constant

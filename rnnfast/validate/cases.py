@@ -8,15 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..recurrence.groups import (
-    Kept,
-    Options,
-    OutputGradients,
-    Rows,
-    Saved,
-    States,
-    Weights,
-)
+from ..recurrence.groups import Kept, Options, OutputGradients, Rows, Saved, States, Weights
 from ..recurrence.precision import arithmetic
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -97,14 +89,15 @@ def make_case(
     dtype: torch.dtype = torch.float32,
     nonlinearity: str = "tanh",
     seed: int = 0,
-    lengths: bool = False,
-    *,
-    heads: int = 1,
-    norm: bool = False,
-    reset: bool = False,
     **options,
 ) -> Case:
-    """A contracting recurrence: ||W_hh||_2 = 0.95 in each head, gamma below 1."""
+    """A contracting recurrence: ||W_hh||_2 = 0.95 in each head, gamma below 1.
+
+    Args:
+        options: lengths, norm and reset: True for random ones; heads; fields of Options.
+    """
+    lengths, norm, reset = (options.pop(name, False) for name in ("lengths", "norm", "reset"))
+    heads = options.pop("heads", 1)
     w, state = _contracting(seed, D, H, heads)
     generator = torch.Generator()
     generator.set_state(state)

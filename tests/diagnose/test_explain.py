@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnfast
-from rnnfast import calls
+from rnnfast import watch as calls
 
 T, B, I, H = 6, 3, 4, 5  # noqa: E741
 X = torch.zeros(T, B, I)

@@ -32,10 +32,10 @@ LAYERS = [
     {"rnnfast.values"},
     {
         "rnnfast._version",
-        "rnnfast.arguments",
-        "rnnfast.calls",
-        "rnnfast.choices",
-        "rnnfast.compiler",
+        "rnnfast.command_arguments",
+        "rnnfast.watch",
+        "rnnfast.argument_types",
+        "rnnfast.tracing",
         "rnnfast.cores",
         "rnnfast.drawing",
         "rnnfast.extras",
@@ -144,7 +144,7 @@ def test_the_reader_of_imports_reads_them():
     found = modules()
     assert imports("rnnfast.backends", found["rnnfast.backends"]) == {
         "rnnfast.cells.rnn",
-        "rnnfast.compiler",
+        "rnnfast.tracing",
         "rnnfast.backends.cpu",
         "rnnfast.backends.cuda",
         "rnnfast.backends.reference",
@@ -157,8 +157,8 @@ def test_the_reader_of_imports_reads_them():
         "rnnfast.recurrence.precision",
         "rnnfast.ops",
         "rnnfast.backends",
-        "rnnfast.choices",
-        "rnnfast.compiler",
+        "rnnfast.argument_types",
+        "rnnfast.tracing",
         "rnnfast.values",
     }
     assert "rnnfast" in imports("rnnfast.demo.training", found["rnnfast.demo.training"])

@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 
 import rnnfast
-from rnnfast import choices
+from rnnfast import argument_types as choices
 from rnnfast.backends import BACKENDS
 from rnnfast.cells.rnn import NONLINEARITIES
 from rnnfast.modules import settings
