@@ -46,7 +46,8 @@ __global__ void __launch_bounds__(kThreads, 1) exchange(Exchange p) {
       for (int w = 0; w < kWords; ++w) message[w] = expected_word(step, rank, m * kWords + w);
       const uint32_t to = base + buffer * p.bytes + rank * slice + m * 4 * kWords;
 #pragma unroll
-      // In the order of csrc/cuda/resident/exchange_cluster.cuh: each block is sent to by one other at a time.
+      // In the order of csrc/cuda/resident/exchange_cluster.cuh: one block at a time sends to a
+      // block.
       for (uint32_t c = 0; c < kCluster; ++c) {
         const uint32_t peer = rank ^ c;
         ptx::store_async(ptx::map_to_rank(to, peer), message,
