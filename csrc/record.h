@@ -1,4 +1,4 @@
-// What backward measures of each step, in the order of rnnfast/record.py.
+// The sums that backward measures at each step, in the order of rnnfast/recurrence/record.py.
 #pragma once
 
 namespace rnnfast {

@@ -18,7 +18,7 @@ from .recurrence.groups import Options, Rows, States, Weights
 from .tracing import cannot_script
 from .values import values_of
 
-LEAST_CLIP = 1e-30  # of clip_state_grad
+LEAST_CLIP = 1e-30  # the smallest clip_state_grad
 INTEGERS = {torch.int8, torch.int16, torch.int32, torch.int64}
 INTEGERS |= {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 
@@ -60,14 +60,15 @@ def rnn(
         bptt_window: no gradient crosses between t - 1 and t for t = k, 2 k, ...
         clip_state_grad: dL/dh_t of a head and row is scaled down to this norm, 1e-30 or more, at
             every t.
-        backend: "auto", "cpu", "cuda", "triton" or "reference". A named one computes or raises.
+        backend: "auto", "cpu", "cuda", "triton" or "reference". If the
+            named one cannot run this call, it raises.
 
     Returns:
         y [T, B, D * H] and h_n, shaped like h_0, both dense. Under autocast both have its dtype.
 
     Raises:
         ValueError, TypeError: a shape, dtype, length, option or backend name that cannot be.
-        RuntimeError: tensors on different devices; T = 0; a backend that cannot serve.
+        RuntimeError: tensors on different devices; T = 0; a backend that cannot run this call.
     """
     if not isinstance(p, Tensor):
         given = dict(locals())
@@ -142,7 +143,7 @@ def check_options(
 ) -> None:
     """
     Raises:
-        TypeError, ValueError: what a recurrence of H units cannot have.
+        TypeError, ValueError: a recurrence of H units cannot have such an option.
     """
     check_count("num_heads", num_heads)
     if H % num_heads:
@@ -237,12 +238,12 @@ def check_lengths(
     if values is None:
         return lengths.to(torch.int64).clamp(0, T).to(device)
     _check_range(values.flatten().tolist(), T)
-    # A copy: nobody changes them after they were checked.
+    # A copy, so that nobody changes the lengths after the check.
     return lengths.to(device, torch.int64, copy=True)
 
 
 def _integers(lengths) -> Sequence[int]:
-    """What is listed, or an array of another library has, as Python's integers.
+    """The entries of a list, or of an array of another library, as Python's integers.
 
     Raises:
         ValueError: something else is there; a bool is no integer.

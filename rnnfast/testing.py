@@ -1,17 +1,17 @@
 """The judge of a recurrence: its errors against float64, per time step, with the worst step named.
 
 A score over a whole sequence hides a wrong step: at T = 2000, B = 64 a zeroed h[0, 0, :] is 1e-5 of
-it. So there are two budgets, and a result has to keep within both.
+it. So there are two budgets, and a result must stay within both.
 
 Steps (:func:`judge_forward`, :func:`judge_backward`, :func:`judge_record`): each step is taken
 again in float64 from what the kernel itself put out before it, and every element has
 
     |error| <= 2 u_store |result| + 4 sqrt(K) u_operand sum of |terms|
 
-u being the unit roundoff of the stored dtype and of the operands (float32 for narrower storage), K
-the number of products in the sum. What is below the normal numbers may count as zero. What follows
-the sum (layer norm, clipping) passes the second part on to first order. Any case may be judged,
-since no error is carried along.
+u_store is the unit roundoff of the stored dtype, u_operand that of the arithmetic (float32 for
+narrower storage), and K is the number of products in the sum. Numbers below the normal range may
+count as zero. Operations after the sum (layer norm, clipping) pass the second part on to first
+order. No error accumulates, so any case may be judged.
 
 Sequences (:func:`error_ratio`): the worst step's RMS error over a whole sequence against float64,
 as a multiple of what torch's own nn.RNN makes on the same input; for contracting recurrences.
@@ -35,7 +35,7 @@ from .recurrence.record import FIELDS
 
 
 class Verdict(NamedTuple):
-    """How far one tensor is from its budget, and where it is furthest."""
+    """The largest error of one tensor in parts of its budget, and its place."""
 
     name: str
     ratio: float  # largest |error| / allowed; infinite where a value is NaN
@@ -118,9 +118,9 @@ def judge_backward(
     """Judges the results of :func:`rnnfast.recurrence.loop.backward` from what the kernel saved:
     each step of dp restarted from the dp after it, and the sums from dp.
 
-    A row may be clipped before its da is multiplied, or as well what it comes to: then dp is
-    rounded apart from what was multiplied, each to within u_store. f' is that of y, or where y is
-    in 16 bits that of ahat.
+    A kernel may clip a row before it multiplies da, or it may clip the product. In the second case
+    dp and the factor of the product are rounded separately, each to within u_store. f' comes from
+    y, or from ahat if y has 16 bits.
     """
     dp, (_, _, _, dw_hh, dgamma, dbeta, _), (dh_0, _) = gradients
     y, gamma, beta = kept.y, kept.weights.gamma, kept.weights.beta
@@ -246,7 +246,7 @@ def judge_sum(
 
 
 def _through_norm(error: Tensor, ahat: Tensor, rstd: Tensor) -> Tensor:
-    """What an error of a becomes in ahat, and of dahat in da."""
+    """The error of ahat that an error of a causes; also the error of da from one of dahat."""
     # With v = mean((a - mean(a))^2) and rstd = (v + eps)^(-1/2), to first order
     #     d mean(a) = mean(da),  dv = 2 mean((a - mean(a)) da),
     #     d rstd = -1/2 rstd^3 dv = -rstd^2 mean(ahat da),
@@ -269,7 +269,7 @@ def _clip(dh: Tensor, error: Tensor, limit: float) -> tuple[Tensor, Tensor]:
 
 
 def _clips(dh: Tensor, error: Tensor, limit: float) -> Tensor:
-    """Which rows are, or would be with that error."""
+    """Which rows are clipped, or would be with that error."""
     norm = torch.linalg.vector_norm(dh, dim=-1, keepdim=True)
     along = (dh.abs() * error).sum(-1, keepdim=True)
     return (norm < torch.inf) & (norm + along / norm > limit)
@@ -316,8 +316,9 @@ class _Case:
     def state_gradient(
         self, given: OutputGradients, da: Tensor, limit: float | None
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
-        """What came back through time, and dh with what comes from outside, each with its error;
-        from da of the steps after. And by how much da may differ from what was multiplied."""
+        """Computes, from da of the steps after: the part of dh that came back through time, and dh
+        with the part from outside, each with its error. The third result is how much da may differ
+        from the factor of the product."""
         grad_y, grad_h_n = given.y, given.states.h
         g = torch.zeros_like(self.y) if grad_y is None else self.by_group(grad_y)
         ends = self.at(self.last)
@@ -376,7 +377,7 @@ class _Case:
         return x.unflatten(0, (self.D, self.heads)).transpose(1, 2).flatten(2)
 
     def per_group(self, both: Tensor) -> Tensor:
-        """What both directions have, [2, ...] -> [G, ...]."""
+        """Values of both directions, [2, ...] -> [G, ...]."""
         return both[: self.D].repeat_interleave(self.heads, 0)
 
     def shifted(self, x: Tensor, by: int) -> Tensor:
@@ -398,13 +399,14 @@ class _Case:
         return torch.where(self.valid, x, 0)
 
     def error(self, terms: Tensor, products: int) -> Tensor:
-        """Of a sum of so many products, of which each that is subnormal may count as zero."""
+        """The allowed error of a sum of so many products. A subnormal product may count as zero."""
         rounding = 4 * math.sqrt(products) * self.u_operand * terms
         return torch.where(terms == 0, 0, rounding + products * self.tiny)
 
 
 def _verdict(name: str, value: Tensor, wanted: Tensor, error: Tensor | None) -> Verdict:
-    """error: allowed before value was rounded to be stored; None: to the bit."""
+    """Compares value with wanted. error: allowed before value was rounded to be stored. None: they
+    must be equal to the bit."""
     found = (_exact(value) - wanted).abs()
     if error is None:
         allowed = torch.zeros_like(found)
@@ -433,7 +435,7 @@ def _pick(x: Tensor, times: Tensor) -> Tensor:
 
 
 class StepError(NamedTuple):
-    """The largest RMS error of a time step, and which step that is."""
+    """The largest RMS error of a time step, and the step."""
 
     rms: float
     t: int
@@ -443,7 +445,7 @@ def worst_step(runs: Iterable[tuple[Tensor, Tensor]]) -> StepError:
     """RMS over batch and units at each step, pooled over runs of one shape; the largest.
 
     Args:
-        runs: (result, float64 result), each [T, ...]; what has no time axis comes in as [1, ...].
+        runs: (result, float64 result), each [T, ...]; a tensor without time axis is [1, ...].
     """
     rms = step_errors(runs)
     t = int(rms.argmax())  # a NaN counts as the largest
@@ -457,7 +459,7 @@ def step_errors(runs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def error_ratio(ours: StepError, theirs: StepError) -> float:
-    """Error against error; 1 where neither makes any."""
+    """Our error over theirs; 1 if both are 0."""
     if ours.rms == theirs.rms == 0:
         return 1.0
     return math.inf if theirs.rms == 0 else ours.rms / theirs.rms

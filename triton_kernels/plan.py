@@ -1,4 +1,4 @@
-"""Which kernel runs a size on a device, and how it is cut up: pure functions, no GPU needed.
+"""The launch plan: which kernel runs a size on a device, in how many programs. Needs no GPU.
 
 Times are estimates from published latencies, not measurements: no kernel has run on a GPU yet.
 """
@@ -14,7 +14,7 @@ RESIDENT_UNITS = {2: 256, 4: 128}
 # multiprocessor. There are two, so that a new batch size compiles at most one more kernel.
 RESIDENT_ROWS = (8, 16)
 # Units, rows and warps of a program of a team, for few rows and for many. Few rows get many
-# programs, so that each reads few weights a step. _team doubles the units where there are too few
+# programs, so that each reads few weights a step. _team doubles the units if there are too few
 # multiprocessors.
 TILES = ((16, 16, 4), (64, 32, 8))
 LARGEST_TILE = 1024
@@ -25,7 +25,8 @@ KEPT_UNITS = {
     8: {"half": 512, "tf32": 0, "tf32x3": 0},
     9: {"half": 512, "tf32": 256, "tf32x3": 0},
 }
-# For estimates: cycles in a microsecond; bytes in a cycle of one multiprocessor, twice; cycles.
+# For estimates: cycles in a microsecond; bytes in a cycle of one multiprocessor, from shared memory
+# and from the L2 cache; cycles of a barrier.
 CLOCK = 1700
 SHARED_MEMORY_RATE = 128
 L2_RATE = 35
@@ -42,7 +43,7 @@ class Device(NamedTuple):
 
 
 class Size(NamedTuple):
-    """What a plan depends on. T is not in it."""
+    """The sizes on which a plan depends. T is not one of them."""
 
     units: int  # of a group: H / heads
     groups: int  # directions times heads

@@ -1,9 +1,9 @@
 // A stand-in for a GPU, on the host: blocks of threads that wait for one another, clusters of
-// blocks that write into each other's shared memory. For tests: it finds what order, memory and
-// convergence would break, says nothing of time.
+// blocks that write into each other's shared memory. For tests: it finds errors of order, memory
+// and convergence. It says nothing about time.
 //
-// Threads are fibers whose turns are drawn from a seed, so that a failure can be had again; or,
-// with RNNFAST_EMULATION_THREADS, threads of the host with random delays, for the sanitizers.
+// Threads are fibers whose turns are drawn from a seed, so that a failure can be repeated. With
+// RNNFAST_EMULATION_THREADS they are threads of the host with random delays, for the sanitizers.
 #pragma once
 
 #include <atomic>
@@ -22,14 +22,14 @@ namespace rnnfast::emulation {
 
 constexpr int kLanes = 32;
 
-// What a lane brings to an operation of its warp, and takes from it.
+// The words that a lane gives to an operation of its warp, and the words that it gets back.
 struct Slot {
   int operation;
   std::uint32_t in[10];
   std::uint32_t out[4];
 };
 
-// Threads that wait until a number of them is there.
+// Threads wait here until all of them have arrived.
 struct Barrier {
   std::atomic<int> arrived{0};
   std::atomic<int> turn{0};
@@ -38,12 +38,12 @@ struct Barrier {
 struct Warp {
   std::atomic<int> arrived{0};
   std::atomic<int> turn{0};
-  int asleep = 0;         // turns of the others that it lets pass
+  int asleep = 0;         // turns that this warp leaves to the others
   Slot slots[2][kLanes];  // of this operation and of the one before, which some may still read
 };
 
 struct Block {
-  std::vector<unsigned char> memory;  // shared, and a border that nobody may touch
+  std::vector<unsigned char> memory;  // shared memory, and a border that no thread may touch
   unsigned char* shared = nullptr;
   std::size_t bytes = 0;
   int x = 0, y = 0;
@@ -54,7 +54,7 @@ struct Block {
   std::vector<std::unique_ptr<Warp>> warps;
 };
 
-// A store into the shared memory of a block of the cluster, which has not come there yet.
+// A store into the shared memory of a block of the cluster that has not arrived yet.
 struct Flight {
   std::uint32_t address, value, barrier;
 };
@@ -71,19 +71,19 @@ struct Thread {
   Block* block = nullptr;
   Warp* warp = nullptr;
   int index = 0;     // in the block
-  int unfenced = 0;  // mbarriers that it has made, and no fence since
+  int unfenced = 0;  // mbarriers that it has made since its last fence
 };
 
 // The thread of the device that runs now.
 Thread& self();
 
-// Lets others run. They wait in a loop around it, `waiting` naming what for.
+// Lets other threads run. A thread that waits calls it in a loop; `waiting` names the event.
 void yield(const char* waiting);
 
-// Tells that what somebody waits for may have come.
+// Says that an event has happened for which a thread may wait.
 void progress();
 
-// Between any two accesses to memory: a place where others may be ahead.
+// Stands between any two accesses to memory: other threads may run here.
 void perturb();
 
 // Ends the launch, which throws std::runtime_error with these words.
@@ -102,8 +102,8 @@ void launch(const Launch& launch, const std::function<void()>& kernel);
 void set_seed(std::uint64_t seed);
 
 // ------------------------------------------------------------------------------ planted faults
-// One call of a kernel goes wrong, named by its place in the source: a test asks whether anybody
-// notices. For fibers alone.
+// One call of a kernel goes wrong. Its place in the source names it. A test checks that the fault
+// is found. For fibers alone.
 
 using Where = std::source_location;
 
@@ -114,11 +114,11 @@ struct Fault {
   auto operator<=>(const Fault&) const = default;
 };
 
-// Launches from here on are of this kernel. With no fault in it, places() are put down instead.
+// Names the kernel of the next launches. Without a fault the emulation collects places() instead.
 void plan(const std::string& kernel, const Fault& fault = {});
 extern bool planning;
 
-// Where a fault can be planted in what ran since the first plan().
+// The places where a fault can be planted, in all code that ran since the first plan().
 const std::set<Fault>& places();
 
 bool planted(const char* file, int line, const char* change);
@@ -130,8 +130,8 @@ inline bool planted(const Where& where, const char* change) {
 
 void wait_at(Barrier& barrier, int threads, const char* name);
 
-// An operation of the warp: every lane brings its words; the last to come calls compute(slots) for
-// all of them.
+// An operation of the warp: every lane gives its words; the last lane to arrive calls
+// compute(slots) for all of them.
 template <class Compute>
 const Slot& together(int operation, const std::uint32_t* words, int count, Compute compute) {
   Warp& warp = *self().warp;
@@ -156,7 +156,7 @@ const Slot& together(int operation, const std::uint32_t* words, int count, Compu
 }
 
 // ------------------------------------------------------------------------------ mbarriers
-// In their own 64 bits, so that a kernel that writes over one is found out.
+// In their own 64 bits, so that the emulation finds a kernel that overwrites one.
 
 void mbarrier_init(std::uint64_t* barrier, std::uint32_t arrivals);
 void mbarrier_update(std::uint64_t* barrier, int arrivals, std::int64_t bytes);

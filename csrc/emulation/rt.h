@@ -77,7 +77,7 @@ inline void send(std::uint32_t address, const std::uint32_t (&words)[kWords], st
   }
 }
 
-// What the lanes of a warp do together; any two of them must not meet.
+// Operations of all lanes of a warp; two different ones must not meet.
 enum Operation { kShuffle, kShuffleFrom, kAny, kSync, kTranspose, kMultiply, kMultiplyTf32 };
 
 inline void sync_warp(Where where = Where::current()) {

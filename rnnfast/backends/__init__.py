@@ -1,6 +1,6 @@
-"""The backends, and which one serves a problem.
+"""The backends, and the choice of one for a problem.
 
-A backend is a module with ``unavailable(problem) -> str`` (why it cannot serve, or "") and either
+A backend is a module with ``unavailable(problem) -> str`` (why it cannot run, or "") and either
 ``forward`` and ``backward`` (the recurrence, from the input projection on) or ``layers`` (the whole
 stack of a module).
 """
@@ -26,14 +26,14 @@ BACKENDS = {
 
 
 class Problem(NamedTuple):
-    """What a choice of backend depends on."""
+    """The facts on which the choice of a backend depends."""
 
     device: str  # a device type
     dtype: torch.dtype
     cell: str  # a key of rnnfast.cells.CELLS
     projected: bool  # p is given: functional.rnn, not a module
     extras: tuple[str, ...] = ()  # arguments in use that nn.RNN does not have
-    # What the launch of a kernel on a GPU depends on.
+    # The launch of a kernel on a GPU depends on these.
     units: int = 1  # of a head
     groups: int = 1  # directions times heads
     rows: int = 1  # of the batch
@@ -41,35 +41,35 @@ class Problem(NamedTuple):
 
     @property
     def launch(self) -> tuple:
-        """All that a launch depends on, to be remembered by."""
+        """The facts on which a launch depends: the key under which its plan is kept."""
         where = self.device, self.index, self.dtype
         return *where, self.units, self.groups, self.rows, "norm" in self.extras
 
 
 def rows_for_choice(rows: int) -> int:
-    """The size of a batch that a choice depends on: a usual one in torch.compile, since a choice
-    by the size would make a graph for each, and where a program for all sizes is made."""
+    """The batch size that a choice uses. torch.compile would make a graph for each size, and a
+    program may be made for all sizes: there it is a usual size."""
     return 64 if torch.compiler.is_compiling() or makes_program() else rows
 
 
 class BackendError(RuntimeError):
-    """The backend that was asked for cannot serve this problem."""
+    """The named backend cannot run this call."""
 
 
 def select(name: str, problem: Problem) -> str:
-    """The backend to use: ``name`` itself, or for "auto" the first that serves.
+    """The backend to use: ``name`` itself, or for "auto" the first that can run the problem.
 
     Raises:
         ValueError: there is no backend of this name.
-        BackendError: the named one cannot serve; the message says why. There is no fallback.
+        BackendError: the named one cannot run it; the message says why. There is no fallback.
     """
-    if name == "auto":  # the last one serves everything
+    if name == "auto":  # the last one can run everything
         return next(n for n in BACKENDS if not passed_over(n, problem))
     if name not in BACKENDS:
         raise ValueError(f"backend: given {name!r}, wanted one of {['auto', *BACKENDS]}")
     reason = BACKENDS[name].unavailable(problem)
     if reason:
-        raise BackendError(f"backend {name!r} cannot serve: {reason}")
+        raise BackendError(f"backend {name!r} cannot run this call: {reason}")
     return name
 
 
@@ -81,7 +81,7 @@ def passed_over(name: str, problem: Problem) -> str:
     (ours, theirs), whose = BACKENDS[name].estimates(problem), "torch"
     if torch_native.unavailable(problem):
         theirs = float("inf")
-    # Estimates of kernels that keep W_hh, in CUDA and in Triton, are too unlike to be compared.
+    # Estimates of kernels that keep W_hh, in CUDA and in Triton, are too different to be compared.
     if name == "cuda" and cuda.streams(problem) and not triton.unavailable(problem):
         of_triton = triton.estimates(problem)[0]
         if of_triton < theirs:
@@ -92,12 +92,12 @@ def passed_over(name: str, problem: Problem) -> str:
 
 
 def refusals(problem: Problem) -> dict[str, str]:
-    """{backend: why it cannot serve, or ""}, in the order in which "auto" asks."""
+    """{backend: why it cannot run this, or ""}, in the order in which "auto" asks."""
     return {name: backend.unavailable(problem) for name, backend in BACKENDS.items()}
 
 
 def check_nonlinearity(nonlinearity: str) -> None:
-    if nonlinearity not in list(NONLINEARITIES):  # a list: what cannot be hashed is refused, too
+    if nonlinearity not in list(NONLINEARITIES):  # a list also refuses a value without a hash
         raise ValueError(
             f"Unknown nonlinearity '{nonlinearity}'. Select from "
             + ", ".join(f"'{n}'" for n in NONLINEARITIES)

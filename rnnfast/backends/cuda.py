@@ -64,8 +64,8 @@ def estimates(problem: Problem) -> tuple[float, float]:
 
 
 def overlap_capacity(problem: Problem) -> tuple[float, int]:
-    """Microseconds of a time step of forward, and how many such layers run side by side. It is one
-    if each step is a launch, which the host makes."""
+    """Microseconds of a time step of forward, and how many such layers can run side by side: one
+    if each step is a launch, because the host makes the launches one after another."""
     kind, index, dtype, *_ = problem.launch
     found = cuda_plan.planned(*problem.launch)
     cores = cuda_plan.device_of(kind, index, cuda_plan.mode_of(dtype)).multiprocessors
@@ -73,7 +73,7 @@ def overlap_capacity(problem: Problem) -> tuple[float, int]:
 
 
 def streams(problem: Problem) -> bool:
-    """Whether each of its time steps is a launch: those that keep W_hh have no room for it."""
+    """Whether each time step is a launch: no kernel that keeps W_hh on the chip has room for it."""
     return _streams(*problem.launch)
 
 
@@ -194,7 +194,7 @@ def _plan_of(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) ->
     wanted = cuda_plan.TUNED.get((size, device), cuda_plan.WANTED)
     found = cuda_plan.plan_for(*size, device, wanted)
     if found.refused:
-        raise RuntimeError(f"backend 'cuda' cannot serve: {found.refused}")
+        raise RuntimeError(f"backend 'cuda' cannot run this call: {found.refused}")
     return found
 
 
@@ -208,7 +208,7 @@ def times_of(
 def _calls(
     size: tuple, planned: Plan, like: Tensor, T: int
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Forward and backward of T steps; both have run once, so that what they load is there."""
+    """Forward and backward of T steps. Both have run once, so that their code is loaded."""
     _, S, G, B, norm = size
     x, w_hh = like.new_zeros(T, B, G * S), like.new_zeros(G * S, S)
     gamma = like.new_ones(G * S, dtype=torch.float32) if norm else None
@@ -228,7 +228,7 @@ def _calls(
 
 
 def _workspace(planned: Plan, like: Tensor) -> Tensor | None:
-    """Memory that a launch has beside its tensors: of torch's allocator, which knows the stream."""
+    """Memory that a launch needs beside its tensors. torch's allocator knows the stream."""
     if not planned.workspace:
         return None
     return torch.empty(planned.workspace, dtype=torch.uint8, device=like.device)
@@ -266,7 +266,7 @@ def _address(x: Tensor | None) -> int | None:
 
 
 def _on(device: torch.device) -> AbstractContextManager:
-    """torch's way to another GPU and back, which leaves one alone that nobody has used."""
+    """Makes another GPU current and returns. torch does not start a GPU that nobody has used."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

@@ -19,7 +19,7 @@ def unavailable(problem: Problem) -> str:
     if problem.cell not in KERNELS:
         return f"torch has no kernel for the cell {problem.cell}"
     if problem.projected:
-        return "torch's kernels contain the input projection: they serve rnnfast.RNN alone"
+        return "torch's kernels contain the input projection: they compute rnnfast.RNN alone"
     if problem.extras:
         return f"torch's kernels have no {', '.join(problem.extras)}"
     return ""

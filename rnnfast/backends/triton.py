@@ -109,7 +109,7 @@ def _without_triton() -> str:
         return f"it needs triton {'.'.join(map(str, OLDEST_TRITON))}, and {found} is installed"
     if INTERPRETED and _version(found) < (3, 7):
         numpy = importlib.import_module("numpy").__version__
-        if _version(numpy) >= (2, 4):  # it refuses to turn an array of one into a number
+        if _version(numpy) >= (2, 4):  # which turns no array into a number
             return (
                 f"the interpreter of triton 3.6 needs a NumPy below 2.4, and {numpy} is installed"
             )
@@ -243,7 +243,7 @@ def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Pl
     size = Size(w_hh.shape[-1], G, x.shape[1], _precision(x.dtype), gamma is not None)
     found = choose(size, _device(x.device.type, x.device.index))
     if isinstance(found, str):
-        raise RuntimeError(f"backend 'triton' cannot serve: {found}")
+        raise RuntimeError(f"backend 'triton' cannot run this call: {found}")
     return found
 
 
@@ -328,7 +328,7 @@ def _padded(w_hh: Tensor) -> Tensor:
 
 
 def _form(w_hh: Tensor, options: Options, unit: int) -> Form:
-    """What all kernels of a call are compiled for, before the plan."""
+    """The constants for which all kernels of a call are compiled, before the plan."""
     return Form(
         S=w_hh.shape[-1],
         HEADS=options.heads,

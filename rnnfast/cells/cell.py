@@ -1,4 +1,4 @@
-"""What a cell owes. The time loops, the judge and the record know this interface and no cell.
+"""The interface of a cell. The time loops, the judge and the record know no cell by its name.
 
 Shapes: n heads, B batch, S units of a head. A state, a value of a gate and a saved value are
 [n, B, S]; values of all gates are [G, n, B, S]; a parameter of the cell is [n, 1, S].

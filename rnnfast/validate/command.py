@@ -110,7 +110,7 @@ def _choose(
         refused = {a: why for a, why in reasons.items() if why}
         if names and refused and (dtypes_given or len(refused) == len(reasons)):
             a, why = next(iter(refused.items()))
-            raise BadInput(f"--backend: {name} cannot serve {a.name} on {device}: {why}")
+            raise BadInput(f"--backend: {name} cannot run {a.name} on {device}: {why}")
         if len(refused) == len(reasons):
             left_out[name] = next(iter(refused.values()))
         else:

@@ -136,7 +136,7 @@ def test_a_named_backend_serves_or_raises(case, calls):
     name, options, text = REFUSED[case]
     rnn = rnnfast.RNN(I, H, backend=name, **options)
     x = torch.zeros(5, 2, I, dtype=options.get("dtype"), device=options.get("device"))
-    with pytest.raises(BackendError, match=f"backend '{name}' cannot serve: .*{text}"):
+    with pytest.raises(BackendError, match=f"backend '{name}' cannot run this call: .*{text}"):
         rnn(x)
     if "device" not in options:
         packed = pack_sequence([x[:, 0]])

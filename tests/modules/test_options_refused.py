@@ -156,7 +156,7 @@ BEYOND_TORCH = {
 def test_the_torch_backend_says_what_it_has_not(case):
     name = case.split()[0]
     rnn = rnnfast.RNN(3, 4, backend="torch", **BEYOND_TORCH[case])
-    with pytest.raises(BackendError, match=f"backend 'torch' cannot serve: .*no {name}$"):
+    with pytest.raises(BackendError, match=f"backend 'torch' cannot run this call: .*no {name}$"):
         rnn(torch.randn(5, 2, 3))
 
 
@@ -164,8 +164,8 @@ def test_the_torch_backend_has_no_reset():
     reset = torch.zeros(5, 2, dtype=torch.bool)
     rnn = rnnfast.RNN(3, 4, backend="torch")
     rnn(torch.randn(5, 2, 3))
-    with pytest.raises(BackendError, match=r"backend 'torch' cannot serve: .*no reset$"):
+    with pytest.raises(BackendError, match=r"backend 'torch' cannot run this call: .*no reset$"):
         rnn(torch.randn(5, 2, 3), reset=reset)
     packed = torch.nn.utils.rnn.pack_padded_sequence(torch.randn(5, 2, 3), [5, 2])
-    with pytest.raises(BackendError, match=r"backend 'torch' cannot serve: .*no reset$"):
+    with pytest.raises(BackendError, match=r"backend 'torch' cannot run this call: .*no reset$"):
         rnn(packed, reset=reset)

@@ -359,7 +359,7 @@ def test_a_backend_that_cannot_serve_is_left_out_with_the_reason(run, monkeypatc
     assert "left out: reference: it is the judge" in done.out
     done = run("--backend", "cpu", "--dtype", "float32")
     assert (done.status, done.out) == (2, "")
-    assert done.err == f"rnnfast: --backend: cpu cannot serve float32 on cpu: {why}\n"
+    assert done.err == f"rnnfast: --backend: cpu cannot run float32 on cpu: {why}\n"
 
 
 @pytest.mark.parametrize(

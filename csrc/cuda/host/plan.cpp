@@ -17,13 +17,13 @@ constexpr int kOldestWithClusters = 90;
 constexpr int kMostGroups = 65535;  // blocks of a grid in y
 constexpr std::int64_t kMostBlocks = std::numeric_limits<int>::max();
 constexpr double kMegahertz = 1700;
-constexpr double kFlight = 230;  // cycles of a store into another block and of the wait's end
-constexpr double kIngress = 20;  // bytes a cycle that come into a block, until it is measured
-constexpr double kFromL2 = 32;   // likewise, from L2 into a multiprocessor
+constexpr double kFlight = 230;  // cycles from a store into another block to the end of its wait
+constexpr double kIngress = 20;  // bytes a cycle that a block receives; not measured yet
+constexpr double kFromL2 = 32;   // bytes a cycle from L2 into a multiprocessor; not measured yet
 constexpr double kFromMemory = 15;
 constexpr double kL2 = 40e6;        // bytes that it holds
 constexpr double kLaunched = 1500;  // cycles from the end of a launch to the first load of the next
-constexpr double kBegun = 1500;     // of a block, but for the product
+constexpr double kBegun = 1500;     // cycles of a block without its product
 constexpr double kDispatched = 2.2;  // microseconds that the host takes for a launch
 
 // number / of, rounded up; both are 0 or more.
@@ -48,7 +48,7 @@ bool fits(const Size& size, const Configuration& c, const Device& device) {
   return size.units <= c.units && backward_bytes(size.mode, c) <= device.shared_memory;
 }
 
-// How many of a configuration's blocks, or clusters, are resident at once.
+// The number of blocks, or clusters, of a configuration that run at the same time.
 int at_once(Mode mode, const Configuration& c, const Device& device) {
   if (c.blocks == 1) {  // registers limit it: about 120 a thread beside the weights
     const int registers = (120 + weight_registers(mode, c)) * 32 * c.warps();
@@ -106,7 +106,7 @@ void add(const Size& size, const Device& device, const StreamedBlock& block, con
   const std::int64_t tiles = up(size.units, 16), slices = up(size.rows, 8);
   const std::int64_t blocks =
       up(tiles, block.tiles) * std::max<std::int64_t>(up(slices, block.slices), 1);
-  // Those beside the product are of a tile and a slice each, or of two tiles.
+  // The kernels beside the product have one block a tile and slice, or two blocks a pair of tiles.
   const std::int64_t most = std::max({blocks, tiles * slices, tiles * tiles * 2}) * size.groups;
   if (most > kMostBlocks) return;
   Plan plan;

@@ -205,7 +205,7 @@ def gpu(monkeypatch):
 
 
 def refusal(**changes) -> str:
-    with pytest.raises(BackendError, match="backend 'cuda' cannot serve") as error:
+    with pytest.raises(BackendError, match="backend 'cuda' cannot run this call") as error:
         select("cuda", problem(**changes))
     return str(error.value)
 

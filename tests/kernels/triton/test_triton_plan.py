@@ -177,7 +177,7 @@ def gpu(monkeypatch):
 
 
 def refusal(**changes) -> str:
-    with pytest.raises(BackendError, match="backend 'triton' cannot serve") as error:
+    with pytest.raises(BackendError, match="backend 'triton' cannot run this call") as error:
         select("triton", problem(**changes))
     return str(error.value)
 
