@@ -1,4 +1,4 @@
-"""What the benchmark writes, whom it refuses, what it says about bad arguments."""
+"""The files of the benchmark, the providers it refuses, its errors for bad arguments."""
 
 from __future__ import annotations
 
