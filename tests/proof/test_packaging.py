@@ -1,4 +1,4 @@
-"""The ways of a user's pip: sdist, wheel, editable installation, with a C++ compiler and without."""
+"""A user's pip: sdist, wheel, editable installation, with a C++ compiler and without."""
 
 from __future__ import annotations
 
