@@ -6,36 +6,36 @@ RESULTS ?= bench/results
 BIN := .venv/bin
 CXX_FILES := $(filter-out %/rnn_fwd_cluster.cuh %/rnn_bwd_cluster.cuh, \
 	$(shell find csrc tests bench -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'))
-# (those two stand as they were sketched)
+# (the two excluded files are sketches that stay as they are)
 
-OF_EVERY_LEVEL := tests/conformance/test_numerics.py
+SIMD_TESTS := tests/conformance/test_numerics.py
 # SIMD levels under the address sanitizer, the best first.
 LEVELS ?= 2
 
-# What runs over the kernels for GPUs where there is none: Triton's in its interpreter, those in CUDA
-# in the emulation.
-OF_GPU := tests/gpu tests/conformance/test_backends.py tests/diagnose/test_gradient_flow.py $(addprefix tests/modules/test_, \
+# Tests of the GPU kernels that also run without a GPU: Triton's kernels in its interpreter, the CUDA
+# kernels in the emulation.
+GPU_TESTS := tests/gpu tests/conformance/test_backends.py tests/diagnose/test_gradient_flow.py $(addprefix tests/modules/test_, \
 	memory_order.py module_contract.py module_sequences.py saved_tensors.py)
 
-# Two processes, whose idle threads let go of the cores. BY_FILE: a file's fixtures are made once, for
-# where no file is most of the work; in their order, so that the longest, with few tests, are not last.
-# What is timed runs alone.
+# Tests run in two processes, whose idle threads leave the cores free. BY_FILE keeps the tests of a
+# file in one process, so that its fixtures are made once, and keeps the order of the files, so that
+# the longest does not come last. The timed tests run alone.
 TIMED := tests/tools/test_speed.py
-# The peer beside which lower levels are judged: MKL's products without AVX-512, too.
+# Lower SIMD levels are judged beside MKL without AVX-512.
 PEER_BELOW := MKL_ENABLE_INSTRUCTIONS=AVX2
 PYTEST_IN_TWO := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 ifneq ($(filter test prove,$(MAKECMDGOALS)),)
-MAKEFLAGS += -j2  # what needs no package is compiled while pip unpacks
+MAKEFLAGS += -j2  # compiles while pip unpacks
 unexport MAKEFLAGS  # ninja would look for a jobserver
 endif
 
 .PHONY: demo test prove lint sanitize extension emulation wheel format bench \
 	gpu-first gpu-probe gpu-check gpu-profile clean
 
-# Kernels for GPUs take minutes to compile and are of no use without one. Compiled before pip installs
-# the package, because pip shows nothing of it.
+# GPU kernels take minutes to compile and need a GPU, so they are left out without one. The extension
+# is compiled before pip installs the package, because pip shows no progress.
 ifeq ($(wildcard /dev/nvidia[0-9]* /dev/dxg),)
 demo: export RNNFAST_CUDA ?= 0
 endif
@@ -45,27 +45,27 @@ demo: .venv/build  ## nn.RNN against rnnfast.RNN on handwritten digits
 	$(MAKE) --no-print-directory .venv/demo
 	$(BIN)/python -m rnnfast demo
 
-# For people: minutes from a fresh clone. One SIMD level, no nvcc.
+# For people: takes minutes from a fresh clone. One SIMD level, no nvcc.
 test prove: export RNNFAST_REQUIRE_EXTENSION = 1  # its tests must not be skipped
 test: export RNNFAST_SIMD_LEVELS = native
 test: export RNNFAST_CUDA = 0
-test: lint extension  ## lint, and what fails first when something breaks
+test: lint extension  ## lint, and the tests that fail first when something breaks
 	$(PYTEST_IN_TWO) $(BY_FILE) -m "not proof" --ignore tests/proof --hypothesis-profile=small
 	@echo "Left out: tests marked proof, other SIMD levels, the kernels for GPUs, sanitizers, planted"
 	@echo "faults, more random cases. \`make prove\` runs them, in half an hour on two cores."
 
 prove: export TRITON_CACHE_DIR = $(CURDIR)/build/triton
-prove: export RNNFAST_CUDA_ARCHS = compute_90  # less than is installed: minutes matter here
+prove: export RNNFAST_CUDA_ARCHS = compute_90  # fewer than an installation has, to save minutes
 prove: LEVELS = 1
 prove: .venv/prove extension emulation sanitize  ## everything that can be shown without a GPU
 	$(PYTEST_IN_TWO) $(BY_FILE) --hypothesis-profile=long --ignore $(TIMED)
 	$(BIN)/python -m pytest $(TIMED)
-	TRITON_INTERPRET=1 $(PYTEST_IN_TWO) $(BY_FILE) -k "triton or interpreted" tests/kernels/triton/interpreted $(OF_GPU)
+	TRITON_INTERPRET=1 $(PYTEST_IN_TWO) $(BY_FILE) -k "triton or interpreted" tests/kernels/triton/interpreted $(GPU_TESTS)
 	RNNFAST_EMULATION="$$($(BIN)/python tests/proof/emulation.py | tail -1)" \
-		$(PYTEST_IN_TWO) -k "cuda or emulated" tests/kernels/cuda/emulated $(OF_GPU)
+		$(PYTEST_IN_TWO) -k "cuda or emulated" tests/kernels/cuda/emulated $(GPU_TESTS)
 	levels=$$($(BIN)/python -c 'from rnnfast import _C; print(*_C.simd_levels()[:-1])') && \
 		for level in $$levels; do echo "SIMD level $$level:" && \
-		RNNFAST_SIMD=$$level $(PEER_BELOW) $(PYTEST_IN_TWO) -k "not reference" $(OF_EVERY_LEVEL) \
+		RNNFAST_SIMD=$$level $(PEER_BELOW) $(PYTEST_IN_TWO) -k "not reference" $(SIMD_TESTS) \
 			|| exit 1; done
 	@$(if $(shell command -v nvcc),,echo "Left out: there is no nvcc here, so the CUDA kernels were not compiled for GPUs.")
 
@@ -77,8 +77,8 @@ lint: .venv/dev
 sanitize: extension  ## the C++ kernels under the address, undefined-behaviour and thread sanitizers
 	$(BIN)/python tests/proof/sanitize.py --levels $(LEVELS)
 
-# Where there is an nvcc, kernels that it does not compile are an error.
-extension: .venv/dev  ## recompiles what has changed in csrc
+# If there is an nvcc, CUDA kernels that do not compile are an error.
+extension: .venv/dev  ## recompiles the changed files of csrc
 	RNNFAST_REQUIRE_EXTENSION=1 RNNFAST_CUDA=$${RNNFAST_CUDA-$(if $(shell command -v nvcc),1)} \
 		$(BIN)/python setup.py --quiet build_ext --inplace
 

@@ -1,4 +1,4 @@
-"""What the tests of the kernels share, beside what ``python -m rnnfast validate`` has of it."""
+"""Shared by the tests of the kernels, beside the cases of ``python -m rnnfast validate``."""
 
 from __future__ import annotations
 

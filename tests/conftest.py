@@ -1,4 +1,4 @@
-"""What every test shares: the backends there are, a known seed, and what `make test` leaves out."""
+"""Shared by all tests: the backends, a known seed, and the tests that `make test` leaves out."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ PROOF = Path(__file__).with_name("proof")
 
 @pytest.fixture(params=MODULE_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Each backend that serves a plain rnnfast.RNN on the CPU."""
+    """Each backend that can run a plain rnnfast.RNN on the CPU."""
     return request.param
 
 
 @pytest.fixture(params=[p for p in MODULE_BACKENDS if p.values != ("torch",)])
 def own_backend(request: pytest.FixtureRequest) -> str:
-    """Those of them that also do what nn.RNN cannot: sigmoid, residual, functional.rnn."""
+    """The backends that can also run sigmoid, residual and functional.rnn, which nn.RNN lacks."""
     return request.param
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those of proof/ are marked so; a backend gets no dtype that it lacks."""
+    """Marks the tests of proof/, and removes a test whose backend lacks its dtype."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for item in items.copy():
         if item.path.is_relative_to(PROOF):
@@ -73,7 +73,7 @@ def _no_tf32():
 
 @pytest.fixture(autouse=True)
 def _masks_are_bool(monkeypatch):
-    """As Triton 3.9 and newer want them; the interpreters before take numbers."""
+    """Triton 3.9 and newer need bool masks; older interpreters also take numbers."""
     if not triton.INTERPRETED:
         return
     from triton.runtime import interpreter
@@ -96,7 +96,7 @@ def _masks_are_bool(monkeypatch):
 
 @pytest.fixture
 def outputs_start_as_nan():
-    """torch fills what it allocates: an element that no kernel wrote is seen."""
+    """torch fills new tensors with NaN, so that an element that no kernel wrote shows."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -1,4 +1,4 @@
-"""What the tests of GradientMonitor train."""
+"""The networks that the tests of GradientMonitor train."""
 
 from __future__ import annotations
 

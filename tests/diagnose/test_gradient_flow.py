@@ -1,4 +1,4 @@
-"""What backward records, against a loop over single samples that PyTorch differentiates."""
+"""The record of backward, against a loop over single samples that PyTorch differentiates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What GradientMonitor writes, draws and refuses."""
+"""The files, pictures and errors of GradientMonitor."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_folder_gets_table_and_picture(fails, tmp_path):
 
 
 class Writer:
-    """What the monitor asks of a SummaryWriter."""
+    """The methods of a SummaryWriter that the monitor calls."""
 
     def __init__(self) -> None:
         self.file_writer = object()
@@ -70,7 +70,7 @@ class Writer:
 
 
 def test_scalars_are_written_at_each_step():
-    """Those that are finite."""
+    """The finite ones."""
     model, writer = Two(), Writer()
     optimizer = sgd(model)
     with Monitor(model, optimizer, writer=writer) as monitor:

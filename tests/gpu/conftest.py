@@ -20,7 +20,7 @@ if os.environ.get("RNNFAST_REQUIRE_GPU", "0") not in ("", "0"):
     why = "torch finds no GPU" if DEVICE == "cpu" else BACKENDS["cuda"].unavailable(PLAIN)
     if why:
         raise pytest.UsageError(f"RNNFAST_REQUIRE_GPU: wanted the CUDA kernels, and {why}")
-SERVING = [name for name, backend in BACKENDS.items() if not backend.unavailable(PLAIN)]
+USABLE = [name for name, backend in BACKENDS.items() if not backend.unavailable(PLAIN)]
 
 
 @contextlib.contextmanager
@@ -35,15 +35,15 @@ def device() -> str:
     return DEVICE
 
 
-@pytest.fixture(params=SERVING)
+@pytest.fixture(params=USABLE)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Each backend that serves a plain rnnfast.RNN here."""
+    """Each backend that can run a plain rnnfast.RNN here."""
     return request.param
 
 
-@pytest.fixture(params=[name for name in SERVING if name != "torch"])
+@pytest.fixture(params=[name for name in USABLE if name != "torch"])
 def own_backend(request: pytest.FixtureRequest) -> str:
-    """Those of them that also do what nn.RNN cannot."""
+    """The backends that also have the options that nn.RNN lacks."""
     return request.param
 
 

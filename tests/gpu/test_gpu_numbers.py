@@ -1,4 +1,4 @@
-"""What a GPU computes, judged step by step against float64; float32 without TF32."""
+"""The results of a GPU, judged step by step against float64; float32 without TF32."""
 
 from __future__ import annotations
 

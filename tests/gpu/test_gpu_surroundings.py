@@ -175,7 +175,7 @@ assert torch.equal(y, wanted)
 def test_first_call_of_a_process_may_be_in_a_capture(kernel, device):
     """What the kernels load, and what is asked of the device, is no work of a stream."""
     if not has_room("cuda", 24, torch.float32, device):
-        pytest.skip("the CUDA kernels do not serve here")
+        pytest.skip("the CUDA kernels cannot run here")
     env = os.environ | {"RNNFAST_CUDA_KERNEL": kernel}
     subprocess.run([sys.executable, "-c", FIRST], check=True, timeout=100, env=env)
 

@@ -24,7 +24,7 @@ def pair(device: str, backend: str = "auto", **options) -> tuple[rnnfast.RNN, rn
     return here, there
 
 
-def test_auto_takes_the_first_that_serves(device):
+def test_auto_takes_the_first_that_can_run(device):
     from rnnfast.backends import BACKENDS, passed_over
 
     x = torch.randn(T, B, IN, device=device)

@@ -1,4 +1,4 @@
-"""Which backend serves: a named one or none, "auto" in its order, and what is said about it."""
+"""The choice of a backend: a named one or none, "auto" in its order, and the messages."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_order_of_auto():
         ({"device": "cuda", "projected": True}, "reference"),
     ],
 )
-def test_auto_takes_the_first_that_serves(changes, wanted):
+def test_auto_takes_the_first_that_can_run(changes, wanted):
     assert select("auto", problem(**changes)) == wanted
 
 
@@ -132,7 +132,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_named_backend_serves_or_raises(case, calls):
+def test_a_named_backend_runs_or_raises(case, calls):
     name, options, text = REFUSED[case]
     rnn = rnnfast.RNN(I, H, backend=name, **options)
     x = torch.zeros(5, 2, I, dtype=options.get("dtype"), device=options.get("device"))

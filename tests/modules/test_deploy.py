@@ -1,4 +1,4 @@
-"""What surrounds a program: decompositions, counts of operations, names in a profiler."""
+"""Around a program: decompositions, counts of operations, names in a profiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a module goes through in a program: weights changed and copied, hooks, modes, autocast."""
+"""The life of a module in a program: weights changed and copied, hooks, modes, autocast."""
 
 from __future__ import annotations
 
@@ -440,7 +440,7 @@ def test_share_memory_and_another_process():
 
 
 def test_data_parallel_replica(backend):
-    """What nn.DataParallel does with a module, short of the GPUs."""
+    """The steps of nn.DataParallel, without GPUs."""
     rnn = rnnfast.RNN(I, H, dtype=torch.float64, backend=backend)
     replica = rnn._replicate_for_data_parallel()
     for name, p in rnn.named_parameters():

@@ -1,4 +1,4 @@
-"""What a user's pip does: sdist, wheel, editable installation, with a C++ compiler and without."""
+"""A user's pip: sdist, wheel, editable installation, with a C++ compiler and without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmark writes, whom it refuses, what it says about bad arguments."""
+"""The files of the benchmark, the providers it refuses, its errors for bad arguments."""
 
 from __future__ import annotations
 
@@ -415,7 +415,7 @@ def test_forward_on_a_gpu_stands_beside_its_launch_plans_estimate(backend, monke
 
 
 def test_nothing_is_estimated_on_a_cpu(monkeypatch):
-    """Where the kernels for a GPU are emulated, they serve there."""
+    """Emulated GPU kernels run there."""
     monkeypatch.setattr(BACKENDS["cuda"], "estimates", lambda p: (0.077, 9.0))
     work = Workload(5, 4, 8)
     for name in BACKENDS:

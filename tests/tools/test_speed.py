@@ -46,7 +46,7 @@ def test_more_threads_than_cores_are_no_slower_than_in_nn_rnn(T, B, H, threads_a
 
 @needs_cpu
 def test_layer_norm_is_faster_than_the_loop_it_replaces():
-    """Of two nn.Linear, nn.LayerNorm and tanh at each step."""
+    """A loop of two nn.Linear, nn.LayerNorm and tanh at each step."""
     T, B, H = 128, 32, 128
     models = NormedLoop(H, at_once=False), rnnfast.RNN(H, H, norm="layer", backend="cpu")
     theirs, ours = best_seconds(T, B, H, *models)
@@ -54,7 +54,7 @@ def test_layer_norm_is_faster_than_the_loop_it_replaces():
 
 
 def best_seconds(T: int, B: int, H: int, *models: nn.Module, turns: int = 9) -> list[float]:
-    """Of five training steps of each, in turns."""
+    """Times of five training steps of each, in turns."""
     x = torch.randn(T, B, H, requires_grad=True)
 
     def seconds(model: nn.Module) -> float:

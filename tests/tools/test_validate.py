@@ -113,7 +113,7 @@ def test_the_reference_is_validated_when_asked_for(run):
     assert len(done.result["rows"]) == 4 * 5
 
 
-def test_torch_is_validated_where_it_serves(run):
+def test_torch_is_validated_where_it_can_run(run):
     done = run("--backend", "torch", "--dtype", "float32", "float16")
     assert done.status == 0, done.out
     groups = {row["group"] for row in done.result["rows"]}

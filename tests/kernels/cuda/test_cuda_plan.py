@@ -211,7 +211,7 @@ def refusal(**changes) -> str:
 
 
 def test_gpu_that_can_is_taken(gpu):
-    for changes in ({}, {"dtype": torch.bfloat16, "units": 256}, {"nonlinearity": "sigmoid"}):
+    for changes in ({}, {"dtype": torch.bfloat16, "units": 256}, {"cell": "rnn_sigmoid"}):
         assert select("cuda", problem(**changes)) == "cuda"
 
 

@@ -1,4 +1,4 @@
-"""What nvcc has made of the CUDA kernels, read from the objects of the extension."""
+"""The machine code of the CUDA kernels, read from the objects of the extension."""
 
 from __future__ import annotations
 

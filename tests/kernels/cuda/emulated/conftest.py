@@ -1,4 +1,4 @@
-"""What only the emulation can run: `make prove` starts it with RNNFAST_EMULATION set."""
+"""Tests that only the emulation can run: `make prove` starts it with RNNFAST_EMULATION set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only Triton's interpreter can run: `make prove` starts it with TRITON_INTERPRET=1."""
+"""Tests that only Triton's interpreter can run: `make prove` starts it with TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 
