@@ -150,7 +150,7 @@ class _Direction:
         self.heads, self.G = options.heads, len(self.cell.gates)
         self.S = weights.w_hh.shape[1]
         self.H = self.heads * self.S
-        rows = weights.w_hh.chunk(options.directions)[d]
+        rows = weights.w_hh.narrow(0, d * self.G * self.H, self.G * self.H)
         self.w = rows.reshape(self.G, self.heads, self.S, self.S)
         self.gamma, self.beta = self._vector(weights.gamma), self._vector(weights.beta)
         self.inside = outside(self.cell, self.w).logical_not() if self.cell.apart else None

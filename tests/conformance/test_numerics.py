@@ -99,7 +99,9 @@ def test_the_oracle_is_within_the_budget_of_its_own_dtype(dtype):
         itertools.product([1, 2], [False, True], NONLINEARITIES)
     ):
         for more in ({}, {"norm": True, "reset": True, "bptt_window": 2, "clip_state_grad": 4.0}):
-            case = make_case(4, 3, 18, D, dtype, f, seed, lengths, heads=1 + seed % 2, **more)
+            case = make_case(
+                4, 3, 18, D, dtype, f, seed, lengths=lengths, heads=1 + seed % 2, **more
+            )
             assert_good(case, run_differentiated(case), **u)
             assert_good(case, run(case, "reference"), **u)
 

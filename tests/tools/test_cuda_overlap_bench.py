@@ -48,7 +48,7 @@ def test_other_numbers_are_a_failure(gpu, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(wavefront, "wavefront", off)
     assert cuda_overlap.main(["--out", str(tmp_path), *WORDS]) == 1
-    assert "FAILED: what they compute differs by" in capsys.readouterr().out
+    assert "FAILED: the results differ by" in capsys.readouterr().out
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
