@@ -69,7 +69,7 @@ def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]
     case, names, leaves = leaves_of(case)
     f, heads, eps, window, limit, _ = case.options
     y, h_n = rnnfast.functional.rnn(
-        case.p, case.w_hh, case.h_0, lengths=case.lengths, reset=case.reset, nonlinearity=f,
+        case.p, case.w_hh, case.h_0, lengths=case.lengths, reset=case.reset, nonlinearity=f.removeprefix("rnn_"),
         num_heads=heads, norm_weight=case.gamma, norm_bias=case.beta, norm_eps=eps,
         bptt_window=window, clip_state_grad=limit, backend=backend,
     )  # fmt: skip
