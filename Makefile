@@ -14,7 +14,7 @@ LEVELS ?= 2
 
 # What runs over the kernels for GPUs where there is none: Triton's in its interpreter, those in CUDA
 # in the emulation.
-OF_GPU := tests/gpu tests/diagnose/test_gradient_flow.py $(addprefix tests/modules/test_, \
+OF_GPU := tests/gpu tests/conformance/test_backends.py tests/diagnose/test_gradient_flow.py $(addprefix tests/modules/test_, \
 	memory_order.py module_contract.py module_sequences.py saved_tensors.py)
 
 # Two processes, whose idle threads let go of the cores. BY_FILE: a file's fixtures are made once, for

@@ -41,10 +41,10 @@ PACKAGES = {"rnnfast": "rnnfast", "rnnfast.triton_kernels": "triton_kernels"}
 TRITON_PACKAGES = ["rnnfast.triton_kernels", "rnnfast.triton_kernels.cells"]
 
 COMMON = shlex.split("-O3 -std=c++20 -fvisibility=hidden -ffp-contract=fast -fPIC -Wall -Wextra")
-# One source, compiled once for each level; the extension picks one when it runs. Never
+# Sources that are compiled once for each level; the extension picks one when it runs. Never
 # -march=native (a wheel runs on other machines), never -fopenmp (the threads belong to torch's
 # libgomp).
-SIMD_SOURCE = "csrc/cpu/kernels.cpp"
+SIMD_SOURCES = ("csrc/cpu/loops.cpp", "csrc/cpu/rnn.cpp")
 SIMD = {"portable": []}  # the best level comes last
 SIMD_X86_64 = {
     "avx2": shlex.split("-mavx2 -mfma -mf16c"),
@@ -281,7 +281,7 @@ def extension_steps(
     steps.append(compile_step(compiler, "csrc/cuda/host/plan.cpp", f"{folder}/cuda_plan.o", []))
     for source in ["csrc/bindings.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]:
         output = f"{folder}/{Path(source).stem}"
-        if source == SIMD_SOURCE:
+        if source in SIMD_SOURCES:
             for level in compiler.levels():
                 flags = level_flags(compiler, level)
                 steps.append(compile_step(compiler, source, f"{output}.{level}.o", flags))

@@ -59,9 +59,9 @@ def few_figures(results: Path) -> Iterator[str]:
     yield from _times([*(shown[size] for size in SHOWN_SIZES), worst], found)
     yield ""
     yield (
-        f"The last row is the worst of {len(plain)} sizes; the other ratios are "
+        f"The last row is the slowest of {len(plain)} sizes; the others gain "
         f"{next_worst.over_torch:.2g}x to {best.over_torch:.2g}x. "
-        f"jax.lax.scan under jit is faster at {behind_jax} sizes."
+        f"jax.lax.scan under jit beats rnnfast at {behind_jax} sizes."
     )
 
 

@@ -11,8 +11,9 @@ than a short sequence takes to compute.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,19 +57,22 @@ def _fields(*groups: type, prefix: str = "") -> Iterator[str]:
             yield f"{kind} {prefix}{PLACEHOLDERS.get(name, name) if not prefix else name}"
 
 
-def _taken(tensors: Sequence, first: int, *groups: type) -> tuple[list, int]:
-    """The groups whose tensors begin at ``first``, and where they end."""
-    found = []
-    for group in groups:
-        end = first + len(group._fields)
-        found.append(group._make(tensors[first:end]))
-        first = end
-    return found, first
+def _taker(first: int, *groups: type) -> Callable[[Sequence], list]:
+    """Takes groups out of tensors, of which theirs begin at ``first``. As ``group._make``, which
+    takes three times as long, and a small call has microseconds."""
+    ends = itertools.accumulate((len(group._fields) for group in groups), initial=first)
+    parts = [(group, slice(*span)) for group, span in zip(groups, itertools.pairwise(ends))]
+    new = tuple.__new__
+
+    def take(tensors: Sequence) -> list:
+        return [new(group, tensors[part]) for group, part in parts]
+
+    return take
 
 
 _library = Ops("rnnfast")
 _OPTIONS = (
-    "str cell, int heads, float norm_eps, int? bptt_window, float? clip_state_grad,"
+    "str cell, int directions, int heads, float norm_eps, int? bptt_window, float? clip_state_grad,"
     " bool per_sample, str backend"
 )
 # An empty tensor stands for a result that does not exist, or is not wanted. Forward passes the
@@ -87,17 +91,20 @@ for _name, _record in (("rnn_backward", ""), ("rnn_backward_recorded", " Tensor(
     )
 
 
-def _layer_inputs(inputs: Sequence) -> tuple[Tensor, Weights, States, Rows, int]:
-    """x and its groups, from the arguments of an op or of the Function; and where they end."""
-    (weights, states, rows), end = _taken(inputs, 1, *LAYER)
-    return inputs[0], weights, states, rows, end
+_take_layer = _taker(1, *LAYER)  # x comes first
+_LAYER_END = 1 + sum(len(group._fields) for group in LAYER)
+_X = 1 + len(States._fields)  # in backward: after the gradients of y and of the states
+_take_gradients = _taker(1, States)
+_take_kept = _taker(_X + 2, *KEPT)
+_KEPT_END = _X + 2 + sum(len(group._fields) for group in KEPT)
+_take_results = _taker(1, States, Saved)
+_take_found = _taker(1, Weights, States)
 
 
-def _backward_inputs(inputs: Sequence) -> tuple[OutputGradients, Kept, int]:
-    """What backward reads, from the arguments of its op; and where they end."""
-    (of_states,), end = _taken(inputs, 1, States)
-    groups, last = _taken(inputs, end + 2, *KEPT)
-    return OutputGradients(inputs[0], of_states), Kept(*inputs[end : end + 2], *groups), last
+def _backward_inputs(inputs: Sequence) -> tuple[OutputGradients, Kept]:
+    """What backward reads, from the arguments of its op."""
+    given = OutputGradients(inputs[0], *_take_gradients(inputs))
+    return given, Kept(*inputs[_X : _X + 2], *_take_kept(inputs))
 
 
 def _flat(found: Results | Gradients) -> tuple[Tensor | None, ...]:
@@ -114,8 +121,8 @@ def _flat_kept(given: OutputGradients, kept: Kept) -> tuple[Tensor | None, ...]:
 
 
 def _rnn(*inputs):
-    x, weights, states, rows, end = _layer_inputs(inputs)
-    *settings, backend = inputs[end + 1 :]
+    x, weights, states, rows = inputs[0], *_take_layer(inputs)
+    *settings, backend = inputs[_LAYER_END + 1 :]
     options = Options(*settings)
     if x.shape[0] == 0:  # a program that was made for other sizes
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
@@ -127,13 +134,12 @@ def _rnn(*inputs):
 
 
 def _rnn_backward(*inputs):
-    end = _backward_inputs(inputs)[2]
-    return _rnn_backward_recorded(*inputs[:end], None, *inputs[end:])
+    return _rnn_backward_recorded(*inputs[:_KEPT_END], None, *inputs[_KEPT_END:])
 
 
 def _rnn_backward_recorded(*inputs):
-    given, kept, end = _backward_inputs(inputs)
-    buffer, dx_wanted, dw_wanted, *settings, backend = inputs[end:]
+    given, kept = _backward_inputs(inputs)
+    buffer, dx_wanted, dw_wanted, *settings, backend = inputs[_KEPT_END:]
     _check_devices_of_saved(given, kept, buffer)
     wanted = Wanted(dx_wanted, dw_wanted)
     with torch._C._DisableAutocast():
@@ -146,32 +152,34 @@ def _rnn_backward_recorded(*inputs):
 
 def eager_forward(*inputs) -> tuple[Tensor, ...]:
     """As the op ``rnn``, in torch's own ops."""
-    *groups, end = _layer_inputs(inputs)
-    found = reference.forward(*groups, Options(*inputs[end + 1 : -1]))
+    options = Options(*inputs[_LAYER_END + 1 : -1])
+    found = reference.forward(inputs[0], *_take_layer(inputs), options)
     return _with_empty(inputs[0], _flat(found))
 
 
 def eager_backward(*inputs) -> tuple[Tensor, ...]:
     """As the op ``rnn_backward``, in torch's own ops."""
-    given, kept, end = _backward_inputs(inputs)
-    wanted, options = Wanted(*inputs[end : end + 2]), Options(*inputs[end + 2 : -1])
+    given, kept = _backward_inputs(inputs)
+    dx_wanted, dw_wanted, *settings = inputs[_KEPT_END:-1]
+    wanted, options = Wanted(dx_wanted, dw_wanted), Options(*settings)
     return _with_empty(kept.y, _flat(reference.backward(given, kept, None, wanted, options)))
 
 
 def _rnn_shapes(*inputs):
-    x, weights, _, _, end = _layer_inputs(inputs)
-    return _with_empty(x, _flat(empty_results(x, weights, Options(*inputs[end + 1 : -1]))))
+    x, options = inputs[0], Options(*inputs[_LAYER_END + 1 : -1])
+    weights, *_ = _take_layer(inputs)
+    return _with_empty(x, _flat(empty_results(x, weights, options)))
 
 
 def _rnn_backward_shapes(*inputs):
-    end = _backward_inputs(inputs)[2]
-    return _rnn_backward_recorded_shapes(*inputs[:end], None, *inputs[end:])
+    return _rnn_backward_recorded_shapes(*inputs[:_KEPT_END], None, *inputs[_KEPT_END:])
 
 
 def _rnn_backward_recorded_shapes(*inputs):
-    given, kept, end = _backward_inputs(inputs)
-    _check_devices_of_saved(given, kept, inputs[end])
-    return _with_empty(kept.y, _flat(empty_gradients(kept, Wanted(*inputs[end + 1 : end + 3]))))
+    given, kept = _backward_inputs(inputs)
+    buffer, dx_wanted, dw_wanted = inputs[_KEPT_END : _KEPT_END + 3]
+    _check_devices_of_saved(given, kept, buffer)
+    return _with_empty(kept.y, _flat(empty_gradients(kept, Wanted(dx_wanted, dw_wanted))))
 
 
 def _laid_out(
@@ -238,7 +246,7 @@ def _backward(
     if buffer is not None:
         T, B, _ = kept.y.shape
         N = B if options.per_sample else 1
-        buffer = record.begin(buffer, kept.weights.w_hh.shape[0], T, N, kept.y.dtype)
+        buffer = record.begin(buffer, options.directions, T, N, kept.y.dtype)
     return backend.backward(given, kept, buffer, wanted, options, **more)
 
 
@@ -255,115 +263,106 @@ def _mapped(*gradients: Tensor | None) -> bool:
 
 
 _STATES, _WEIGHTS = len(States._fields), len(Weights._fields)
-_W_HH = 1 + Weights._fields.index("w_hh")
+_OF_WEIGHTS = slice(1, 1 + _WEIGHTS)  # among the inputs of the Function
+_take_saved = _taker(2, *KEPT)  # x and y come first
+_NOTHING = Saved()
+# In the place of gradients of Rows, of the record's buffer, of Options, and of where to compute.
+_NO_MORE = (None,) * (len(Rows._fields) + 4)
 
 
 class _Layer(torch.autograd.Function):
     """Inputs: x, Weights, States and Rows as loose tensors, the record's buffer, Options, and where
-    to compute. w_hh may be [G * H, S], for one direction. ahat and rstd are outputs, so that a
-    second derivative finds the way through them.
+    to compute. ahat and rstd are outputs, so that a second derivative finds the way through them.
     """
 
     @staticmethod
     def forward(ctx, *inputs):
-        x, weights, states, rows, end = _layer_inputs(inputs)
-        buffer, options, backend, direct = inputs[end:]
-        w_hh = weights.w_hh
-        weights = weights._replace(w_hh=_by_direction(w_hh))
-        y, states_n, saved = _call(x, weights, states, rows, options, backend, direct)
-        needs = ctx.needs_input_grad
-        x = x if weights.w_ih is not None and any(needs[1 : 1 + _WEIGHTS]) else None
-        of_layer = weights._replace(b_ih=None, b_hh=None, w_hh=w_hh)
-        ctx.save_for_backward(x, y, *of_layer, *states, *rows, *saved)
-        ctx.buffer = buffer  # not saved: every backward pass writes it
-        ctx.options, ctx.backend = options, backend
-        ctx.shapes = y.shape, w_hh.shape
+        x, weights, states, rows = inputs[0], *_take_layer(inputs)
+        buffer, options, backend, direct = inputs[_LAYER_END:]
+        call = BACKENDS[backend].forward if direct else functools.partial(_op, backend)
+        y, states_n, saved = call(x, weights, states, rows, options)
+        if weights.w_ih is None or True not in ctx.needs_input_grad[_OF_WEIGHTS]:
+            x = None
+        w_ih, _, _, *own = weights  # backward does not read the biases
+        ctx.save_for_backward(x, y, w_ih, None, None, *own, *states, *rows, *saved)
+        # The buffer is not saved, because every backward pass writes it.
+        ctx.call = buffer, options, backend, (y.shape, weights.w_hh.shape)
         ctx.set_materialize_grads(False)
         return (y, *states_n) if saved.ahat is None else (y, *states_n, *saved)
 
     @staticmethod
     def backward(ctx, grad_y, *grads):
-        of_states, grad_saved = States._make(grads[:_STATES]), Saved(*grads[_STATES:])
-        second = grad_saved != (None, None, None)
+        """grads: of the states, and of Saved where forward returned it."""
+        of_states, grad_saved = States(*grads[:_STATES]), _NOTHING
+        if len(grads) > _STATES and _any(grads[_STATES:]):
+            grad_saved = Saved(*grads[_STATES:])
         needs = ctx.needs_input_grad
-        if grad_y is None and of_states == (None, None) and not second:
+        if grad_y is None and not _any(grads):
             return (None,) * len(needs)
-        if second and torch.compiler.is_compiling():  # it has zeros for them, no second derivatives
-            grad_saved, second = Saved(), False
-        x, y, *tensors = ctx.saved_tensors  # once: checkpointing allows no second look
-        (weights, states, rows, saved), _ = _taken(tensors, 0, *KEPT)
-        w_hh = weights.w_hh
-        if (y.shape, w_hh.shape) != ctx.shapes:  # check_backward compares the others with these
+        if torch.compiler.is_compiling():  # it has zeros for them, no second derivatives
+            grad_saved = _NOTHING
+        tensors = ctx.saved_tensors  # once: checkpointing allows no second look
+        x, y, weights, states, rows, saved = *tensors[:2], *_take_saved(tensors)
+        *_, shapes = ctx.call
+        if (y.shape, weights.w_hh.shape) != shapes:  # check_backward compares others with these
             raise RuntimeError(
                 f"saved output and weight_hh: given shapes {tuple(y.shape)} and "
-                f"{tuple(w_hh.shape)}, wanted {tuple(map(tuple, ctx.shapes))}"
+                f"{tuple(weights.w_hh.shape)}, wanted {tuple(map(tuple, shapes))}"
             )
-        buffer = ctx.buffer
-        if buffer is not None and (in_transform() or _mapped(grad_y, *of_states)):
-            buffer = None
         given = OutputGradients(grad_y, of_states)
-        kept = Kept(x, y, weights._replace(w_hh=_by_direction(w_hh)), states, rows, saved)
-        wanted = Wanted(needs[0], any(needs[1 : 1 + _WEIGHTS]))
-        dx, of_weights, of_states = _gradients(ctx, given, kept, buffer, wanted, second, grad_saved)
-        dw_hh = of_weights.w_hh
-        if dw_hh is not None and dw_hh.shape != w_hh.shape:
-            of_weights = of_weights._replace(w_hh=dw_hh.view(w_hh.shape))
-        gradients = dx, *of_weights, *of_states
+        kept = Kept(x, y, weights, states, rows, saved)
+        wanted = Wanted(needs[0], True in needs[_OF_WEIGHTS])
+        direct = _direct(grad_y, *of_states, *tensors)
+        dx, of_weights, of_states = _gradients(ctx, given, kept, wanted, direct, grad_saved)
+        gradients = (dx, *of_weights, *of_states)
         found = [g if need else None for g, need in zip(gradients, needs)]
-        return *found, *[None] * (len(needs) - len(found))
+        return *found, *_NO_MORE
+
+
+def _any(values: Sequence[Tensor | None]) -> bool:
+    return any(value is not None for value in values)
 
 
 def _gradients(
     ctx,
     given: OutputGradients,
     kept: Kept,
-    buffer: Tensor | None,
     wanted: Wanted,
-    second: bool,
+    direct: bool,
     grad_saved: Saved,
 ) -> Gradients:
     """By the way that fits: the eager formula where it will be differentiated again, the kernel
     where the dispatcher has nothing to do, an op otherwise."""
-    options, backend = ctx.options, ctx.backend
-    if second or torch.is_grad_enabled() or in_transform():
+    buffer, options, backend, _ = ctx.call
+    transformed = in_transform()
+    if buffer is not None and (transformed or _mapped(given.y, *given.states)):
+        buffer = None
+    if grad_saved is not _NOTHING or torch.is_grad_enabled() or transformed:
         with precision.no_autocast(kept.y.device.type):
             more = {"grad_saved": grad_saved}
             return _backward(reference, given, kept, buffer, wanted, options, **more)
-    tensors = _flat_kept(given, kept)
-    if _direct(*tensors):
+    if direct:
         return _backward(BACKENDS[backend], given, kept, buffer, wanted, options)
+    tensors = _flat_kept(given, kept)
     if buffer is None:
         found = torch.ops.rnnfast.rnn_backward(*tensors, *wanted, *options, backend)
     else:
         op = torch.ops.rnnfast.rnn_backward_recorded
         found = op(*tensors, buffer, *wanted, *options, backend)
-    (weights, states), _ = _taken(found, 1, Weights, States)
-    return Gradients(found[0], weights, states)
+    return Gradients(found[0], *_take_found(found))
 
 
-def _by_direction(w_hh: Tensor) -> Tensor:
-    """[D, G * H, S]."""
-    return w_hh if w_hh.dim() == 3 else w_hh.unsqueeze(0)
-
-
-def _call(
-    x: Tensor,
-    weights: Weights,
-    states: States,
-    rows: Rows,
-    options: Options,
-    backend: str,
-    direct: bool,
+def _op(
+    backend: str, x: Tensor, weights: Weights, states: States, rows: Rows, options: Options
 ) -> Results:
-    if direct:
-        return BACKENDS[backend].forward(x, weights, states, rows, options)
+    """A backend's forward, through the dispatcher."""
     found = torch.ops.rnnfast.rnn(x, *weights, *states, *rows, None, *options, backend)
     return _results(found, weights, options)
 
 
 def _results(found: Sequence[Tensor], weights: Weights, options: Options) -> Results:
     """The results of the op, without the empty tensors that stand for none."""
-    (states, saved), _ = _taken(found, 1, States, Saved)
+    states, saved = _take_results(found)
     present = CELLS[options.cell].states
     states = States(*(s if n in present else None for n, s in zip(States._fields, states)))
     saved = saved._replace(cell_values=None)
@@ -372,8 +371,8 @@ def _results(found: Sequence[Tensor], weights: Weights, options: Options) -> Res
 
 def _differentiable(*inputs):
     """The op where autograd sees it: in a program, inside transforms of it, too."""
-    x, weights, states, rows, end = _layer_inputs(inputs)
-    buffer, *settings, backend = inputs[end:]
+    x, weights, states, rows = inputs[0], *_take_layer(inputs)
+    buffer, *settings, backend = inputs[_LAYER_END:]
     options = Options(*settings)
     if onnx.is_exporting():
         y, h_n = onnx.node(x, weights, states, rows, options)
@@ -382,7 +381,7 @@ def _differentiable(*inputs):
         with precision.no_autocast(x.device.type):
             found = _flat(reference.forward(x, weights, states, rows, options))
     elif torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
-        found = _Layer.apply(*inputs[:end], buffer, options, backend, False)
+        found = _Layer.apply(*inputs[:_LAYER_END], buffer, options, backend, False)
         found = (*found, *[None] * len(Saved._fields))[: 1 + _STATES + len(Saved._fields)]
     else:
         with torch._C._AutoDispatchBelowAutograd():
@@ -410,31 +409,28 @@ def layer(
 
     Args:
         x: [T, B, I], or with ``weights.w_ih`` None the input projection p [T, B, D * G * H].
-        weights: w_hh may be [G * H, S] for one direction.
         buffer: of :mod:`rnnfast.recurrence.record`, large enough, for each backward pass to
             fill; or None. Transforms leave it as it is.
     """
-    program = makes_program()
+    direct = _direct(x, *weights, *states, *rows)
+    program = not direct and makes_program()
     unrolled = backend == "reference" and buffer is None and not program
     if unrolled or in_transform():
-        weights = weights._replace(w_hh=_by_direction(weights.w_hh))
         with precision.no_autocast(x.device.type):
             return reference.forward(x, weights, states, rows, options)[:2]
-    direct = _direct(x, *weights, *states, *rows)
     if not direct:
         _check_devices(x, *weights, *states)
-    if program or not torch.is_grad_enabled():
-        weights = weights._replace(w_hh=_by_direction(weights.w_hh))
     if program:
         onnx.refuse_old_exporter()
         inputs = x, *weights, *states, *rows, buffer
         found = torch.ops.rnnfast.rnn(*inputs, *options, backend)
         return _results(found, weights, options)[:2]
     if not torch.is_grad_enabled():
-        return _call(x, weights, states, rows, options, backend, direct)[:2]
+        call = BACKENDS[backend].forward if direct else functools.partial(_op, backend)
+        return call(x, weights, states, rows, options)[:2]
     apply = _apply if direct else _Layer.apply
-    y, *others = apply(x, *weights, *states, *rows, buffer, options, backend, direct)
-    return y, States._make(others[:_STATES])
+    found = apply(x, *weights, *states, *rows, buffer, options, backend, direct)
+    return found[0], States(*found[1 : 1 + _STATES])
 
 
 # Names in messages.

@@ -282,8 +282,8 @@ class _Case:
         y, w_hh, h_0, (lengths, reset) = kept.y, kept.weights.w_hh, kept.states.h, kept.rows
         self.cell: Cell = CELLS[options.cell]
         T, B, _ = y.shape
-        self.D, H, self.S = w_hh.shape
-        self.heads = n = options.heads
+        self.D, self.heads, self.S = options.directions, options.heads, w_hh.shape[1]
+        n, H = self.heads, self.heads * self.S
         self.G = self.D * n
         self.u_operand = u_operand or torch.finfo(arithmetic(y.dtype)).eps / 2
         self.u_store = torch.finfo(y.dtype).eps / 2

@@ -11,6 +11,8 @@ from torch import Tensor
 
 import rnnfast
 from rnnfast.backends import BACKENDS, Problem, cpu, cuda_plan, triton
+from rnnfast.recurrence.groups import Saved, Wanted
+from rnnfast.recurrence.record import FIELDS
 from rnnfast.validate.cases import FLOATS, NONLINEARITIES, Case, make_case
 from rnnfast.validate.runs import (
     NORM_RESULTS,
@@ -38,6 +40,7 @@ __all__ = [
     "needs_cpu",
     "own_rounding",
     "run",
+    "run_backward",
     "run_differentiated",
     "run_functional",
 ]
@@ -49,7 +52,7 @@ _cpu_missing = pytest.mark.skipif(
     cpu._C is None and not _required, reason="the extension rnnfast._C is not built"
 )
 # Kernels for GPUs run on a CPU in Triton's interpreter and in the emulation alone, which
-# `make test` starts apart.
+# `make prove` starts apart.
 MODULE_BACKENDS = [
     pytest.param(name, marks=[_cpu_missing] if name == "cpu" else [])
     for name in BACKENDS
@@ -67,13 +70,33 @@ def examples(number: int) -> int:
 def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]:
     """Through functional.rnn and autograd: all but ahat and rstd."""
     case, names, leaves = leaves_of(case)
-    f, heads, eps, window, limit, _ = case.options
+    _, _, heads, eps, window, limit, _ = case.options
     y, h_n = rnnfast.functional.rnn(
-        case.p, case.w_hh, case.h_0, lengths=case.lengths, reset=case.reset, nonlinearity=f.removeprefix("rnn_"),
-        num_heads=heads, norm_weight=case.gamma, norm_bias=case.beta, norm_eps=eps,
+        case.p, case.w_hh, case.h_0, lengths=case.lengths, reset=case.reset,
+        nonlinearity=case.nonlinearity, num_heads=heads,
+        norm_weight=case.gamma, norm_bias=case.beta, norm_eps=eps,
         bptt_window=window, clip_state_grad=limit, backend=backend,
     )  # fmt: skip
     return gradients_of(case, names, leaves, {"y": y, "h_n": h_n})
+
+
+def run_backward(
+    case: Case, backend: str, y: Tensor, ahat: Tensor, rstd: Tensor
+) -> dict[str, Tensor | None]:
+    """The backend's own backward from what forward has saved, and a record of each row."""
+    shape = len(case.w_hh), len(y), y.shape[1], len(FIELDS)
+    record = torch.empty(shape, dtype=torch.float64, device=y.device)
+    kept = case.kept(y, Saved(None, ahat, rstd))
+    dp, weights, states = BACKENDS[backend].backward(
+        case.given, kept, record, Wanted(), case.options
+    )
+    found = {
+        "dp": dp,
+        "dw_hh": weights.w_hh.view_as(case.w_hh),
+        "dgamma": weights.gamma,
+        "dbeta": weights.beta,
+    }
+    return found | {"dh_0": states.h, "record": record}
 
 
 def has_room(backend: str, units: int, dtype: torch.dtype, device: str = "cpu") -> bool:

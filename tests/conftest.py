@@ -71,6 +71,37 @@ def _no_tf32():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _masks_are_bool(monkeypatch):
+    """As Triton 3.9 and newer want them; the interpreters before take numbers."""
+    if not triton.INTERPRETED:
+        return
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    for name, place in (
+        ("create_masked_load", 1),
+        ("create_masked_store", 2),
+        ("create_atomic_rmw", 3),
+    ):
+        original = getattr(builder, name)
+
+        def access(*given, original=original, name=name, place=place):
+            found = given[place].data.dtype
+            assert found.kind == "b", f"{name}: given a mask of {found}, wanted bool"
+            return original(*given)
+
+        monkeypatch.setattr(builder, name, access)
+
+
+@pytest.fixture
+def outputs_start_as_nan():
+    """torch fills what it allocates: an element that no kernel wrote is seen."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="module")
 def one_torch_thread():
     """For tests of many small tensors, where torch's threads only wait for one another."""

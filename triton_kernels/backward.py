@@ -68,7 +68,8 @@ def load_normed(normed, i_a, i_t, i_row, place, s_a_t, B, FORM: tl.constexpr):
 @triton.jit
 def recompute_state(b_ahat, b_gamma, b_beta, FORM: tl.constexpr, STEP: tl.constexpr):
     """h from ahat. An h that was rounded to 16 bits has few digits of f' left where f is flat."""
-    b_h, _, _ = STEP((scaled(b_ahat, b_gamma, b_beta),), (), FORM.F)
+    F: tl.constexpr = FORM.F
+    b_h, _, _ = STEP((scaled(b_ahat, b_gamma, b_beta),), (), F)
     return b_h
 
 
@@ -106,6 +107,7 @@ def resident(
     """W_hh^T of the group stays where the products read it; c_t never leaves the registers."""
     BS: tl.constexpr = FORM.BS
     BB: tl.constexpr = FORM.BB
+    F: tl.constexpr = FORM.F
     i_g, i_s = tl.program_id(1), tl.arange(0, BS)
     i_b = tl.program_id(0) * BB + tl.arange(0, BB)
     at = place_of(i_g, units_of(i_s, FORM), i_b, B, FORM)
@@ -116,10 +118,14 @@ def resident(
         mask=at.b_wide[:, None] & at.b_wide[None, :],
         other=0,
     )
-    b_w = operand(b_w, FORM.PRECISION)
+    b_w = operand(b_w, FORM)
     dtype = gradients.dp.dtype.element_ty
-    b_gamma = load_parameter(weights.gamma, i_unit, at.b_units)
-    b_beta = load_parameter(weights.beta, i_unit, at.b_units)
+    b_gamma = None
+    if weights.gamma is not None:
+        b_gamma = load_parameter(weights.gamma, i_unit, at.b_units)
+    b_beta = None
+    if weights.beta is not None:
+        b_beta = load_parameter(weights.beta, i_unit, at.b_units)
     b_dgamma = tl.zeros([BS, BB], tl.float32)
     b_dbeta = tl.zeros([BS, BB], tl.float32)
     WIDTH: tl.constexpr = FORM.HEADS * FORM.S
@@ -128,19 +134,19 @@ def resident(
     # In the order of the direction a row ends at its last valid step.
     b_end = tl.where(at.i_d == 1, 0, b_length - 1)
     i_t = (1 - at.i_d) * (T - 1)
-    i_g_y = row_offsets(i_b, s_g_b, i_unit, FORM.UNIT)
+    i_g_y = row_offsets(i_b, s_g_b, i_unit, FORM)
     b_g = gradients_outside(outside, i_t, i_g_y, i_end, at.b_inside, i_t == b_end, s_g_t, FORM)
     p_step = p_y + i_t.to(tl.int64) * s_y_t * FORM.UNIT
-    b_h = tl.load(p_step + row_offsets(i_b, s_y_b, i_unit, FORM.UNIT), mask=at.b_inside, other=0)
+    b_h = tl.load(p_step + row_offsets(i_b, s_y_b, i_unit, FORM), mask=at.b_inside, other=0)
     b_carry = tl.zeros([BS, BB], tl.float32)
     # What the next step needs is loaded while this one computes. More stages would cost registers.
     for _ in tl.range(T, num_stages=1):
         i_row = rows_at(i_b, i_t, T) if FORM.UNIT == 1 else i_b
         i_state = state_offsets(at.i_d, i_row, i_own, B, WIDTH)
-        i_g_y = row_offsets(i_row, s_g_b, i_unit, FORM.UNIT)
-        i_y = row_offsets(i_row, s_y_b, i_unit, FORM.UNIT)
-        i_a = row_offsets(i_row, s_a_b, i_unit, FORM.UNIT)
-        i_dp = row_offsets(i_row, s_dp_b, i_unit, FORM.UNIT)
+        i_g_y = row_offsets(i_row, s_g_b, i_unit, FORM)
+        i_y = row_offsets(i_row, s_y_b, i_unit, FORM)
+        i_a = row_offsets(i_row, s_a_b, i_unit, FORM)
+        i_dp = row_offsets(i_row, s_dp_b, i_unit, FORM)
         b_dh = b_carry + b_g
         b_slope_state = b_h.to(tl.float32)
         i_next = i_t - 1 + 2 * at.i_d
@@ -162,7 +168,7 @@ def resident(
             if FORM.RECOMPUTE_STATE:
                 b_slope_state = recompute_state(b_ahat, b_gamma, b_beta, FORM, STEP)
             b_real = b_valid & at.b_inside
-            b_dpre, _ = STEP_BACK(b_dh, (), (b_slope_state,), FORM.F)
+            b_dpre, _ = STEP_BACK(b_dh, (), (b_slope_state,), F)
             b_dn = tl.where(b_real, b_dpre[0], 0.0)
             b_dgamma += b_dn * b_ahat
             b_dbeta += b_dn
@@ -171,13 +177,13 @@ def resident(
             b_along = tl.sum(b_dahat * b_ahat, 0) / FORM.S
             b_da = through_norm(b_dahat, b_ahat, b_rstd, b_mean, b_along)
         else:
-            b_dpre, _ = STEP_BACK(b_dh, (), (b_slope_state,), FORM.F)
+            b_dpre, _ = STEP_BACK(b_dh, (), (b_slope_state,), F)
             b_da = b_dpre[0]
         b_da = tl.where(b_valid & at.b_inside, b_da, 0.0).to(dtype)
         p_step = gradients.dp + i_t.to(tl.int64) * s_dp_t * FORM.UNIT
         tl.store(p_step + i_dp, b_da, mask=at.b_inside)
         b_zero = tl.zeros([BS, BB], tl.float32)
-        b_back = product(b_w, operand(b_da, FORM.PRECISION), b_zero, FORM.PRECISION)
+        b_back = product(b_w, operand(b_da, FORM), b_zero, FORM)
         b_stop = stops(rows.reset, i_t + at.i_d, i_row, b_length, B, window, FORM)
         b_carry = tl.where(b_stop[None, :], 0.0, tl.where(b_valid, b_back, b_carry))
         i_t = i_next
@@ -198,6 +204,8 @@ def tiled(
     [teams, 6, BP, BB] float32 holds the sums over all units for clipping and layer norm."""
     BS: tl.constexpr = FORM.BS
     BB: tl.constexpr = FORM.BB
+    SW: tl.constexpr = FORM.SW
+    F: tl.constexpr = FORM.F
     i_r, i_team = tl.program_id(0), tl.program_id(1)
     i_s = i_r * BS + tl.arange(0, BS)
     own_units = units_of(i_s, FORM)
@@ -211,13 +219,17 @@ def tiled(
         at = place_of(i_g, own_units, i_b, B, FORM)
         b_length = row_lengths(rows.lengths, i_b, T, B)
         i_unit = (i_g * FORM.S + i_s)[:, None]
-        p_weights = weights.w + tl.cast(i_g * FORM.SW, tl.int64) * FORM.SW + i_s[:, None]
+        p_weights = weights.w + tl.cast(i_g * SW, tl.int64) * SW + i_s[:, None]
         b_w = None
         if FORM.KEPT:
-            b_w = load_weights(p_weights, FORM.SW, tl.arange(0, FORM.BK), at.b_wide, FORM)
-        factor = Factor(b_w, p_weights, FORM.SW, at.b_wide)  # transposed
-        b_gamma = load_parameter(weights.gamma, i_unit, at.b_units)
-        b_beta = load_parameter(weights.beta, i_unit, at.b_units)
+            b_w = load_weights(p_weights, SW, tl.arange(0, FORM.BK), at.b_wide, FORM)
+        factor = Factor(b_w, p_weights, SW, at.b_wide)  # transposed
+        b_gamma = None
+        if weights.gamma is not None:
+            b_gamma = load_parameter(weights.gamma, i_unit, at.b_units)
+        b_beta = None
+        if weights.beta is not None:
+            b_beta = load_parameter(weights.beta, i_unit, at.b_units)
         b_dgamma = tl.zeros([BS, BB], tl.float32)
         b_dbeta = tl.zeros([BS, BB], tl.float32)
         WIDTH: tl.constexpr = FORM.HEADS * FORM.S
@@ -230,10 +242,10 @@ def tiled(
             if FORM.UNIT == 1 or FORM.PRECISION == "tf32x3":
                 i_row = rows_at(i_b, i_t, T)
             i_state = state_offsets(at.i_d, i_row, i_own, B, WIDTH)
-            i_g_y = row_offsets(i_row, s_g_b, i_unit, FORM.UNIT)
-            i_y = row_offsets(i_row, s_y_b, i_unit, FORM.UNIT)
-            i_a = row_offsets(i_row, s_a_b, i_unit, FORM.UNIT)
-            i_dp = row_offsets(i_row, s_dp_b, i_g * FORM.S, FORM.UNIT)
+            i_g_y = row_offsets(i_row, s_g_b, i_unit, FORM)
+            i_y = row_offsets(i_row, s_y_b, i_unit, FORM)
+            i_a = row_offsets(i_row, s_a_b, i_unit, FORM)
+            i_dp = row_offsets(i_row, s_dp_b, i_g * FORM.S, FORM)
             b_g = gradients_outside(
                 outside, i_t, i_g_y, i_state, at.b_inside, i_t == b_end, s_g_t, FORM
             )
@@ -262,7 +274,7 @@ def tiled(
                 if FORM.RECOMPUTE_STATE:
                     b_slope_state = recompute_state(b_ahat, b_gamma, b_beta, FORM, STEP)
                 b_real = b_valid & at.b_inside
-                b_dpre, _ = STEP_BACK(b_dh, (), (b_slope_state,), FORM.F)
+                b_dpre, _ = STEP_BACK(b_dh, (), (b_slope_state,), F)
                 b_dn = tl.where(b_real, b_dpre[0], 0.0)
                 b_dgamma += b_dn * b_ahat
                 b_dbeta += b_dn
@@ -276,7 +288,7 @@ def tiled(
                 b_mean, b_along = b_mean / FORM.S, b_along / FORM.S
                 b_da = through_norm(b_dahat, b_ahat, b_rstd, b_mean, b_along)
             else:
-                b_dpre, _ = STEP_BACK(b_dh, (), (b_slope_state,), FORM.F)
+                b_dpre, _ = STEP_BACK(b_dh, (), (b_slope_state,), F)
                 b_da = b_dpre[0]
             b_da = tl.where(b_valid & at.b_inside, b_da, 0.0).to(dtype)
             p_step = gradients.dp + i_t.to(tl.int64) * s_dp_t * FORM.UNIT
@@ -289,7 +301,7 @@ def tiled(
             b_first = tl.where(at.i_d == 1, b_length - 1, 0)
             b_stop = stops(rows.reset, b_first + at.i_d, i_b, b_length, B, window, FORM)
             p_first = gradients.dp + b_first.to(tl.int64)[None, :] * s_dp_t * FORM.UNIT
-            p_first += row_offsets(i_b, s_dp_b, i_g * FORM.S, FORM.UNIT)
+            p_first += row_offsets(i_b, s_dp_b, i_g * FORM.S, FORM)
             b_live = (b_length > 0) & ~b_stop
             b_carry = team_product(factor, p_first, b_live, b_zero, units, FORM)
             i_end = state_offsets(at.i_d, i_b, i_own, B, WIDTH)

@@ -78,6 +78,8 @@ def resident(
     """W_hh of the group stays where the products read it; h_{t-1} never leaves the registers."""
     BS: tl.constexpr = FORM.BS
     BB: tl.constexpr = FORM.BB
+    S: tl.constexpr = FORM.S
+    F: tl.constexpr = FORM.F
     i_g, i_s = tl.program_id(1), tl.arange(0, BS)
     i_b = tl.program_id(0) * BB + tl.arange(0, BB)
     at = place_of(i_g, units_of(i_s, FORM), i_b, B, FORM)
@@ -88,18 +90,22 @@ def resident(
         mask=at.b_wide[:, None] & at.b_wide[None, :],
         other=0,
     )
-    b_w = operand(b_w, FORM.PRECISION)
+    b_w = operand(b_w, FORM)
     dtype = results.y.dtype.element_ty
-    b_gamma = load_parameter(weights.gamma, i_unit, at.b_units)
-    b_beta = load_parameter(weights.beta, i_unit, at.b_units)
+    b_gamma = None
+    if weights.gamma is not None:
+        b_gamma = load_parameter(weights.gamma, i_unit, at.b_units)
+    b_beta = None
+    if weights.beta is not None:
+        b_beta = load_parameter(weights.beta, i_unit, at.b_units)
     WIDTH: tl.constexpr = FORM.HEADS * FORM.S
     i_state = (at.i_d * B + i_b).to(tl.int64)[None, :] * WIDTH + (i_unit - at.i_d * WIDTH)
     b_h = tl.zeros([BS, BB], dtype)
     if p_h_0 is not None:
         b_h = tl.load(p_h_0 + i_state, mask=at.b_inside, other=0)
     i_t = at.i_d * (T - 1)
-    i_p = row_offsets(i_b, s_p_b, i_unit, FORM.UNIT)
-    i_y = row_offsets(i_b, s_y_b, i_unit, FORM.UNIT)
+    i_p = row_offsets(i_b, s_p_b, i_unit, FORM)
+    i_y = row_offsets(i_b, s_y_b, i_unit, FORM)
     p_step = p_p + i_t.to(tl.int64) * s_p_t * FORM.UNIT
     b_next = tl.load(p_step + i_p, mask=at.b_inside, other=0)
     for _ in range(T):
@@ -112,11 +118,11 @@ def resident(
         if rows.reset is not None:
             b_cut = cuts(rows.reset, i_t + at.i_d, i_b, b_length, B)
             b_before = tl.where(b_cut[None, :], 0.0, b_h).to(dtype)
-        b_n = product(b_w, operand(b_before, FORM.PRECISION), b_p, FORM.PRECISION)
+        b_n = product(b_w, operand(b_before, FORM), b_p, FORM)
         b_valid = (i_t < b_length)[None, :]
         i_step = i_t.to(tl.int64) * s_y_t * FORM.UNIT
         if weights.gamma is not None:
-            b_mean, b_rest, b_squares = moments(b_n, at.b_units[:, None], FORM.S)
+            b_mean, b_rest, b_squares = moments(b_n, at.b_units[:, None], S)
             b_ahat, b_rstd = normed(b_n, b_mean, b_rest, b_squares, eps, FORM)
             b_stored = tl.where(b_valid, b_ahat, 0.0).to(dtype)
             tl.store(results.ahat + i_step + i_y, b_stored, mask=at.b_inside)
@@ -124,7 +130,7 @@ def resident(
             p_row = results.rstd + i_rstd
             tl.store(p_row, tl.where(i_t < b_length, b_rstd, 0.0), mask=at.b_rows)
             b_n = scaled(b_ahat, b_gamma, b_beta)
-        b_new, _, _ = STEP((b_n,), (), FORM.F)
+        b_new, _, _ = STEP((b_n,), (), F)
         b_new = b_new.to(dtype)
         b_h = tl.where(b_valid, b_new, b_h)
         b_new = tl.where(b_valid, b_new, 0.0).to(dtype)
@@ -147,6 +153,7 @@ def tiled(
     """
     BS: tl.constexpr = FORM.BS
     BB: tl.constexpr = FORM.BB
+    F: tl.constexpr = FORM.F
     i_r, i_team = tl.program_id(0), tl.program_id(1)
     i_s = i_r * BS + tl.arange(0, BS)
     own_units = units_of(i_s, FORM)
@@ -163,8 +170,12 @@ def tiled(
         if FORM.KEPT:
             b_w = load_weights(p_weights, 1, tl.arange(0, FORM.BK), at.b_wide, FORM)
         factor = Factor(b_w, p_weights, 1, at.b_wide)
-        b_gamma = load_parameter(weights.gamma, i_unit, at.b_units)
-        b_beta = load_parameter(weights.beta, i_unit, at.b_units)
+        b_gamma = None
+        if weights.gamma is not None:
+            b_gamma = load_parameter(weights.gamma, i_unit, at.b_units)
+        b_beta = None
+        if weights.beta is not None:
+            b_beta = load_parameter(weights.beta, i_unit, at.b_units)
         i_row = (at.i_d * B + i_b).to(tl.int64)[None, :] * (FORM.HEADS * FORM.S)
         i_row += (i_g % FORM.HEADS) * FORM.S
         b_empty = at.b_inside & (b_length == 0)[None, :]
@@ -172,8 +183,8 @@ def tiled(
         if p_h_0 is not None:
             b_h = tl.load(p_h_0 + i_row + i_s[:, None], mask=b_empty, other=0)
         tl.store(results.h_n + i_row + i_s[:, None], b_h, mask=b_empty)
-        i_p = row_offsets(i_b, s_p_b, i_unit, FORM.UNIT)
-        i_y = row_offsets(i_b, s_y_b, i_unit, FORM.UNIT)
+        i_p = row_offsets(i_b, s_p_b, i_unit, FORM)
+        i_y = row_offsets(i_b, s_y_b, i_unit, FORM)
         i_t = at.i_d * (T - 1)
         for _ in range(T):
             p_step = p_p + i_t.to(tl.int64) * s_p_t * FORM.UNIT
@@ -208,7 +219,7 @@ def tiled(
                 b_rstd = tl.where(i_t < b_length, b_rstd, 0.0)
                 tl.store(results.rstd + i_rstd, b_rstd, mask=only_if(at.b_rows, i_r == 0))
                 b_n = scaled(b_ahat, b_gamma, b_beta)
-            b_new, _, _ = STEP((b_n,), (), FORM.F)
+            b_new, _, _ = STEP((b_n,), (), F)
             b_new = b_new.to(dtype)
             p_step = results.y + i_step + i_y
             tl.store(p_step, tl.where(b_valid, b_new, 0.0).to(dtype), mask=at.b_inside)

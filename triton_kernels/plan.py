@@ -1,4 +1,4 @@
-"""Which kernel serves a size on a device, and how it is cut up: pure functions, no GPU needed.
+"""Which kernel runs a size on a device, and how it is cut up: pure functions, no GPU needed.
 
 Times are estimates from published latencies, not measurements: no kernel has run on a GPU yet.
 """
@@ -8,23 +8,24 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-# Padded units of a group up to which a program has all of its weights, by their bytes.
+# One program has all weights of a group up to this many padded units, by the bytes of a weight.
 RESIDENT_UNITS = {2: 256, 4: 128}
-# Rows of the batch that a program has: the fewer, as long as every program gets a multiprocessor.
-# Two sizes, so that a new batch size compiles at most one more kernel.
+# Rows of the batch that a program has: the smaller number while every program gets a
+# multiprocessor. There are two, so that a new batch size compiles at most one more kernel.
 RESIDENT_ROWS = (8, 16)
-# Units and rows of a program of a team, and its warps: for few rows many programs, each of which
-# reads few weights at a step. A multiple of the units where there are too few multiprocessors.
+# Units, rows and warps of a program of a team, for few rows and for many. Few rows get many
+# programs, so that each reads few weights a step. _team doubles the units where there are too few
+# multiprocessors.
 TILES = ((16, 16, 4), (64, 32, 8))
 LARGEST_TILE = 1024
-# The tile for few rows where the weights of a program fit into its registers, and the padded units
-# of a group up to which they do, from a compute capability of 8 and of 9 on.
+# The tile for few rows where the weights of a program fit into its registers. They fit up to this
+# many padded units of a group, by compute capability (8; 9 and later) and precision.
 KEPT_TILE = (64, 8, 8)
 KEPT_UNITS = {
     8: {"half": 512, "tf32": 0, "tf32x3": 0},
     9: {"half": 512, "tf32": 256, "tf32x3": 0},
 }
-# For estimates: cycles in a microsecond, bytes in a cycle of one multiprocessor, cycles.
+# For estimates: cycles in a microsecond; bytes in a cycle of one multiprocessor, twice; cycles.
 CLOCK = 1700
 SHARED_MEMORY_RATE = 128
 L2_RATE = 35
@@ -55,7 +56,7 @@ class Size(NamedTuple):
 
     @property
     def products(self) -> int:
-        """Of tensor cores, for one of float32."""
+        """Tensor-core products for one product of the kernel."""
         return 3 if self.precision == "tf32x3" else 1
 
 
@@ -66,11 +67,11 @@ class Plan(NamedTuple):
     block_units: int  # units of a program
     block_rows: int  # rows of the batch of a program
     block_products: int  # units of the state that enter a product at a time
-    programs: int  # of a team, which has all units of a group
+    programs: int  # of a team; a team has all units of a group
     teams: int
     slices: int  # of the batch
     warps: int
-    kept: bool  # whether its weights stay in a program, or come from the L2 cache at each step
+    kept: bool  # whether weights stay in a program; if not, they come from the L2 cache each step
     shared: int  # bytes, an upper bound
     step: float  # microseconds of a time step of forward, estimated
 
@@ -100,8 +101,8 @@ def choose(size: Size, device: Device) -> Plan | str:
     return min(plans, key=lambda plan: plan.step)
 
 
-# Either returns the plans for few rows and for many, or None where one of them does not fit: the
-# batch size alone never changes which kernel serves.
+# _resident and _tiled return the plans for few rows and for many, or None where one of them does
+# not fit: the batch size alone never changes which of the two kernels runs.
 
 
 def _resident(size: Size, device: Device) -> list[Plan] | None:
@@ -114,7 +115,7 @@ def _resident(size: Size, device: Device) -> list[Plan] | None:
         many = few  # more would not fit into the registers
     plans = []
     for rows in (few, many):
-        # The weights, the state of a step, and what sums over the units pass from warp to warp.
+        # The weights, the state of a step, and the sums over units that warps exchange.
         shared = units * units * size.bytes * copies + 16 * units * rows + 1024
         if shared > device.shared_memory:
             return None
@@ -159,7 +160,7 @@ def _team(
     if tile > 128 or (tile > 32 and size.precision == "tf32x3"):
         products = 16
     read = (tile * size.products + rows) * size.units * size.bytes
-    # Three buffers of what the products read at a time.
+    # Three buffers for the operands of a product.
     shared = 3 * products * (tile + rows) * size.bytes
     if kept:
         products = max(16, power_of_two(size.units))
@@ -193,5 +194,5 @@ def blocks(number: int, of: int) -> int:
 
 
 def power_of_two(number: int) -> int:
-    """The least that is no smaller."""
+    """The smallest power of two that is at least number."""
     return 1 << max(0, number - 1).bit_length()

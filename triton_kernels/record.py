@@ -46,6 +46,7 @@ def measure(
     rows. GAIN is the cell's `gain`."""
     BS: tl.constexpr = FORM.BS
     BB: tl.constexpr = FORM.BB
+    F: tl.constexpr = FORM.F
     i_t, i_d = tl.program_id(0) % T, tl.program_id(1)
     b_state_squares = tl.zeros([BB], tl.float64)
     b_carry_squares = tl.zeros([BB], tl.float64)
@@ -92,7 +93,7 @@ def measure(
                 b_carry_squares += square_sum(b_x, b_y, b_z)
                 b_x, b_y, b_z = squares(b_da, 0)
                 b_preact_squares += square_sum(b_x, b_y, b_z)
-                b_gain = tl.where(b_inside, GAIN((b_h,), FORM.F), 0.0)
+                b_gain = tl.where(b_inside, GAIN((b_h,), F), 0.0)
                 b_gains += tl.sum(b_gain, 0).to(tl.float64)
                 # Counts add float32 values. From integers 0 and 1 Triton 3.9 makes a sum of bits,
                 # for which it reserves a stack.

@@ -108,9 +108,9 @@ def rows_at(i_b, i_t, T):
 
 
 @triton.jit
-def row_offsets(i_b, s_b, i_unit, UNIT: tl.constexpr):
+def row_offsets(i_b, s_b, i_unit, FORM: tl.constexpr):
     """[units, rows]: offsets in a step of a sequence, whose rows are s_b UNIT values apart."""
-    return i_b.to(tl.int64)[None, :] * s_b * UNIT + i_unit
+    return i_b.to(tl.int64)[None, :] * s_b * FORM.UNIT + i_unit
 
 
 @triton.jit
@@ -127,15 +127,15 @@ def rstd_offsets(i_t, i_b, i_g, B, FORM: tl.constexpr):
 
 @triton.jit
 def load_parameter(p_x, i_unit, b_units):
-    """[units, 1] of a parameter of the norm, which may be None."""
-    return None if p_x is None else tl.load(p_x + i_unit, mask=b_units[:, None], other=0)
+    """[units, 1] of a parameter of the norm."""
+    return tl.load(p_x + i_unit, mask=b_units[:, None], other=0)
 
 
 @triton.jit
-def operand(b_x, PRECISION: tl.constexpr):
+def operand(b_x, FORM: tl.constexpr):
     """x as a factor of a product: TF32 hardware would cut digits off, and a network that forgets by
     rounding down measures a gradient that it made vanish itself."""
-    if PRECISION == "tf32":
+    if FORM.PRECISION == "tf32":
         b_bits = b_x.to(tl.int32, bitcast=True)
         b_rounded = ((b_bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
         return tl.where(b_x == b_x, b_rounded, b_x)  # a NaN of all ones would turn into a zero
@@ -144,8 +144,9 @@ def operand(b_x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def product(b_w, b_x, b_added, PRECISION: tl.constexpr):
+def product(b_w, b_x, b_added, FORM: tl.constexpr):
     """w x + added in float32, of operands."""
+    PRECISION: tl.constexpr = FORM.PRECISION
     if PRECISION == "half":
         return tl.dot(b_w, b_x, b_added)
     else:
@@ -153,10 +154,10 @@ def product(b_w, b_x, b_added, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def transposed_product(b_w, b_x, b_added, PRECISION: tl.constexpr):
+def transposed_product(b_w, b_x, b_added, FORM: tl.constexpr):
     """The same product, computed as rows by units: a warp then holds 8 units in registers. As units
     by rows it holds 16, and two warps hold the same ones where there are too few units."""
-    return tl.trans(product(tl.trans(b_x), tl.trans(b_w), tl.trans(b_added), PRECISION))
+    return tl.trans(product(tl.trans(b_x), tl.trans(b_w), tl.trans(b_added), FORM))
 
 
 @triton.jit
@@ -201,7 +202,7 @@ def load_weights(p_w, s_k, i_k, b_wide, FORM: tl.constexpr):
     rows do: if they ended at S, inside of a vector, the compiler would make single loads."""
     b_mask = b_wide[:, None] & (i_k < FORM.SW)[None, :]
     b_w = tl.load(p_w + i_k.to(tl.int64)[None, :] * s_k, mask=b_mask, other=0)
-    return operand(b_w, FORM.PRECISION)
+    return operand(b_w, FORM)
 
 
 @triton.jit
@@ -211,7 +212,7 @@ def load_team_state(p_x, i_k, b_live, FORM: tl.constexpr):
     .cg reads the L2 cache and leaves out an L1 cache that may be stale."""
     b_mask = (i_k < FORM.S)[:, None] & b_live[None, :]
     b_x = tl.load(p_x + i_k[:, None], mask=b_mask, other=0, cache_modifier=".cg")
-    return operand(b_x, FORM.PRECISION)
+    return operand(b_x, FORM)
 
 
 @triton.jit
@@ -228,13 +229,13 @@ def team_product(factor, p_x, b_live, b_added, units, FORM: tl.constexpr):
             b_part = load_weights(factor.p_w, factor.s_k, i_k, factor.b_wide, FORM)
             b_x = load_team_state(p_x, i_k, b_live, FORM)
             if FORM.UNIT == 1 and FORM.PRECISION == "tf32x3":
-                b_added = transposed_product(b_part, b_x, b_added, FORM.PRECISION)
+                b_added = transposed_product(b_part, b_x, b_added, FORM)
             else:
-                b_added = product(b_part, b_x, b_added, FORM.PRECISION)
+                b_added = product(b_part, b_x, b_added, FORM)
         return b_added
     else:
         b_x = load_team_state(p_x, tl.arange(0, FORM.BK), b_live, FORM)
-        return transposed_product(factor.b_w, b_x, b_added, FORM.PRECISION)
+        return transposed_product(factor.b_w, b_x, b_added, FORM)
 
 
 @triton.jit

@@ -55,18 +55,23 @@ def main() -> None:
 
 def table(found: dict[Cure, list[Outcome]]) -> str:
     lines = [
-        "| | network | right, mean (least to most) | half-life before training, median | after |",
+        "| remedy | network | accuracy: mean (min to max) | half-life before training, steps "
+        "| after training |",
         "|---|---|---|---|---|",
     ]
     for cure, runs in found.items():
         right = [run.accuracy for run in runs]
         spread = f"{statistics.fmean(right):.0%} ({min(right):.0%} to {max(right):.0%})"
         first, last = (
-            number_of_steps(half_life(statistics.median(getattr(run, when) for run in runs)))
+            in_words(half_life(statistics.median(getattr(run, when) for run in runs)))
             for when in ("first", "last")
         )
         lines.append(f"| {cure.kind} | {cure.name} | {spread} | {first} | {last} |")
     return "\n".join(lines)
+
+
+def in_words(half_life: float) -> str:
+    return "no decay" if math.isinf(half_life) else number_of_steps(half_life)
 
 
 def half_life(growth: float) -> float:

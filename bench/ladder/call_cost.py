@@ -48,7 +48,7 @@ def calls(T: int, B: int, H: int) -> dict[str, Callable[[], object]]:
     ours, theirs = rnnfast.RNN(H, H, backend="cpu"), nn.RNN(H, H)
     x, g = torch.randn(T, B, H, requires_grad=True), torch.randn(T, B, H)
     w_ih, w_hh, b_ih, b_hh = (p.detach() for p in ours.parameters())
-    weights = Weights(w_ih, b_ih, b_hh, w_hh.unsqueeze(0))
+    weights = Weights(w_ih, b_ih, b_hh, w_hh)
 
     def both(module: nn.Module) -> object:
         return torch.autograd.grad(module(x)[0], [x, *module.parameters()], g)

@@ -65,7 +65,6 @@ def calls(T: int, B: int, H: int) -> dict[str, Call]:
     w_ih, w_hh, b_ih, b_hh = weights.values()
     rnn = rnnfast.RNN(H, H, backend="cpu")
     leaves = [x.clone().requires_grad_(), *rnn.parameters()]
-    w_hh = w_hh.unsqueeze(0)
     layers = {True: Weights(w_ih, b_ih, b_hh, w_hh), False: Weights(None, None, None, w_hh)}
 
     def forward(x: torch.Tensor, projects: bool, nonlinearity: str = "tanh") -> Call:

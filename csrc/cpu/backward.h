@@ -1,37 +1,36 @@
-// Backpropagation through time, generic over the cell (csrc/cells) and the storage type S.
+// Backpropagation through time, for any cell, in the storage type S.
 #pragma once
 
+#include "record.h"
 #include "task.h"
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 
-// kRows: for layer norm, clipping or the record. They need whole rows of dh: a step computes the
-// products of all of them first.
-template <class Cell, class S, bool kRows>
-struct BackwardTask : Task<Cell, S> {
-  using Base = Task<Cell, S>;
+// Layer norm, clipping and the record need whole rows of dh: a step computes the products of all of
+// them first.
+template <class S>
+struct BackwardTask : Task<S> {
+  using Base = Task<S>;
   using Base::L;
   using typename Base::A;
   using typename Base::V;
 
   const BackwardProblem* problem;
+  const Edges* edges;
   Packed<A> weights;
   int64_t du_stride;  // of a row of gates * S
   A* old_du;          // as stored, so that the carry and dW are made of the same numbers
   A* new_du;
-  A* direct;    // direct part of the carry
-  A* dcarried;  // [kCarried][rows]
-
-  // With kRows:
+  A* direct;       // direct part of the carry
+  A* dcarried;     // [carried][rows]
+  A* dparameters;  // [B, groups, parameters] rows: each one's part
+  A* own_dh;       // of a few rows, this thread's own, and after it the same clipped
+  // Where rows are whole:
+  bool whole_rows;
   A* carried_dh;      // [rows], what came back through time
-  A* dn;              // of one row, this thread's own
-  A* norm_gradients;  // [B, groups, 2] rows: each one's part of dgamma and dbeta
+  A* dn;              // [rows][gates], with layer norm
+  A* norm_gradients;  // [B, groups, 2, gates] rows: each one's part of dgamma and dbeta
   double* measured;   // this member's part of the record: [T, rows or 1, kFields]
-
-  static int64_t scratch_elements(int64_t rows, int64_t stride, int64_t du_stride) {
-    const int64_t others = (Cell::kDirectGradient ? 1 : 0) + Cell::kCarried + (kRows ? 1 : 0);
-    return whole_blocks<A>(rows * (2 * du_stride + others * stride));
-  }
 
   void run() {
     begin();
@@ -47,94 +46,84 @@ struct BackwardTask : Task<Cell, S> {
   }
 
  private:
+  const CellFacts& facts() const { return this->cell->facts; }
+  int gates() const { return facts().gates; }
+  int64_t size() const { return this->shape.size; }
+  bool norms() const { return problem->gamma != nullptr; }
   RNNFAST_INLINE int64_t place(int64_t row, int64_t unit) const {
     return row * this->stride + unit;
   }
+  int64_t plane() const { return this->slice.count * this->stride; }
   RNNFAST_INLINE A* dcarried_at(int index, int64_t row, int64_t unit) const {
-    return dcarried + index * this->slice.count * this->stride + place(row, unit);
+    return dcarried + index * plane() + place(row, unit);
+  }
+  // Rows of [B, groups, values]: those of one row of the batch.
+  int64_t of_row(int64_t row, int values) const {
+    const int64_t groups = this->shape.directions * this->shape.heads;
+    return ((this->slice.first + row) * groups + this->slice.group) * values * this->stride;
   }
   // Its part of dgamma; that of dbeta comes after it.
-  RNNFAST_INLINE A* norm_gradient(int64_t row) const {
-    const int64_t groups = this->shape.directions * this->shape.heads;
-    return norm_gradients +
-           ((this->slice.first + row) * groups + this->slice.group) * 2 * this->stride;
+  A* norm_gradient(int64_t row) const { return norm_gradients + of_row(row, 2 * gates()); }
+  const A* parameters() const {
+    return static_cast<const A*>(problem->parameters) + this->slice.group * size();
   }
-  bool normalizes() const { return problem->gamma != nullptr; }
+  const void* grad_carried_n() const {
+    return facts().emits ? problem->grad_h_n : problem->grad_c_n;
+  }
+  // What comes from outside to h of a row's last step.
+  const void* grad_h_n() const { return facts().emits ? nullptr : problem->grad_h_n; }
 
   void begin() {
     if (this->crew.index == 0)
       for (int64_t i = 0; i < this->slice.count * du_stride; ++i) old_du[i] = 0;
     this->for_each_vector([&](int64_t row, int64_t unit) {
-      if constexpr (Cell::kDirectGradient) store_raw(direct + place(row, unit), V{});
-      for (int i = 0; i < Cell::kCarried; ++i)
-        store_raw(dcarried_at(i, row, unit), this->state_or_zero(problem->grad_c_n, i, row, unit));
-      if (kRows && normalizes()) {
-        store_raw(norm_gradient(row) + unit, V{});
-        store_raw(norm_gradient(row) + this->stride + unit, V{});
-      }
+      if (facts().direct_gradient) store_raw(direct + place(row, unit), V{});
+      for (int i = 0; i < facts().carried; ++i)
+        store_raw(dcarried_at(i, row, unit), this->state_or_zero(grad_carried_n(), row, unit));
+      for (int i = 0; i < facts().parameters; ++i)
+        store_raw(dparameters + of_row(row, facts().parameters) + i * this->stride + unit, V{});
+      for (int i = 0; norms() && i < 2 * gates(); ++i)
+        store_raw(norm_gradient(row) + i * this->stride + unit, V{});
     });
     this->crew.wait();
   }
 
-  struct Step {
-    Rows<const S> grad_y, next_grad_y, y, next_y, before, saved, ahat, next_ahat;
-    Rows<S> dp, next_dp, du;
-    Rows<const A> old_du;
-    Rows<A> new_du, direct, dcarried;
-    int64_t dcarried_stride;
-    int64_t size;
-    int64_t t;
-    int64_t row;  // the first one
-
-    // For a pass over one row, whose addresses are to be found once.
-    RNNFAST_INLINE Step from(int64_t r) const {
-      return {grad_y.from(r),
-              next_grad_y.from(r),
-              y.from(r),
-              next_y.from(r),
-              before.from(r),
-              saved.from(r),
-              ahat.from(r),
-              next_ahat.from(r),
-              dp.from(r),
-              next_dp.from(r),
-              du.from(r),
-              old_du.from(r),
-              new_du.from(r),
-              direct.from(r),
-              dcarried.from(r),
-              dcarried_stride,
-              size,
-              t,
-              row + r};
+  BackwardStep<S> at_step(int64_t t) const {
+    const int64_t towards = this->reverse() ? 1 : -1;  // to the step before it
+    const bool last = this->reverse() ? t + 1 == this->shape.steps : t == 0;
+    BackwardStep<S> at;
+    at.t = t;
+    at.size = size();
+    at.grad_y = this->template rows<const S>(problem->grad_y, 1, t);
+    at.y = this->template rows<const S>(problem->y, 1, t);
+    at.saved = this->template rows<const S>(problem->saved, facts().saved, t);
+    at.ahat = this->template rows<const S>(problem->ahat, gates(), t);
+    at.dp = this->template rows<S>(problem->dp, gates(), t);
+    at.du = this->template rows<S>(problem->du, gates(), t);
+    if (!last) {
+      at.before = this->template rows<const S>(problem->y, 1, t + towards);
+      at.next_grad_y = towards * problem->grad_y.stride_t;
+      at.next_y = towards * problem->y.stride_t;
+      at.next_dp = towards * problem->dp.stride_t;
     }
-  };
+    at.new_du = {new_du, du_stride};
+    at.direct = direct;
+    at.dcarried = dcarried;
+    at.stride = this->stride;
+    at.plane = plane();
+    at.parameters = parameters();
+    at.parameter_stride = this->all_units();
+    if (facts().parameters > 0) {
+      at.dparameters = dparameters + of_row(0, facts().parameters);
+      at.dparameters_stride = of_row(1, facts().parameters) - of_row(0, facts().parameters);
+    }
+    return at;
+  }
 
   void step(int64_t t) {
     const bool reverse = this->reverse();
     const int64_t steps = this->shape.steps;
-    const int64_t before = reverse ? t + 1 : t - 1;
-    const int64_t next = before < 0 || before == steps ? t : before;  // for what is prefetched
-    const Step at = {this->template rows<const S>(problem->grad_y, 1, t),
-                     this->template rows<const S>(
-                         problem->grad_y.data != nullptr ? problem->grad_y : problem->y, 1, next),
-                     this->template rows<const S>(problem->y, 1, t),
-                     this->template rows<const S>(problem->y, 1, next),
-                     this->template rows<const S>(problem->y, 1, next),
-                     this->template rows<const S>(problem->saved, Cell::kSaved, t),
-                     this->template rows<const S>(problem->ahat, 1, t),
-                     this->template rows<const S>(problem->ahat, 1, next),
-                     this->template rows<S>(problem->dp, Cell::kGates, t),
-                     this->template rows<S>(problem->dp, Cell::kGates, next),
-                     this->template rows<S>(problem->du, Cell::kGates, t),
-                     {old_du, du_stride},
-                     {new_du, du_stride},
-                     {direct, this->stride},
-                     {dcarried, this->stride},
-                     this->slice.count * this->stride,
-                     this->shape.size,
-                     t,
-                     0};
+    const BackwardStep<S> at = at_step(t);
     const int64_t* const lengths =
         this->lengths != nullptr ? this->lengths + this->slice.first : nullptr;
     const auto length = [=](int64_t row) RNNFAST_INLINE_LAMBDA {
@@ -150,141 +139,140 @@ struct BackwardTask : Task<Cell, S> {
     const auto stops = [=](int64_t row) RNNFAST_INLINE_LAMBDA {
       return window || (resets != nullptr && resets[row] != 0);
     };
+    const auto flows = [&](int64_t row) RNNFAST_INLINE_LAMBDA {
+      return t < length(row) && !enters(row) && !stops(row);
+    };
     const auto skip = [&](int64_t row, int64_t end) RNNFAST_INLINE_LAMBDA {
-      while (row < end && (t >= length(row) || enters(row) || stops(row))) ++row;
+      while (row < end && !flows(row)) ++row;
       return row == end;
     };
-    const auto epilogue = [&](int64_t row, int64_t vector, int64_t end,
-                              const V* product) RNNFAST_INLINE_LAMBDA {
-      if (t >= length(row)) {
-        for (; vector < end; ++vector) pass(at, row, vector * L);
-      } else if (enters(row) || stops(row)) {
-        for (; vector < end; ++vector) start(at, row, vector * L, enters(row));
-      } else if constexpr (kRows) {
-        for (; vector < end; ++vector, ++product)
-          store_raw(carried_dh + place(row, vector * L), carry(at, row, vector * L, product));
-      } else if (end * L <= at.size) {
-        for (; vector < end; ++vector, ++product) {
-          const int64_t unit = vector * L;
-          point<true>(at, row, unit, carry(at, row, unit, product) + grad_y<true>(at, row, unit));
-        }
-      } else {
-        for (; vector < end; ++vector, ++product) {
-          const int64_t unit = vector * L;
-          point<false>(at, row, unit, carry(at, row, unit, product) + grad_y<false>(at, row, unit));
+    const auto epilogue = [&](const Tile<A>& tile) RNNFAST_INLINE_LAMBDA {
+      for (int64_t row = tile.row, end; row < tile.row_end; row = end) {
+        end = row + 1;
+        if (flows(row)) {
+          while (end < tile.row_end && flows(end)) ++end;
+          carry(at, tile.rows(row, end));
+        } else if (t < length(row)) {
+          start(at, tile.rows(row, end), enters(row));
+        } else {
+          pass(at, row, tile.first * L, tile.end * L);
         }
       }
     };
-    for_each_product<A, 1>(weights, old_du, du_stride, this->tiling, skip, epilogue);
-    if constexpr (kRows) {
-      this->crew.wait();  // carried_dh is whole
-      for (int64_t row = 0; row < this->slice.count; ++row)
-        if (t < length(row)) finish(at.from(row), enters(row), !enters(row) && !stops(row));
+    for_each_product(weights, old_du, du_stride, 1, this->tiling, skip, epilogue);
+    if (!whole_rows) return;
+    this->crew.wait();  // carried_dh is whole
+    finish_rows(at);
+  }
+
+  // The step at which BPTT enters the row: nothing has come through time yet.
+  RNNFAST_INLINE bool enters(int64_t t, int64_t row) const {
+    return t == (this->reverse() ? 0 : this->length(row) - 1);
+  }
+  // Where the row goes on, whether its gradient ends at the edge that it would come across.
+  RNNFAST_INLINE bool stops(int64_t t, int64_t row) const {
+    const int64_t edge = this->reverse() ? t : t + 1;
+    const std::uint8_t* const resets = this->resets(edge);
+    return (problem->window > 0 && edge % problem->window == 0) ||
+           (resets != nullptr && resets[row] != 0);
+  }
+
+  // Of rows that something comes back to.
+  RNNFAST_INLINE void carry(const BackwardStep<S>& at, const Tile<A>& tile) const {
+    if (facts().direct_gradient) add_direct(tile);
+    if (!whole_rows) return points(at, tile);
+    for (int64_t row = tile.row; row < tile.row_end; ++row) {
+      const V* product = tile.products + (row - tile.row) * tile.row_stride;
+      for (int64_t unit = tile.first * L; unit < tile.end * L; unit += L, ++product)
+        store_raw(carried_dh + place(row, unit), *product);
     }
   }
 
-  RNNFAST_INLINE static V carry(const Step& at, int64_t row, int64_t unit, const V* product) {
-    if constexpr (Cell::kDirectGradient) return product[0] + load(at.direct.at(row, unit));
-    return product[0];
+  void add_direct(const Tile<A>& tile) const {
+    for (int64_t row = tile.row; row < tile.row_end; ++row) {
+      V* product = tile.products + (row - tile.row) * tile.row_stride;
+      for (int64_t unit = tile.first * L; unit < tile.end * L; unit += L, ++product)
+        *product += load(direct + place(row, unit));
+    }
   }
 
-  template <bool kWhole>
-  RNNFAST_INLINE static V grad_y(const Step& at, int64_t row, int64_t unit) {
-    if (at.grad_y.data == nullptr) return V{};
-    return load_if<kWhole>(at.grad_y.at(row, unit), at.size - unit);
+  RNNFAST_INLINE void points(const BackwardStep<S>& at, const Tile<A>& tile) const {
+    const Block<A> block = {tile.row,      tile.row_end,    tile.first, tile.end,
+                            tile.products, tile.row_stride, 1,          1};
+    if (facts().reads_previous) return points_from(at, block);
+    this->cell->backward(at, block);
+  }
+
+  // Rows one by one: h_prev of each lies elsewhere at its first step and after a reset.
+  void points_from(const BackwardStep<S>& step, const Block<A>& block) const {
+    for (int64_t row = block.row; row < block.row_end; ++row) {
+      BackwardStep<S> at = step;
+      Block<A> one = block;
+      one.row = row;
+      one.row_end = row + 1;
+      one.products += (row - block.row) * block.row_stride;
+      at.before = before(at, row);
+      run_cell(at, one);
+    }
+  }
+  void run_cell(const BackwardStep<S>& at, const Block<A>& block) const {
+    if (at.dn != nullptr) {
+      this->cell->backward_normed(at, block);
+    } else {
+      this->cell->backward(at, block);
+    }
+  }
+
+  Rows<const S> before(const BackwardStep<S>& at, int64_t row) const {
+    const bool reverse = this->reverse();
+    const S* const rest = static_cast<const S*>(edges->rest) + this->slice.group * size();
+    if (this->cut(reverse ? at.t + 1 : at.t, row)) return {rest, 0};
+    if (at.t != (reverse ? this->length(row) - 1 : 0)) return at.before;
+    if (edges->first == nullptr) return {rest, 0};
+    return {this->template state<const S>(edges->first, row, 0), 0};
   }
 
   // A step that nothing comes back to: the row's last one, or one before an edge that stops it.
-  RNNFAST_INLINE void start(const Step& at, int64_t row, int64_t unit, bool enters) const {
-    if (!enters)
-      for (int i = 0; i < Cell::kCarried; ++i) store_raw(dcarried_at(i, row, unit), V{});
-    if constexpr (kRows) {
-      store_raw(carried_dh + place(row, unit), V{});
-    } else {
-      const V last = enters ? this->state_or_zero(problem->grad_h_n, 0, row, unit) : V{};
-      point<false>(at, row, unit, last + grad_y<false>(at, row, unit));
+  void start(const BackwardStep<S>& at, const Tile<A>& tile, bool enters) const {
+    V* product = tile.products;
+    for (int64_t unit = tile.first * L; unit < tile.end * L; unit += L, ++product) {
+      for (int i = 0; !enters && i < facts().carried; ++i)
+        store_raw(dcarried_at(i, tile.row, unit), V{});
+      if (whole_rows) {
+        store_raw(carried_dh + place(tile.row, unit), V{});
+      } else {
+        *product = enters ? this->state_or_zero(grad_h_n(), tile.row, unit) : V{};
+      }
     }
-  }
-
-  // With several gates the rest of the last vector belongs to the next gate.
-  template <bool kWhole>
-  RNNFAST_INLINE static void keep_du(const Step& at, int64_t row, int64_t unit, int gate, V value) {
-    A* const to = at.new_du.at(row, gate * at.size + unit);
-    store_if<kWhole || Cell::kGates == 1>(to, value, at.size - unit);
+    if (!whole_rows) points(at, tile);
   }
 
   // A step outside the row's length: the gradient waits, nothing flows into p.
-  RNNFAST_INLINE static void pass(const Step& at, int64_t row, int64_t unit) {
-    const int64_t count = at.size - unit;
-    for (int i = 0; i < Cell::kGates; ++i) {
-      const int64_t place = unit + i * at.size;
-      keep_du<false>(at, row, unit, i, load(at.old_du.at(row, place), count));
-      store(at.dp.at(row, place), Raw<S>{}, count);
-      if constexpr (Cell::kSplitGradient) store(at.du.at(row, place), Raw<S>{}, count);
-    }
-  }
-
-  RNNFAST_INLINE V state_before(const Step& at, int64_t row, int64_t unit) const {
-    const int64_t r = at.row + row;
-    if (this->cut(this->reverse() ? at.t + 1 : at.t, r)) return V{};
-    const bool first = this->reverse() ? at.t == this->length(r) - 1 : at.t == 0;
-    if (first) return this->state_or_zero(problem->h_0, 0, r, unit);
-    return load(at.before.at(row, unit), at.size - unit);
-  }
-
-  // From dh, all of it, to dp and what goes back through time.
-  template <bool kWhole>
-  RNNFAST_INLINE void point(const Step& at, int64_t row, int64_t unit, V dh) const {
-    const int64_t count = at.size - unit;
-    at.next_grad_y.prefetch(row, unit);
-    at.next_y.prefetch(row, unit);
-    at.next_dp.prefetch(row, unit);
-    const V h = load_if<kWhole>(at.y.at(row, unit), count);
-    V h_before = {};
-    if constexpr (Cell::kReadsPrevious) h_before = state_before(at, row, unit);
-    Values<V, Cell::kSaved> saved;
-    for (int i = 0; i < Cell::kSaved; ++i)
-      saved.at[i] = load_if<kWhole>(at.saved.at(row, unit + i * at.size), count);
-    Values<V, Cell::kCarried> state;
-    for (int i = 0; i < Cell::kCarried; ++i)
-      state.at[i] = load(at.dcarried.at(row, unit) + i * at.dcarried_stride);
-    Values<V, Cell::kGates> dp;
-    Values<V, Cell::kSplitGradient ? Cell::kGates : 0> du;
-    const V bypass = Cell::backward(dh, h, h_before, saved.at, state.at, dp.at, du.at);
-    if constexpr (Cell::kDirectGradient) store_raw(at.direct.at(row, unit), bypass);
-    for (int i = 0; i < Cell::kCarried; ++i)
-      store_raw(at.dcarried.at(row, unit) + i * at.dcarried_stride, state.at[i]);
-    for (int i = 0; i < Cell::kGates; ++i) {
-      Raw<S> stored = narrow<S>(dp.at[i]);
-      store_if<kWhole>(at.dp.at(row, unit + i * at.size), stored, count);
-      if constexpr (Cell::kSplitGradient) {
-        stored = narrow<S>(du.at[i]);
-        store_if<kWhole>(at.du.at(row, unit + i * at.size), stored, count);
+  void pass(const BackwardStep<S>& at, int64_t row, int64_t unit, int64_t end) const {
+    for (; unit < end; unit += L) {
+      const int64_t count = size() - unit;
+      for (int i = 0; i < gates(); ++i) {
+        const int64_t place = unit + i * size();
+        const Raw<A> waiting = load(old_du + row * du_stride + place, count);
+        store(at.new_du.at(row, place), waiting, count);
+        store(at.dp.at(row, place), Raw<S>{}, count);
+        if (problem->du.data != nullptr) store(at.du.at(row, place), Raw<S>{}, count);
       }
-      keep_du<kWhole>(at, row, unit, i, widen<S>(stored));
     }
   }
 
   // ------------------------------------------------------------------------------- whole rows
 
-  // What is measured of a row, or of this member's units of it.
-  struct Measures {
-    Squares<A> state, carry, preact;
-    V largest = {};
-    V slopes = {};
-    V finite = {};  // NaN from the first h on that is inf or NaN
-  };
-
   // dh of a row, from what came through time and what came from outside.
   struct Gradient {
-    const Step& at;  // from this row on
     const A* through_time;
     const S* grad_y;
     const S* grad_h_n;  // at the row's last step
+    int64_t size;
 
     template <bool kWhole>
     RNNFAST_INLINE V of(int64_t unit) const {
-      const int64_t count = at.size - unit;
+      const int64_t count = size - unit;
       V dh = load(through_time + unit);
       if (grad_y != nullptr) dh += load_if<kWhole>(grad_y + unit, count);
       if (grad_h_n != nullptr) dh += load(grad_h_n + unit, count);
@@ -292,193 +280,146 @@ struct BackwardTask : Task<Cell, S> {
     }
   };
 
-  RNNFAST_INLINE void finish(const Step& at, bool enters, bool carried) const {
-    const bool last = enters && problem->grad_h_n != nullptr;
-    const Gradient dh = {
-        at, carried_dh + place(at.row, 0),
-        problem->grad_y.data != nullptr ? at.grad_y.data : nullptr,
-        last ? this->template state<const S>(problem->grad_h_n, 0, at.row, 0) : nullptr};
-    const double scale = problem->clip < __builtin_inf() ? clipping(dh) : 1;
-    if (measured != nullptr) {
-      Measures measures;
-      finish(dh, scale, &measures);
-      keep(dh, scale, carried, measures);
+  RNNFAST_INLINE Gradient gradient(const BackwardStep<S>& at, int64_t row) const {
+    const bool last = grad_h_n() != nullptr && enters(at.t, row);
+    return {carried_dh + place(row, 0), at.grad_y.data != nullptr ? at.grad_y.at(row, 0) : nullptr,
+            last ? this->template state<const S>(grad_h_n(), row, 0) : nullptr, size()};
+  }
+  A* dn_of(int64_t row) const { return dn + row * gates() * this->stride; }
+
+  // This member's units of a row's dh, before it is clipped.
+  RNNFAST_INLINE void fill_dh(const Gradient& dh, A* to, int64_t next) const {
+    for_units<A>(this->first_unit(), this->end_unit(), size(),
+                 [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
+                   store_raw(to + unit, dh.template of<decltype(whole)::value>(unit));
+                   if (dh.grad_y != nullptr) prefetch(dh.grad_y + unit, next);
+                 });
+  }
+
+  // What is left of a step once carried_dh is whole.
+  void finish_rows(const BackwardStep<S>& given) const {
+    BackwardStep<S> at = given;
+    at.grad_y = {};  // dh has it
+    if (norms()) set_norm(at);
+    // Layer norm needs dn of all units: of a crew, it waits for the others.
+    const bool waits = norms() && this->crew.count > 1;
+    for (int64_t first = 0, end; first < this->slice.count; first = end) {
+      end = first + 1;
+      if (at.t >= this->length(first)) continue;
+      while (end < this->slice.count && end - first < kFewRows && at.t < this->length(end)) ++end;
+      rows_points(given, at, first, end);
+      for (int64_t row = first; row < end && !waits; ++row)
+        finish(given, at, row, dh_of(row - first));
+    }
+    if (!waits) return;
+    this->crew.wait();
+    for (int64_t row = 0; row < this->slice.count; ++row) {
+      if (at.t >= this->length(row)) continue;
+      if (measured != nullptr) fill_dh(gradient(given, row), dh_of(0), 0);
+      finish(given, at, row, dh_of(0));
+    }
+  }
+
+  A* dh_of(int64_t i) const { return own_dh + i * this->stride; }
+
+  // The cell's part of a few rows.
+  void rows_points(const BackwardStep<S>& given, const BackwardStep<S>& at, int64_t row,
+                   int64_t row_end) const {
+    const int64_t first = this->tiling.first_unit, end = first + this->tiling.units.total;
+    const bool clips = problem->clip < __builtin_inf();
+    for (int64_t i = 0; row + i < row_end; ++i) {
+      const Gradient dh = gradient(given, row + i);
+      fill_dh(dh, dh_of(i), given.next_grad_y);
+      if (!clips) continue;
+      const A scale = static_cast<A>(clipping(dh));
+      for (int64_t unit = first * L; unit < end * L; unit += L)
+        store_raw(dh_of(kFewRows + i) + unit, load(dh_of(i) + unit) * scale);
+    }
+    const A* const products = dh_of(clips ? kFewRows : 0) + first * L;
+    const Block<A> block = {
+        row, row_end, first, end, reinterpret_cast<const V*>(products), this->stride / L};
+    if (facts().reads_previous) {
+      points_from(at, block);
     } else {
-      finish(dh, scale, nullptr);
+      run_cell(at, block);
     }
   }
 
-  RNNFAST_INLINE void finish(const Gradient& dh, double scale, Measures* measures) const {
-    if (Cell::kNormalizes && normalizes()) {
-      if constexpr (Cell::kNormalizes) through_norm(dh, static_cast<A>(scale), measures);
-      return;
-    }
-    for_units<A>(this->first_unit(), this->end_unit(), dh.at.size,
-                 [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
-                   constexpr bool kWhole = decltype(whole)::value;
-                   const V value = dh.template of<kWhole>(unit);
-                   point<kWhole>(dh.at, 0, unit, value * static_cast<A>(scale));
-                   if (measures != nullptr) measure<kWhole>(dh, unit, value, *measures);
-                 });
+  void set_norm(BackwardStep<S>& at) const {
+    const int64_t own = this->group_width();
+    at.gamma = static_cast<const A*>(problem->gamma) + own;
+    at.beta = problem->beta != nullptr ? static_cast<const A*>(problem->beta) + own : nullptr;
+    at.normed_alone = problem->norm_recurrent;
+    at.dn = dn;
+    at.dn_stride = gates() * this->stride;
   }
 
-  // Every member of the crew takes the norm of the whole row.
-  RNNFAST_INLINE double clipping(const Gradient& dh) const {
-    Squares<A> squares;
-    for_units<A>(0, dh.at.size, dh.at.size, [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
-      constexpr bool kWhole = decltype(whole)::value;
-      const V value = dh.template of<kWhole>(unit);
-      squares.add(kWhole ? value : first_lanes<A>(value, dh.at.size - unit));
-    });
-    const double norm = __builtin_sqrt(squares.total());
-    return norm > problem->clip && norm < __builtin_inf() ? problem->clip / norm : 1;
+  // Once dn is whole. dh: not clipped.
+  RNNFAST_INLINE void finish(const BackwardStep<S>& given, const BackwardStep<S>& at, int64_t row,
+                             const A* dh) const {
+    if (norms()) through_norm(at, row);
+    if (measured != nullptr) measure(at, dh, row, clipping(gradient(given, row)));
   }
 
-  // da = rstd (dahat - mean(dahat) - ahat mean(dahat ahat)) with dahat = gamma dn. Every member of
-  // the crew takes the means of the whole row.
-  //
-  // An h that was rounded to 16 bits has few digits of f' left where f is flat, and dgamma is the
-  // sum of what is lost. There f takes h from ahat anew: the flatter it is, the less it makes of
-  // the rounding of ahat. Where the sign is all that counts, that of the stored h is the right one.
-  RNNFAST_INLINE void through_norm(const Gradient& dh, A scale, Measures* measures) const {
-    const Step& at = dh.at;
-    const A* const gamma = static_cast<const A*>(problem->gamma) + this->parameter(0);
-    const A* const beta = problem->beta != nullptr
-                              ? static_cast<const A*>(problem->beta) + this->parameter(0)
-                              : nullptr;
-    const A rstd = static_cast<const A*>(problem->rstd)[this->rstd_place(at.t, at.row)];
-    A means[2];
-    sum_row<A>(at.size, means, [&](auto whole, int64_t unit, V* values) RNNFAST_INLINE_LAMBDA {
-      constexpr bool kWhole = decltype(whole)::value;
-      const int64_t count = at.size - unit;
-      const V gain = load_if<kWhole>(gamma + unit, count);
-      const V ahat = load_if<kWhole>(at.ahat.at(0, unit), count);
-      V h;
-      if constexpr (sizeof(S) == sizeof(A) || Cell::kSignAlone) {
-        h = load_if<kWhole>(at.y.at(0, unit), count);
-      } else {
-        const V scaled = ahat * gain;
-        const V shift = beta != nullptr ? load_if<kWhole>(beta + unit, count) : V{};
-        h = Cell::forward(&scaled, &shift, V{}, nullptr, nullptr);
-      }
-      V value;
-      Cell::backward(dh.template of<kWhole>(unit) * scale, h, V{}, nullptr, nullptr, &value,
-                     nullptr);
-      store_raw(dn + unit, value);
-      values[0] = value * gain;
-      values[1] = values[0] * ahat;
-    });
-    for (A& mean : means) mean /= static_cast<A>(at.size);
-    A* const dgamma = norm_gradient(at.row);
-    A* const dbeta = dgamma + this->stride;
-    for_units<A>(this->first_unit(), this->end_unit(), at.size,
-                 [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
-                   constexpr bool kWhole = decltype(whole)::value;
-                   const int64_t count = at.size - unit;
-                   at.next_grad_y.prefetch(0, unit);
-                   at.next_y.prefetch(0, unit);
-                   at.next_ahat.prefetch(0, unit);
-                   at.next_dp.prefetch(0, unit);
-                   const V value = load(dn + unit);
-                   const V ahat = load_if<kWhole>(at.ahat.at(0, unit), count);
-                   store_raw(dgamma + unit, load(dgamma + unit) + value * ahat);
-                   store_raw(dbeta + unit, load(dbeta + unit) + value);
-                   const V dahat = value * load_if<kWhole>(gamma + unit, count);
-                   const Raw<S> da = narrow<S>(((dahat - means[0]) - ahat * means[1]) * rstd);
-                   store_if<kWhole>(at.dp.at(0, unit), da, count);
-                   keep_du<kWhole>(at, 0, unit, 0, widen<S>(da));
-                   if (measures != nullptr)
-                     measure<kWhole>(dh, unit, dh.template of<kWhole>(unit), *measures);
-                 });
-  }
-
-  // `value` is dh of these units; their da has just been written.
+  // Defined in backward_rows.h.
+  double clipping(const Gradient& dh) const;
+  void through_norm(const BackwardStep<S>& at, int64_t row) const;
+  void through_norm_of(const BackwardStep<S>& at, int64_t row, int gate, const A* means,
+                       A rstd) const;
+  // Adds a row, or this member's units of it, to the record. Its da has just been written.
+  [[gnu::noinline]] void measure(const BackwardStep<S>& at, const A* dh, int64_t row,
+                                 double scale) const;
   template <bool kWhole>
-  RNNFAST_INLINE void measure(const Gradient& dh, int64_t unit, V value, Measures& sums) const {
-    const int64_t count = dh.at.size - unit;
-    const V h = load_if<kWhole>(dh.at.y.at(0, unit), count);
-    V slope;
-    Cell::backward(V{} + A(1), h, V{}, nullptr, nullptr, &slope, nullptr);
-    V past = load(dh.through_time + unit), da = load(dh.at.new_du.at(0, unit));
-    if constexpr (!kWhole) {
-      value = first_lanes<A>(value, count);
-      past = first_lanes<A>(past, count);
-      da = first_lanes<A>(da, count);
-      slope = first_lanes<A>(slope, count);
-    }
-    sums.state.add(value);
-    sums.carry.add(past);
-    sums.preact.add(da);
-    sums.largest = value > sums.largest ? value : sums.largest;
-    sums.largest = -value > sums.largest ? -value : sums.largest;
-    sums.slopes += slope;
-    sums.finite += h * A(0);
-  }
+  RNNFAST_INLINE V dp_at(const BackwardStep<S>& at, int64_t row, int64_t unit, int gate) const;
+  [[gnu::noinline]] void count_nonfinite(const BackwardStep<S>& at, const A* dh, int64_t row,
+                                         double* to) const;
 
-  // Adds a row to the record.
-  RNNFAST_INLINE void keep(const Gradient& dh, double scale, bool carried,
-                           const Measures& sums) const {
-    const int64_t rows = problem->per_sample ? this->slice.count : 1;
-    double* const to =
-        measured + (dh.at.t * rows + (problem->per_sample ? dh.at.row : 0)) * kFields;
-    const int64_t end = this->end_unit() < dh.at.size ? this->end_unit() : dh.at.size;
-    const double state = sums.state.total(), preact = sums.preact.total();
-    const double largest = static_cast<double>(largest_lane<A>(sums.largest));
-    to[kStateSquares] += state;
-    to[kCarrySquares] += sums.carry.total();
-    to[kClippedSquares] += state * scale * scale;
-    to[kPreactSquares] += preact;
-    to[kStateMax] = larger(to[kStateMax], state == state ? largest : state);  // NaN where one is
-    to[kSlopes] += static_cast<double>(sum_lanes<A>(sums.slopes));
-    const int64_t units = end > this->first_unit() ? end - this->first_unit() : 0;
-    to[kEntries] += static_cast<double>(units);
-    if (carried) to[kCarried] += static_cast<double>(units);
-    const double any = state + preact + static_cast<double>(sum_lanes<A>(sums.finite));
-    if (any - any != 0) count_nonfinite(dh, to);
-  }
-
-  [[gnu::noinline]] void count_nonfinite(const Gradient& dh, double* to) const {
-    const auto finite = [](double x) { return x - x == 0; };
-    for (int64_t unit = this->first_unit(); unit < this->end_unit(); unit += L) {
-      const int64_t count = dh.at.size - unit < L ? dh.at.size - unit : L;
-      const V value = dh.template of<false>(unit);
-      const V da = load(dh.at.new_du.at(0, unit));
-      const V h = load(dh.at.y.at(0, unit), count);
-      for (int64_t i = 0; i < count; ++i) {
-        to[kNonfiniteGrad] += finite(value[i]) && finite(da[i]) ? 0 : 1;
-        to[kNonfiniteState] += finite(h[i]) ? 0 : 1;
-      }
-    }
-  }
+  // ------------------------------------------------------------------------------- the first step
 
   void end() {
-    if (problem->dh_0 == nullptr && problem->dc_0 == nullptr) return;
-    const auto skip = [&](int64_t, int64_t)
-                          RNNFAST_INLINE_LAMBDA { return problem->dh_0 == nullptr; };
-    const auto epilogue = [&](int64_t row, int64_t vector, int64_t end,
-                              const V* product) RNNFAST_INLINE_LAMBDA {
-      const bool fresh = !this->reverse() && this->cut(0, row);
-      for (; vector < end; ++vector, ++product) {
-        const int64_t unit = vector * L;
-        const int64_t count = this->shape.size - unit;
-        if (problem->dh_0 != nullptr) {
-          V dh_0 = this->state_or_zero(problem->grad_h_n, 0, row, unit);  // of a row of length 0
-          if (this->length(row) > 0) {
-            dh_0 = product[0];
-            if constexpr (Cell::kDirectGradient) dh_0 += load(direct + place(row, unit));
-          }
-          if (fresh) dh_0 = V{};
-          store(this->template state<S>(problem->dh_0, 0, row, unit), narrow<S>(dh_0), count);
-        }
-        if (problem->dc_0 != nullptr) {
-          for (int i = 0; i < Cell::kCarried; ++i)
-            store(this->template state<S>(problem->dc_0, i, row, unit),
-                  narrow<S>(fresh ? V{} : load(dcarried_at(i, row, unit))), count);
-        }
-      }
+    const bool products = problem->dh_0 != nullptr;
+    if (!products && problem->dc_0 == nullptr) return;
+    const auto skip = [=](int64_t, int64_t) RNNFAST_INLINE_LAMBDA { return !products; };
+    const auto epilogue = [&](const Tile<A>& tile) RNNFAST_INLINE_LAMBDA {
+      for (int64_t row = tile.row; row < tile.row_end; ++row)
+        end_row(tile.rows(row, row + 1), !this->reverse() && this->cut(0, row));
     };
-    for_each_product<A, 1>(weights, old_du, du_stride, this->tiling, skip, epilogue);
+    for_each_product(weights, old_du, du_stride, 1, this->tiling, skip, epilogue);
+  }
+
+  void end_row(const Tile<A>& tile, bool fresh) const {
+    const int64_t row = tile.row;
+    const bool emits = facts().emits;
+    if (this->length(row) > 0 && facts().direct_gradient && problem->dh_0 != nullptr)
+      add_direct(tile);
+    if (emits && this->length(row) > 0) emit_back(tile);
+    for (int64_t unit = tile.first * L; unit < tile.end * L; unit += L) {
+      const int64_t count = size() - unit;
+      if (problem->dh_0 != nullptr) {
+        V dh_0 = this->state_or_zero(problem->grad_h_n, row, unit);  // of a row of length 0
+        if (this->length(row) > 0)
+          dh_0 = emits ? load(dcarried_at(0, row, unit)) : tile.products[unit / L - tile.first];
+        store(this->template state<S>(problem->dh_0, row, unit), narrow<S>(fresh ? V{} : dh_0),
+              count);
+      }
+      if (problem->dc_0 != nullptr)
+        store(this->template state<S>(problem->dc_0, row, unit),
+              narrow<S>(fresh ? V{} : load(dcarried_at(0, row, unit))), count);
+    }
+  }
+
+  // The products are the gradient of h_0 = emit(v_0).
+  void emit_back(const Tile<A>& tile) const {
+    const int64_t first = tile.first * L;
+    const int64_t count = (tile.end * L < size() ? tile.end * L : size()) - first;
+    for (int64_t unit = first; unit < first + count; unit += L)
+      store_raw(own_dh + unit, this->state_or_zero(problem->h_0, tile.row, unit));
+    this->cell->emit_back(reinterpret_cast<const A*>(tile.products), own_dh + first, plane(),
+                          parameters() + first, this->all_units(), count,
+                          dcarried_at(0, tile.row, first));
   }
 };
 
 }  // namespace rnnfast::cpu::RNNFAST_LEVEL
+
+#include "backward_rows.h"

@@ -8,7 +8,7 @@
 
 namespace rnnfast::cpu {
 
-// Defined by kernels.cpp, once per level.
+// Defined by rnn.cpp, once per level.
 namespace portable {
 extern const CellKernels kRnn[kCells];
 }

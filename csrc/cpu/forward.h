@@ -1,4 +1,4 @@
-// The time loop forward, generic over the cell (csrc/cells) and the storage type S.
+// The time loop forward, for any cell, in the storage type S.
 #pragma once
 
 #include "task.h"
@@ -8,11 +8,10 @@ namespace rnnfast::cpu::RNNFAST_LEVEL {
 // Rows of x that are copied and projected at once.
 constexpr int64_t kInputRows = 96;
 
-// kNorm: layer norm between p + u and the rest of the cell. It needs whole rows: a step computes
-// the products of all of them first.
-template <class Cell, class S, class P, bool kNorm>
-struct ForwardTask : Task<Cell, S> {
-  using Base = Task<Cell, S>;
+// With layer norm of what goes into the cell, a step computes the products of whole rows first.
+template <class S>
+struct ForwardTask : Task<S> {
+  using Base = Task<S>;
   using Base::L;
   using typename Base::A;
   using typename Base::V;
@@ -21,8 +20,10 @@ struct ForwardTask : Task<Cell, S> {
   Packed<A> weights;
   A* old_state;  // as stored in y: rounded, so that backward and dW see what the step saw
   A* new_state;
-  A* carried;  // [kCarried][rows]
-  A* preact;   // [rows], with kNorm
+  A* carried;     // [carried][rows]
+  A* preact;      // [gates][rows], with layer norm
+  A* normalized;  // [few rows][gates], this thread's own, with layer norm
+  A* absent;      // [gates * S] of -0, which changes no sum: p where it is in preact already
 
   // Where x is given: p of a few steps at a time, which is never written out.
   int64_t chunk;  // steps
@@ -36,17 +37,16 @@ struct ForwardTask : Task<Cell, S> {
     const int64_t chunk = rows > 128 ? 1 : 256 / (rows > 0 ? rows : 1);
     return chunk < steps ? chunk : steps;
   }
-  static int64_t scratch_elements(int64_t rows, int64_t stride, int64_t chunk, int64_t size) {
-    return whole_blocks<A>((2 + Cell::kCarried + (kNorm ? 1 : 0)) * rows * stride +
-                           chunk * rows * row_stride<A>(Cell::kGates * size));
-  }
 
   void run() {
     begin();
     const int64_t steps = this->shape.steps;
+    const ForwardStep<S> first = step_at_0();
+    ForwardStep<S> at = first;
     for (int64_t i = 0; i < steps; ++i) {
       if (chunk > 0 && i % chunk == 0) project(i, steps - i < chunk ? steps - i : chunk);
-      step(i);
+      advance(at, first, i);
+      step(at, time(i));
       this->crew.wait();  // new_state is whole, and old_state is read no more
       A* const swap = old_state;
       old_state = new_state;
@@ -56,32 +56,60 @@ struct ForwardTask : Task<Cell, S> {
   }
 
  private:
+  const CellFacts& facts() const { return this->cell->facts; }
+  int gates() const { return facts().gates; }
+  int64_t size() const { return this->shape.size; }
+  bool norms() const { return problem->gamma != nullptr; }
   RNNFAST_INLINE int64_t place(int64_t row, int64_t unit) const {
     return row * this->stride + unit;
   }
+  int64_t plane() const { return this->slice.count * this->stride; }
   RNNFAST_INLINE A* carried_at(int index, int64_t row, int64_t unit) const {
-    return carried + index * this->slice.count * this->stride + place(row, unit);
+    return carried + index * plane() + place(row, unit);
+  }
+  RNNFAST_INLINE A* preact_at(int gate, int64_t row) const {
+    return preact + (row * gates() + gate) * this->stride;
+  }
+  const A* parameters() const {
+    return static_cast<const A*>(problem->parameters) + this->slice.group * size();
+  }
+  // Tensors of the states that are carried beside h, or that h is made of.
+  const void* carried_0() const { return facts().emits ? problem->h_0 : problem->c_0; }
+  void* carried_n() const { return facts().emits ? problem->h_n : problem->c_n; }
+
+  // h of this member's units of a row whose carried states are set.
+  void emit(A* to, int64_t row) const {
+    const int64_t first = this->first_unit();
+    const int64_t count = (this->end_unit() < size() ? this->end_unit() : size()) - first;
+    if (count <= 0) return;
+    A* const h = to + place(row, first);
+    this->cell->emit(carried_at(0, row, first), plane(), parameters() + first, this->all_units(),
+                     count, h);
+    round_to_storage<S>(h, count);
   }
 
   void begin() {
     this->for_each_vector([&](int64_t row, int64_t unit) {
       const bool fresh = !this->reverse() && this->cut(0, row);
       store_raw(old_state + place(row, unit),
-                fresh ? V{} : this->state_or_zero(problem->h_0, 0, row, unit));
-      for (int i = 0; i < Cell::kCarried; ++i)
+                fresh ? V{} : this->state_or_zero(problem->h_0, row, unit));
+      for (int i = 0; i < facts().carried; ++i)
         store_raw(carried_at(i, row, unit),
-                  fresh ? V{} : this->state_or_zero(problem->c_0, i, row, unit));
+                  fresh ? V{} : this->state_or_zero(carried_0(), row, unit));
     });
+    if (facts().emits)
+      for (int64_t row = 0; row < this->slice.count; ++row) emit(old_state, row);
     this->crew.wait();
   }
 
   void end() {
     this->for_each_vector([&](int64_t row, int64_t unit) {
-      const int64_t count = this->shape.size - unit;
-      store(this->template state<S>(problem->h_n, 0, row, unit),
-            narrow<S>(load(old_state + place(row, unit))), count);
-      for (int i = 0; i < Cell::kCarried; ++i)
-        store(this->template state<S>(problem->c_n, i, row, unit),
+      const int64_t count = size() - unit;
+      if (!facts().emits)
+        store(this->template state<S>(problem->h_n, row, unit),
+              narrow<S>(load(old_state + place(row, unit))), count);
+      for (int i = 0; i < facts().carried; ++i)
+        store(this->template state<S>(carried_n(), row, unit),
               narrow<S>(load(carried_at(i, row, unit))), count);
     });
   }
@@ -89,13 +117,14 @@ struct ForwardTask : Task<Cell, S> {
   RNNFAST_INLINE int64_t time(int64_t i) const {
     return this->reverse() ? this->shape.steps - 1 - i : i;
   }
-  int64_t projected_stride() const { return row_stride<A>(Cell::kGates * this->shape.size); }
+  int64_t projected_stride() const { return row_stride<A>(gates() * size()); }
 
   // p of the `count` steps from the i-th on: this member's units of it, which nobody else reads.
   void project(int64_t i, int64_t count) {
     const int64_t rows = this->slice.count;
     const int64_t input_stride = row_stride<A>(problem->input_size);
-    const int64_t size = this->shape.size;
+    const int64_t stride = projected_stride(), size = this->size();
+    const int gates = this->gates();
     const auto counts = [&](int64_t index) {
       return this->lengths == nullptr || time(i + index / rows) < this->length(index % rows);
     };
@@ -107,57 +136,76 @@ struct ForwardTask : Task<Cell, S> {
                      time(i + index / rows) * problem->x.stride_t +
                      (this->slice.first + index % rows) * problem->x.stride_b,
                  problem->input_size);
-      const Tiling tiles =
-          make_tiling(end - first, this->tiling.first_unit, this->tiling.units.total, Cell::kGates,
-                      input_weights.sums.chains);
+      const Tiling tiles = make_tiling(end - first, this->tiling.first_unit,
+                                       this->tiling.units.total, gates, input_weights.sums.chains);
       const auto skip = [&](int64_t row, int64_t row_end) RNNFAST_INLINE_LAMBDA {
         while (row < row_end && !counts(first + row)) ++row;
         return row == row_end;
       };
-      const auto epilogue = [&](int64_t row, int64_t vector, int64_t vector_end, const V* p)
-                                RNNFAST_INLINE_LAMBDA {
-                                  A* const to = projected + (first + row) * projected_stride();
-                                  for (; vector < vector_end; ++vector)
-                                    for (int gate = 0; gate < Cell::kGates; ++gate, ++p)
-                                      store(to + gate * size + vector * L, *p, size - vector * L);
-                                };
-      for_each_product<A, Cell::kGates>(input_weights, inputs, input_stride, tiles, skip, epilogue);
+      const auto epilogue = [&](const Tile<A>& tile) RNNFAST_INLINE_LAMBDA {
+        for (int64_t row = tile.row; row < tile.row_end; ++row)
+          for (int gate = 0; gate < gates; ++gate) {
+            const V* p = tile.products + (row - tile.row) * tile.row_stride + gate;
+            A* const to = projected + (first + row) * stride + gate * size;
+            for_units<A>(tile.first * L, tile.end * L, size,
+                         [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
+                           store_if<decltype(whole)::value>(to + unit, *p, size - unit);
+                           p += gates;
+                         });
+          }
+      };
+      for_each_product(input_weights, inputs, input_stride, gates, tiles, skip, epilogue);
     }
   }
 
-  struct Step {
-    Rows<const P> p, next_p;
-    Rows<S> y, next_y, saved, ahat, next_ahat;
-    Rows<const A> old_state;
-    Rows<A> new_state, carried, preact;
-    int64_t carried_stride;  // from one carried value to the next
-    int64_t size;
-  };
-
-  RNNFAST_INLINE Rows<const P> rows_of_p(int64_t i) const {
-    if constexpr (__is_same(P, A)) {
-      if (chunk > 0)
-        return {projected + i % chunk * this->slice.count * projected_stride(), projected_stride()};
-    }
-    return this->template rows<const P>(problem->p, Cell::kGates, time(i));
+  ForwardStep<S> step_at_0() const {
+    ForwardStep<S> at;
+    at.size = size();
+    if (chunk == 0) at.p = this->template rows<const S>(problem->p, gates(), 0);
+    at.y = this->template rows<S>(problem->y, 1, 0);
+    at.saved = this->template rows<S>(problem->saved, facts().saved, 0);
+    at.carried = carried;
+    at.stride = this->stride;
+    at.plane = plane();
+    at.parameters = parameters();
+    at.parameter_stride = this->all_units();
+    return at;
   }
-
-  void step(int64_t i) {
+  RNNFAST_INLINE void advance(ForwardStep<S>& at, const ForwardStep<S>& first, int64_t i) const {
     const int64_t t = time(i);
-    const int64_t next = time(i + 1 < this->shape.steps ? i + 1 : i);  // for what is prefetched
-    const Step at = {rows_of_p(i),
-                     rows_of_p(i + 1 < this->shape.steps ? i + 1 : i),
-                     this->template rows<S>(problem->y, 1, t),
-                     this->template rows<S>(problem->y, 1, next),
-                     this->template rows<S>(problem->saved, Cell::kSaved, t),
-                     this->template rows<S>(problem->ahat, 1, t),
-                     this->template rows<S>(problem->ahat, 1, next),
-                     {old_state, this->stride},
-                     {new_state, this->stride},
-                     {carried, this->stride},
-                     {preact, this->stride},
-                     this->slice.count * this->stride,
-                     this->shape.size};
+    const bool last = i + 1 == this->shape.steps;
+    const int64_t towards = last ? 0 : this->reverse() ? -1 : 1;
+    if (chunk > 0) {
+      const int64_t step = this->slice.count * projected_stride(), place = i % chunk;
+      set_p(at, {projected + place * step, projected_stride()});
+      at.next_p = place + 1 < chunk && !last ? step : 0;
+    } else {
+      at.p.data = first.p.data + t * problem->p.stride_t;
+      at.next_p = towards * problem->p.stride_t;
+    }
+    at.y.data = first.y.data + t * problem->y.stride_t;
+    at.next_y = towards * problem->y.stride_t;
+    at.saved.data = first.saved.data + t * problem->saved.stride_t;
+    at.old_state = old_state;
+    at.new_state = new_state;
+  }
+  RNNFAST_INLINE static void set_p(ForwardStep<S>& at, Rows<const A> rows) {
+    if constexpr (__is_same(S, A)) {
+      at.p = rows;
+    } else {
+      at.projected = rows;
+    }
+  }
+  template <bool kWhole>
+  RNNFAST_INLINE static V p_at(const ForwardStep<S>& at, int64_t row, int64_t place,
+                               int64_t count) {
+    if (sizeof(S) != sizeof(A) && at.projected.data != nullptr)
+      return load_if<kWhole>(at.projected.at(row, place), count);
+    prefetch(at.p.at(row, place), at.next_p);
+    return load_if<kWhole>(at.p.at(row, place), count);
+  }
+
+  void step(const ForwardStep<S>& at, int64_t t) {
     const int64_t* const lengths =
         this->lengths != nullptr ? this->lengths + this->slice.first : nullptr;
     const auto active = [=](int64_t row) RNNFAST_INLINE_LAMBDA {
@@ -167,118 +215,136 @@ struct ForwardTask : Task<Cell, S> {
       while (row < end && !active(row)) ++row;
       return row == end;
     };
-    const int64_t edge = this->reverse() ? t : t + 1;  // between this step and the one after it
-    const std::uint8_t* const resets = edge > 0 ? this->resets(edge) : nullptr;
-    const auto forget = [&](int64_t row, int64_t vector, int64_t end) RNNFAST_INLINE_LAMBDA {
-      if (resets == nullptr || !this->cut(edge, row)) return;
-      for (; vector < end; ++vector) {
-        store_raw(at.new_state.at(row, vector * L), V{});
-        for (int i = 0; i < Cell::kCarried; ++i)
-          store_raw(at.carried.at(row, vector * L) + i * at.carried_stride, V{});
-      }
+    const bool norms = this->norms();
+    const auto compute = [&](const Tile<A>& tile) RNNFAST_INLINE_LAMBDA {
+      if (norms) return tile.end * L <= at.size ? keep<true>(at, tile) : keep<false>(at, tile);
+      this->cell->forward(at, {tile.row, tile.row_end, tile.first, tile.end, tile.products,
+                               tile.row_stride, gates()});
+      if (this->reset == nullptr) return;
+      for (int64_t row = tile.row; row < tile.row_end; ++row)
+        forget(t, row, tile.first * L, tile.end * L);
     };
-    const auto epilogue = [&](int64_t row, int64_t vector, int64_t end,
-                              const V* u) RNNFAST_INLINE_LAMBDA {
-      const int64_t first = vector;
-      if (!active(row)) {
-        for (; vector < end; ++vector) pass(at, row, vector * L);
-        return;
-      }
-      if constexpr (kNorm) {
-        for (; vector < end; ++vector, ++u) {
-          const int64_t unit = vector * L;
-          at.next_p.prefetch(row, unit);
-          store_raw(at.preact.at(row, unit), load(at.p.at(row, unit), at.size - unit) + u[0]);
+    const auto epilogue = [&](const Tile<A>& tile) RNNFAST_INLINE_LAMBDA {
+      if (lengths == nullptr) return compute(tile);
+      for (int64_t row = tile.row, end; row < tile.row_end; row = end) {
+        end = row + 1;
+        if (active(row)) {
+          while (end < tile.row_end && active(end)) ++end;
+          compute(tile.rows(row, end));
+        } else {
+          pass(t, row, tile.first * L, tile.end * L);
         }
-      } else {
-        for (; vector < end && end * L <= at.size; ++vector, u += Cell::kGates)
-          point<true>(at, row, vector * L, u);
-        for (; vector < end; ++vector, u += Cell::kGates) point<false>(at, row, vector * L, u);
-        forget(row, first, end);
       }
     };
-    for_each_product<A, Cell::kGates>(weights, old_state, this->stride, this->tiling, skip,
-                                      epilogue);
-    if constexpr (kNorm) {
+    for_each_product(weights, old_state, this->stride, gates(), this->tiling, skip, epilogue);
+    if (norms) {
       this->crew.wait();  // preact is whole
-      // The moments of a few rows, then what follows from them: one row alone would wait for its
-      // sums, the division and the root.
-      constexpr int64_t kFew = 8;
-      Moments<A> moments[kFew];
-      for (int64_t first = 0, end; first < this->slice.count; first = end) {
-        end = this->slice.count - first < kFew ? this->slice.count : first + kFew;
-        for (int64_t row = first; row < end; ++row) {
-          const bool counts = active(row);
-          if (counts)
-            moments[row - first] = Moments<A>::of(at.preact.at(row, 0), at.size, problem->norm_eps);
-          if (this->crew.index == 0) rstd(t, row) = counts ? moments[row - first].rstd : 0;
-        }
-        for (int64_t row = first; row < end; ++row) {
-          if (!active(row)) continue;
-          normalize(at, row, moments[row - first]);
-          forget(row, this->tiling.first_unit, this->tiling.first_unit + this->tiling.units.total);
-        }
-      }
+      normalize(at, t);
     }
   }
 
-  RNNFAST_INLINE A& rstd(int64_t t, int64_t row) const {
-    return static_cast<A*>(problem->rstd)[this->rstd_place(t, row)];
-  }
-
-  // Each member of the crew takes the moments of the whole row, and then its own units.
-  RNNFAST_INLINE void normalize(const Step& at, int64_t row, const Moments<A>& moments) const {
-    const A* const a = at.preact.at(row, 0);
-    const A* const gamma = static_cast<const A*>(problem->gamma) + this->parameter(0);
-    const A* const beta = problem->beta != nullptr
-                              ? static_cast<const A*>(problem->beta) + this->parameter(0)
-                              : nullptr;
-    for_units<A>(this->first_unit(), this->end_unit(), at.size,
-                 [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
-                   constexpr bool kWhole = decltype(whole)::value;
-                   const int64_t count = at.size - unit;
-                   at.next_y.prefetch(row, unit);
-                   at.next_ahat.prefetch(row, unit);
-                   const V ahat = moments.normalize(load(a + unit));
-                   store_if<kWhole>(at.ahat.at(row, unit), narrow<S>(ahat), count);
-                   const V scaled = ahat * load_if<kWhole>(gamma + unit, count);
-                   const V shift = beta != nullptr ? load_if<kWhole>(beta + unit, count) : V{};
-                   const V h_prev = load(at.old_state.at(row, unit));
-                   const Raw<S> h =
-                       narrow<S>(Cell::forward(&scaled, &shift, h_prev, nullptr, nullptr));
-                   store_if<kWhole>(at.y.at(row, unit), h, count);
-                   store_raw(at.new_state.at(row, unit), widen<S>(h));
-                 });
+  // After a reset between this step and the one after it the state starts anew.
+  RNNFAST_INLINE void forget(int64_t t, int64_t row, int64_t unit, int64_t end) const {
+    const int64_t edge = this->reverse() ? t : t + 1;
+    if (this->reset == nullptr || edge == 0 || !this->cut(edge, row)) return;
+    for (; unit < end; unit += L) {
+      store_raw(new_state + place(row, unit), V{});
+      for (int i = 0; i < facts().carried; ++i) store_raw(carried_at(i, row, unit), V{});
+    }
+    if (facts().emits) emit(new_state, row);
   }
 
   // A step outside the row's length.
-  RNNFAST_INLINE static void pass(const Step& at, int64_t row, int64_t unit) {
-    store_raw(at.new_state.at(row, unit), load(at.old_state.at(row, unit)));
-    store(at.y.at(row, unit), Raw<S>{}, at.size - unit);
-    if constexpr (kNorm) store(at.ahat.at(row, unit), Raw<S>{}, at.size - unit);
+  void pass(int64_t t, int64_t row, int64_t unit, int64_t end) const {
+    const Rows<S> y = this->template rows<S>(problem->y, 1, t);
+    const Rows<S> ahat = this->template rows<S>(problem->ahat, gates(), t);
+    for (; unit < end; unit += L) {
+      store_raw(new_state + place(row, unit), load(old_state + place(row, unit)));
+      store(y.at(row, unit), Raw<S>{}, size() - unit);
+      for (int gate = 0; norms() && gate < gates(); ++gate)
+        store(ahat.at(row, gate * size() + unit), Raw<S>{}, size() - unit);
+    }
   }
 
-  // Kept short: several of them at once, divisions and all, fit what the processor looks ahead.
+  // ------------------------------------------------------------------------------- layer norm
+
+  // What is normalized, gate by gate: p + u, or u alone.
   template <bool kWhole>
-  RNNFAST_INLINE static void point(const Step& at, int64_t row, int64_t unit, const V* u) {
-    const int64_t count = at.size - unit;
-    at.next_p.prefetch(row, unit);
-    at.next_y.prefetch(row, unit);
-    Values<V, Cell::kGates> p;
-    Values<V, Cell::kCarried> state;
-    Values<V, Cell::kSaved> saved;
-    for (int i = 0; i < Cell::kGates; ++i)
-      p.at[i] = load_if<kWhole>(at.p.at(row, unit + i * at.size), count);
-    for (int i = 0; i < Cell::kCarried; ++i)
-      state.at[i] = load(at.carried.at(row, unit) + i * at.carried_stride);
-    const V h_prev = load(at.old_state.at(row, unit));
-    const Raw<S> h = narrow<S>(Cell::forward(p.at, u, h_prev, state.at, saved.at));
-    store_if<kWhole>(at.y.at(row, unit), h, count);
-    store_raw(at.new_state.at(row, unit), widen<S>(h));
-    for (int i = 0; i < Cell::kCarried; ++i)
-      store_raw(at.carried.at(row, unit) + i * at.carried_stride, state.at[i]);
-    for (int i = 0; i < Cell::kSaved; ++i)
-      store_if<kWhole>(at.saved.at(row, unit + i * at.size), narrow<S>(saved.at[i]), count);
+  void keep(const ForwardStep<S>& at, const Tile<A>& tile) const {
+    const int gates = this->gates();
+    const bool with_p = !problem->norm_recurrent;
+    const int64_t first = tile.first * L, end = tile.end * L, size = this->size();
+    for (int64_t row = tile.row; row < tile.row_end; ++row)
+      for (int gate = 0; gate < gates; ++gate) {
+        const V* u = tile.products + (row - tile.row) * tile.row_stride + gate;
+        A* const to = preact_at(gate, row);
+        for (int64_t unit = first; unit < end; unit += L, u += gates) {
+          V value = *u;
+          if (with_p) value = p_at<kWhole>(at, row, gate * size + unit, size - unit) + value;
+          store_raw(to + unit, value);
+        }
+      }
+  }
+
+  // The moments of a few rows, then what follows from them: one row alone would wait for its sums,
+  // the division and the root. Each member of the crew takes the moments of the whole row, and then
+  // its own units.
+  [[gnu::noinline]] void normalize(ForwardStep<S> at, int64_t t) const {
+    const int64_t first_vector = this->tiling.first_unit;
+    const int64_t end_vector = first_vector + this->tiling.units.total;
+    const Rows<S> ahat = this->template rows<S>(problem->ahat, gates(), t);
+    if (!problem->norm_recurrent) {
+      at.projected = {};
+      set_p(at, {absent, 0});
+      at.next_p = 0;
+    }
+    Moments<A> moments[kFewRows];
+    for (int64_t first = 0, end; first < this->slice.count; first = end) {
+      end = first + 1;
+      const bool counts = t < this->length(first);
+      while (end < this->slice.count && end - first < kFewRows && (t < this->length(end)) == counts)
+        ++end;
+      for (int64_t row = first; row < end; ++row) {
+        if (counts)
+          moments[row - first] =
+              Moments<A>::of(preact_at(0, row), gates(), this->stride, size(), problem->norm_eps);
+        if (this->crew.index == 0)
+          static_cast<A*>(problem->rstd)[this->rstd_place(t, row)] =
+              counts ? moments[row - first].rstd : 0;
+      }
+      if (!counts) continue;
+      const int64_t row_stride = gates() * this->stride;
+      for (int64_t row = first; row < end; ++row)
+        for (int gate = 0; gate < gates(); ++gate)
+          normalize_gate(moments[row - first], gate, row,
+                         normalized + (row - first) * row_stride + gate * this->stride,
+                         {ahat.at(row, gate * size()), at.next_y});
+      this->cell->forward(at, {first, end, first_vector, end_vector,
+                               reinterpret_cast<const V*>(normalized) + first_vector,
+                               row_stride / L, 1, this->stride / L});
+      for (int64_t row = first; row < end; ++row) forget(t, row, first_vector * L, end_vector * L);
+    }
+  }
+
+  // Rows<S>: its stride is here the way to the next step.
+  RNNFAST_INLINE void normalize_gate(const Moments<A>& moments, int gate, int64_t row, A* to,
+                                     Rows<S> ahat_row) const {
+    const A* const a = preact_at(gate, row);
+    const int64_t own = this->group_width() + gate * size();
+    const A* const gamma = static_cast<const A*>(problem->gamma) + own;
+    const A* const beta =
+        problem->beta != nullptr ? static_cast<const A*>(problem->beta) + own : nullptr;
+    for_units<A>(this->first_unit(), this->end_unit(), size(),
+                 [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
+                   constexpr bool kWhole = decltype(whole)::value;
+                   const int64_t count = size() - unit;
+                   prefetch(ahat_row.data + unit, ahat_row.stride);
+                   const V ahat = moments.normalize(load(a + unit));
+                   store_if<kWhole>(ahat_row.data + unit, narrow<S>(ahat), count);
+                   const V scaled = ahat * load_if<kWhole>(gamma + unit, count);
+                   const V shift = beta != nullptr ? load_if<kWhole>(beta + unit, count) : V{};
+                   store_raw(to + unit, scaled + shift);
+                 });
   }
 };
 

@@ -82,68 +82,89 @@ struct Call {
   }
 };
 
-// P: the type of p in memory, S where it was given, the arithmetic type where it is computed here.
-template <class Cell, class S, class P, bool kNorm>
+template <class S>
 struct ForwardRun : Call<S> {
   using typename Call<S>::A;
   const ForwardProblem& problem;
+  const CellPoints<S>& cell;
   int64_t stride;
   PackedLayout<A> input_layout;
   int64_t chunk;       // steps that are projected together
   int64_t x_elements;  // of each thread's copy of inputs
   A* input_panels = nullptr;
   A* inputs = nullptr;
+  A* normalized = nullptr;  // with layer norm: a few rows of each gate for each thread
+  A* absent = nullptr;
 
+  const CellFacts& facts() const { return cell.facts; }
   bool projects() const { return problem.w_ih != nullptr; }
-  int64_t all_elements(const Plan& plan) const {
-    const int64_t more = plan.groups * input_layout.group_stride() + plan.threads * x_elements;
-    return this->elements() + (projects() ? more : 0);
+  bool norms() const { return problem.gamma != nullptr; }
+  int64_t gate_rows() const { return facts().gates * stride; }
+  int64_t all_elements() const {
+    const int64_t inputs =
+        this->plan.groups * input_layout.group_stride() + this->plan.threads * x_elements;
+    return whole_blocks<A>(this->elements() + (projects() ? inputs : 0)) +
+           (norms() ? (kFewRows * this->plan.threads + 1) * whole_blocks<A>(gate_rows()) : 0);
   }
   void place(const Scratch& memory) {
     Call<S>::place(memory);
     input_panels = this->panels + this->elements();
     inputs = input_panels + this->plan.groups * input_layout.group_stride();
+    if (!norms()) return;
+    absent = this->panels + all_elements() - whole_blocks<A>(gate_rows());
+    normalized = absent - kFewRows * this->plan.threads * whole_blocks<A>(gate_rows());
+    for (int64_t i = 0; i < gate_rows(); ++i) absent[i] = -A(0);
   }
 
   void pack(int64_t index) const {
     const int64_t size = this->shape.size;
-    const int64_t rows = Cell::kGates * size;
+    const int gates = facts().gates;
     const int64_t group = index / this->layout.units;
     const int64_t unit = index % this->layout.units;
     const auto of_group = [&](const void* data, int64_t values) {
-      return data != nullptr ? static_cast<const S*>(data) + group * rows * values : nullptr;
+      return data != nullptr ? static_cast<const S*>(data) + group * gates * size * values
+                             : nullptr;
     };
     const S* const b_hh = of_group(problem.b_hh, 1);
-    pack_rows(of_group(problem.w_hh, size), Cell::kRecurrentBias ? b_hh : nullptr,
-              static_cast<const S*>(nullptr), size, size, Cell::kGates, unit,
+    pack_rows(of_group(problem.w_hh, size), this->layout.bias ? b_hh : nullptr,
+              static_cast<const S*>(nullptr), size, size, gates, unit,
               this->panels + group * this->layout.group_stride() +
-                  unit * Cell::kGates * this->layout.panel_stride());
+                  unit * gates * this->layout.panel_stride());
     if (projects())
       pack_rows(of_group(problem.w_ih, problem.input_size), of_group(problem.b_ih, 1),
-                Cell::kRecurrentBias ? nullptr : b_hh, problem.input_size, size, Cell::kGates, unit,
+                this->layout.bias ? nullptr : b_hh, problem.input_size, size, gates, unit,
                 input_panels + group * input_layout.group_stride() +
-                    unit * Cell::kGates * input_layout.panel_stride());
+                    unit * gates * input_layout.panel_stride());
+  }
+
+  // Elements of one task's scratch.
+  static int64_t of_task(const CellFacts& facts, bool norms, int64_t rows, int64_t stride,
+                         int64_t projected) {
+    return whole_blocks<A>((2 + facts.carried + (norms ? facts.gates : 0)) * rows * stride +
+                           rows * projected);
   }
 
   void work(const Slice& slice, const Crew& crew, const Member& member, A* memory) const {
-    ForwardTask<Cell, S, P, kNorm> task;
+    ForwardTask<S> task;
+    task.cell = &cell;
     task.shape = this->shape;
     task.slice = slice;
     task.crew = crew;
     task.lengths = problem.lengths;
     task.reset = problem.reset;
-    task.tiling = this->tiling(slice, crew, Cell::kGates);
+    task.tiling = this->tiling(slice, crew, facts().gates);
     task.stride = stride;
     task.problem = &problem;
     task.weights = this->layout.group(this->panels, slice.group);
+    const int64_t plane = slice.count * stride;
     task.old_state = memory;
-    task.new_state = memory + slice.count * stride;
-    task.carried = memory + 2 * slice.count * stride;
-    memory = task.carried + Cell::kCarried * slice.count * stride;
-    if constexpr (kNorm) {
-      task.preact = memory;
-      memory += slice.count * stride;
-    }
+    task.new_state = memory + plane;
+    task.carried = memory + 2 * plane;
+    memory = task.carried + facts().carried * plane;
+    task.preact = memory;
+    if (norms()) memory += slice.count * gate_rows();
+    task.normalized = normalized + kFewRows * member.index * whole_blocks<A>(gate_rows());
+    task.absent = absent;
     task.chunk = chunk;
     if (projects()) {
       task.input_weights = input_layout.group(input_panels, slice.group);
@@ -154,31 +175,35 @@ struct ForwardRun : Call<S> {
   }
 };
 
-template <class Cell, class S, class P, bool kNorm = false>
-void forward(const ForwardProblem& problem) {
+template <class S>
+void forward(const CellPoints<S>& cell, const ForwardProblem& problem) {
   using A = Arithmetic<S>;
-  using Task = ForwardTask<Cell, S, P, kNorm>;
-  using Run = ForwardRun<Cell, S, P, kNorm>;
+  using Run = ForwardRun<S>;
   const Shape& shape = problem.shape;
+  const CellFacts& facts = cell.facts;
   if (shape.batch == 0 || shape.size == 0) return;
-  const Plan plan = plan_call<A>(shape, Cell::kGates, problem.threads);
+  const Plan plan = plan_call<A>(shape, facts.gates, problem.threads);
   const int64_t units = ceil_div(shape.size, kLanes<A>);
-  const PackedLayout<A> layout = {shape.size, units, Cell::kGates, Cell::kRecurrentBias,
+  const PackedLayout<A> layout = {shape.size, units, facts.gates,
+                                  facts.recurrent_bias && problem.b_hh != nullptr,
                                   sums_for_batch<A>(shape.size, shape.batch)};
   const PackedLayout<A> input_layout = {
-      problem.input_size, units, Cell::kGates, problem.b_ih != nullptr,
+      problem.input_size, units, facts.gates, problem.b_ih != nullptr,
       sums_for_batch<A>(problem.input_size, shape.steps * shape.batch)};
   const int64_t stride = row_stride<A>(shape.size);
   const int64_t rows = ceil_div(shape.batch, plan.slices);
-  const int64_t chunk = problem.w_ih != nullptr ? Task::chunk_steps(shape.steps, rows) : 0;
-  const int64_t each = Task::scratch_elements(rows, stride, chunk, shape.size);
-  Run run = {{shape, plan, layout, each, nullptr, nullptr}, problem, stride, input_layout, chunk,
-             kInputRows * row_stride<A>(problem.input_size)};
-  const Scratch memory(static_cast<std::size_t>(run.all_elements(plan)) * sizeof(A));
+  const int64_t chunk =
+      problem.w_ih != nullptr ? ForwardTask<S>::chunk_steps(shape.steps, rows) : 0;
+  const int64_t each = Run::of_task(facts, problem.gamma != nullptr, rows, stride,
+                                    chunk * row_stride<A>(facts.gates * shape.size));
+  Run run = {
+      {shape, plan, layout, each, nullptr, nullptr}, problem, cell, stride, input_layout, chunk,
+      kInputRows * row_stride<A>(problem.input_size)};
+  const Scratch memory(static_cast<std::size_t>(run.all_elements()) * sizeof(A));
   run.place(memory);
   const int64_t width = shape.directions * shape.heads * shape.size;
   expect_to_fill(problem.y.data, bytes_of<S>(shape, width));
-  expect_to_fill(problem.ahat.data, bytes_of<S>(shape, width));
+  expect_to_fill(problem.ahat.data, bytes_of<S>(shape, facts.gates * width));
   run_team(
       {plan.threads, plan.pool},
       [](void* context, const Member& member) {
@@ -188,25 +213,33 @@ void forward(const ForwardProblem& problem) {
       &run);
 }
 
-template <class Cell, class S, bool kRows>
+template <class S>
 struct BackwardRun : Call<S> {
   using typename Call<S>::A;
   using V = Vec<A>;
   static constexpr int L = kLanes<A>;
 
   const BackwardProblem& problem;
+  const CellPoints<S>& cell;
   int64_t stride;
   int64_t du_stride;
-  PointGradients<Cell, S> gradients;
-  // With kRows, in scratch as well:
-  A* norm_gradients = nullptr;  // [B, groups, 2] rows
-  A* dn = nullptr;              // a row for each thread
+  PointGradients<S> gradients;
+  // In scratch as well:
+  A* dparameters = nullptr;     // [B, groups, parameters] rows
+  A* norm_gradients = nullptr;  // [B, groups, 2, gates] rows
+  A* own_dh = nullptr;          // two times a few rows for each thread
   double* measured = nullptr;   // [tasks, parts] records of some rows and some units
 
-  int64_t norm_elements() const {
-    const bool norm = problem.gamma != nullptr;
-    return norm ? whole_blocks<A>(this->shape.batch * this->plan.groups * 2 * stride) : 0;
+  const CellFacts& facts() const { return cell.facts; }
+  bool norms() const { return problem.gamma != nullptr; }
+  static bool whole_rows(const BackwardProblem& problem) {
+    return problem.gamma != nullptr || problem.record != nullptr || problem.clip < __builtin_inf();
   }
+  int64_t rows_of_all(int64_t values) const {
+    return whole_blocks<A>(this->shape.batch * this->plan.groups * values * stride);
+  }
+  int64_t own_rows() const { return whole_blocks<A>(2 * kFewRows * this->plan.threads * stride); }
+  int64_t norm_rows() const { return norms() ? 2 * facts().gates : 0; }
   // Of one record, numbers; and its rows of the batch, or one.
   int64_t record_numbers() const {
     if (problem.record == nullptr) return 0;
@@ -218,19 +251,16 @@ struct BackwardRun : Call<S> {
     return measured + (task * this->plan.parts + part) * record_numbers();
   }
   int64_t all_elements() const {
-    if constexpr (!kRows) return this->elements();
-    const int64_t rows = whole_blocks<A>(this->plan.threads * stride);
     constexpr int64_t kPerNumber = static_cast<int64_t>(sizeof(double) / sizeof(A));
-    return whole_blocks<A>(this->elements()) + norm_elements() + rows +
-           records() * record_numbers() * kPerNumber;
+    return whole_blocks<A>(this->elements()) + rows_of_all(facts().parameters) +
+           rows_of_all(norm_rows()) + own_rows() + records() * record_numbers() * kPerNumber;
   }
   void place(const Scratch& memory) {
     Call<S>::place(memory);
-    if constexpr (kRows) {
-      norm_gradients = this->panels + whole_blocks<A>(this->elements());
-      dn = norm_gradients + norm_elements();
-      measured = reinterpret_cast<double*>(dn + whole_blocks<A>(this->plan.threads * stride));
-    }
+    dparameters = this->panels + whole_blocks<A>(this->elements());
+    norm_gradients = dparameters + rows_of_all(facts().parameters);
+    own_dh = norm_gradients + rows_of_all(norm_rows());
+    measured = reinterpret_cast<double*>(own_dh + own_rows());
   }
 
   void pack(int64_t index) const {
@@ -243,8 +273,18 @@ struct BackwardRun : Call<S> {
         this->panels + group * this->layout.group_stride() + unit * this->layout.panel_stride());
   }
 
+  // Elements of one task's scratch.
+  static int64_t of_task(const CellFacts& facts, const BackwardProblem& problem, int64_t rows,
+                         int64_t stride, int64_t du_stride) {
+    const int64_t dn = problem.gamma != nullptr ? facts.gates : 0;
+    const int64_t others =
+        (facts.direct_gradient ? 1 : 0) + facts.carried + dn + (whole_rows(problem) ? 1 : 0);
+    return whole_blocks<A>(rows * (2 * du_stride + others * stride));
+  }
+
   void work(const Slice& slice, const Crew& crew, const Member& member, A* memory) const {
-    BackwardTask<Cell, S, kRows> task;
+    BackwardTask<S> task;
+    task.cell = &cell;
     task.shape = this->shape;
     task.slice = slice;
     task.crew = crew;
@@ -253,53 +293,68 @@ struct BackwardRun : Call<S> {
     task.tiling = this->tiling(slice, crew, 1);
     task.stride = stride;
     task.problem = &problem;
+    task.edges = &gradients.edges;
     task.weights = this->layout.group(this->panels, slice.group);
     task.du_stride = du_stride;
+    const int64_t plane = slice.count * stride;
     task.old_du = memory;
     task.new_du = memory + slice.count * du_stride;
     task.dcarried = memory + 2 * slice.count * du_stride;
-    task.direct = task.dcarried + Cell::kCarried * slice.count * stride;
-    if constexpr (kRows) {
-      task.carried_dh = task.direct + (Cell::kDirectGradient ? slice.count * stride : 0);
-      task.norm_gradients = norm_gradients;
-      task.dn = dn + member.index * stride;
-      task.measured = nullptr;
-      if (problem.record != nullptr) {
-        task.measured = record_of(slice.task, crew.index);
-        fill_zero<double>(task.measured, record_numbers());
-      }
+    task.direct = task.dcarried + facts().carried * plane;
+    task.dparameters = dparameters;
+    task.own_dh = own_dh + 2 * kFewRows * member.index * stride;
+    task.whole_rows = whole_rows(problem);
+    task.carried_dh = task.direct + (facts().direct_gradient ? plane : 0);
+    task.dn = task.carried_dh + plane;
+    task.norm_gradients = norm_gradients;
+    task.measured = nullptr;
+    if (problem.record != nullptr) {
+      task.measured = record_of(slice.task, crew.index);
+      fill_zero<double>(task.measured, record_numbers());
     }
     task.run();
   }
 
   // Once all tasks are done: what they have left, added up. Every member of the team calls it.
   void sum(const Member& member) const {
-    if (problem.dgamma != nullptr) {
-      const int64_t all = this->plan.groups * this->layout.units;
-      const int64_t end = part_begin(all, member.count, member.index + 1);
-      for (int64_t i = part_begin(all, member.count, member.index); i < end; ++i)
-        sum_norm(i / this->layout.units, i % this->layout.units * L);
-    }
+    const int64_t all = this->plan.groups * this->layout.units;
+    const int64_t end = part_begin(all, member.count, member.index + 1);
+    for (int64_t i = part_begin(all, member.count, member.index); i < end; ++i)
+      sum_units(i / this->layout.units, i % this->layout.units * L);
     if (problem.record == nullptr) return;
-    const int64_t end = part_begin(this->shape.steps, member.count, member.index + 1);
-    for (int64_t t = part_begin(this->shape.steps, member.count, member.index); t < end; ++t)
+    const int64_t end_step = part_begin(this->shape.steps, member.count, member.index + 1);
+    for (int64_t t = part_begin(this->shape.steps, member.count, member.index); t < end_step; ++t)
       for (int64_t d = 0; d < this->shape.directions; ++d) sum_record(d, t, this->parts(member));
+  }
+  bool sums() const {
+    return problem.dgamma != nullptr || problem.dparameters != nullptr || problem.record != nullptr;
   }
 
  private:
-  void sum_norm(int64_t group, int64_t unit) const {
-    V sum[2] = {}, lost[2] = {};
-    for (int64_t b = 0; b < this->shape.batch; ++b) {
-      for (int i = 0; i < 2; ++i) {
-        const V part =
-            load(norm_gradients + ((b * this->plan.groups + group) * 2 + i) * stride + unit);
-        add_exactly(part, sum[i], lost[i]);
-      }
+  void sum_units(int64_t group, int64_t unit) const {
+    const int64_t size = this->shape.size;
+    for (int gate = 0; problem.dgamma != nullptr && gate < facts().gates; ++gate) {
+      const int64_t to = (group * facts().gates + gate) * size + unit;
+      sum_rows(norm_gradients, norm_rows(), group, gate, unit,
+               static_cast<A*>(problem.dgamma) + to);
+      sum_rows(norm_gradients, norm_rows(), group, facts().gates + gate, unit,
+               static_cast<A*>(problem.dbeta) + to);
     }
-    void* const to[2] = {problem.dgamma, problem.dbeta};
-    for (int i = 0; i < 2; ++i)
-      store(static_cast<A*>(to[i]) + group * this->shape.size + unit, with_lost(sum[i], lost[i]),
-            this->shape.size - unit);
+    for (int i = 0; problem.dparameters != nullptr && i < facts().parameters; ++i)
+      sum_rows(
+          dparameters, facts().parameters, group, i, unit,
+          static_cast<A*>(problem.dparameters) + (i * this->plan.groups + group) * size + unit);
+  }
+
+  // Of [B, groups, values] rows, over the batch.
+  void sum_rows(const A* rows, int64_t values, int64_t group, int64_t value, int64_t unit,
+                A* to) const {
+    V sum = {}, lost = {};
+    for (int64_t b = 0; b < this->shape.batch; ++b) {
+      const int64_t row = (b * this->plan.groups + group) * values + value;
+      add_exactly(load(rows + row * stride + unit), sum, lost);
+    }
+    store(to, with_lost(sum, lost), this->shape.size - unit);
   }
 
   void sum_record(int64_t direction, int64_t t, int parts) const {
@@ -324,36 +379,92 @@ struct BackwardRun : Call<S> {
   }
 };
 
-template <class Cell, class S, bool kRows = false>
-void backward(const BackwardProblem& problem) {
+// What h is before the first step and after a reset, where a cell makes it of its state.
+template <class S>
+struct EmittedEdges {
   using A = Arithmetic<S>;
-  using Task = BackwardTask<Cell, S, kRows>;
-  using Run = BackwardRun<Cell, S, kRows>;
+  const BackwardProblem& problem;
+  const CellPoints<S>& cell;
+
+  bool needed() const { return cell.facts.emits || cell.facts.reads_previous; }
+  int64_t width() const { return problem.shape.heads * problem.shape.size; }
+  int64_t states() const { return problem.shape.directions * problem.shape.batch * width(); }
+  // Of S; a row of A for what is emitted comes before.
+  std::size_t bytes() const {
+    if (!needed()) return 0;
+    const int64_t row = whole_blocks<A>(2 * width());
+    return static_cast<std::size_t>(row) * sizeof(A) +
+           static_cast<std::size_t>(states() + problem.shape.directions * width()) * sizeof(S);
+  }
+
+  Edges fill(char* memory) const {
+    if (!needed()) return {problem.h_0, nullptr};
+    const Shape& shape = problem.shape;
+    A* const row = reinterpret_cast<A*>(memory);
+    S* const rest = reinterpret_cast<S*>(row + whole_blocks<A>(2 * width()));
+    if (!cell.facts.emits) {
+      fill_zero<S>(rest, shape.directions * width());
+      return {problem.h_0, rest};
+    }
+    S* const first = rest + shape.directions * width();
+    const S* const given = static_cast<const S*>(problem.h_0);
+    for (int64_t d = 0; d < shape.directions; ++d) {
+      emit(d, nullptr, row, rest + d * width());
+      for (int64_t b = 0; b < shape.batch; ++b) {
+        const int64_t at = (d * shape.batch + b) * width();
+        emit(d, given != nullptr ? given + at : nullptr, row, first + at);
+      }
+    }
+    return {first, rest};
+  }
+
+ private:
+  // One row of all heads; null for a state of zeros.
+  void emit(int64_t direction, const S* state, A* row, S* to) const {
+    constexpr int L = kLanes<A>;
+    A* const h = row + width();
+    for (int64_t i = 0; i < width(); ++i) row[i] = state != nullptr ? load(state + i, 1)[0] : A(0);
+    cell.emit(row, 0, static_cast<const A*>(problem.parameters) + direction * width(),
+              problem.shape.directions * width(), width(), h);
+    for (int64_t i = 0; i < width(); i += L)
+      store(to + i, narrow<S>(load(h + i, width() - i)), width() - i);
+  }
+};
+
+template <class S>
+void backward(const CellPoints<S>& cell, const BackwardProblem& problem) {
+  using A = Arithmetic<S>;
+  using Run = BackwardRun<S>;
   const Shape& shape = problem.shape;
+  const CellFacts& facts = cell.facts;
   if (shape.batch == 0 || shape.size == 0) {
-    PointGradients<Cell, S>{problem, 1}.clear();
+    PointGradients<S>{problem, facts, 1}.clear();
     const int64_t points = shape.directions * shape.steps * (problem.per_sample ? shape.batch : 1);
     fill_zero<double>(problem.record, points * kFields);
     return;
   }
-  const Plan plan = plan_call<A>(shape, Cell::kGates, problem.threads);
-  const PackedLayout<A> layout = {Cell::kGates * shape.size, ceil_div(shape.size, kLanes<A>), 1,
-                                  false, usual_sums<A>(Cell::kGates * shape.size)};
+  const Plan plan = plan_call<A>(shape, facts.gates, problem.threads);
+  const PackedLayout<A> layout = {facts.gates * shape.size, ceil_div(shape.size, kLanes<A>), 1,
+                                  false, usual_sums<A>(facts.gates * shape.size)};
   const int64_t stride = row_stride<A>(shape.size);
-  const int64_t du_stride = row_stride<A>(Cell::kGates * shape.size);
+  const int64_t du_stride = row_stride<A>(facts.gates * shape.size);
   const int64_t rows = ceil_div(shape.batch, plan.slices);
-  const int64_t each = Task::scratch_elements(rows, stride, du_stride);
+  const int64_t each = Run::of_task(facts, problem, rows, stride, du_stride);
   Run run = {{shape, plan, layout, each, nullptr, nullptr},
              problem,
+             cell,
              stride,
              du_stride,
-             {problem, plan.threads}};
+             {problem, facts, plan.threads}};
+  const EmittedEdges<S> edges = {problem, cell};
   const std::size_t loop = static_cast<std::size_t>(run.all_elements()) * sizeof(A);
   const std::size_t after = static_cast<std::size_t>(run.gradients.elements()) * sizeof(A);
-  const Scratch memory(loop > after ? loop : after);  // one use of it after the other
+  const std::size_t most = loop > after ? loop : after;  // one use of it after the other
+  const Scratch memory(most + edges.bytes());
   run.place(memory);
   run.gradients.place(memory);
-  const int64_t width = shape.directions * shape.heads * Cell::kGates * shape.size;
+  run.gradients.edges = edges.fill(memory.data() + most);
+  const int64_t width = shape.directions * shape.heads * facts.gates * shape.size;
   expect_to_fill(problem.dp.data, bytes_of<S>(shape, width));
   if (problem.dx.data != problem.dp.data)
     expect_to_fill(problem.dx.data, bytes_of<S>(shape, problem.input_size));
@@ -363,7 +474,7 @@ void backward(const BackwardProblem& problem) {
         const FlushSubnormals flush;
         auto& run = *static_cast<Run*>(context);
         run.run(run, member);
-        if constexpr (kRows) {
+        if (run.sums()) {
           meet(member);
           run.sum(member);
         }

@@ -206,26 +206,57 @@ RNNFAST_INLINE Tiling make_tiling(int64_t rows, int64_t first_unit, int64_t unit
   return {row_tiles, first_unit, Cut::of(units, ceil_div(units, wide > 1 ? wide : 1))};
 }
 
-// Calls epilogue(row, unit, end, u) for runs of units that cover each row once, u pointing at the
-// kGates products of each unit. Panels outside, rows inside: the weights stream through the cache
-// once a step. Where skip(first_row, end_row) holds, nobody needs the products and u is undefined.
-// x_stride: elements from one row of x to the next, or from one strip to the next.
-template <class A, int kGates, Left kLeft = Left::kRows, class Skip, class Epilogue>
-RNNFAST_INLINE void for_each_product(const Packed<A>& w, const A* x, int64_t x_stride,
+// A tile of products: rows [row, row_end), units [first, end), each with `gates` neighbouring
+// vectors.
+template <class A>
+struct Tile {
+  int64_t row, row_end;
+  int64_t first, end;
+  Vec<A>* products;
+  int64_t row_stride;  // vectors
+
+  RNNFAST_INLINE Tile rows(int64_t from, int64_t to) const {
+    return {from, to, first, end, products + (from - row) * row_stride, row_stride};
+  }
+};
+
+// Calls epilogue(tile) for tiles that cover each row and unit once. Panels outside, rows inside:
+// the weights stream through the cache once a step. Where skip(first_row, end_row) holds, nobody
+// needs the products, and they are undefined. x_stride: elements from one row of x to the next, or
+// from one strip to the next.
+template <class A, Left kLeft = Left::kRows, class Skip, class Epilogue>
+RNNFAST_INLINE void for_each_product(const Packed<A>& w, const A* x, int64_t x_stride, int gates,
                                      const Tiling& tiling, Skip&& skip, Epilogue&& epilogue) {
   const MultiplyTable<A>& multiply = multiply_table<A, kLeft>(w.sums.chains);
-  Vec<A> tile[kAccumulators];
+  constexpr int kGathered = kAccumulators > 32 ? kAccumulators : 32;
+  Vec<A> products[kGathered];
   int64_t unit = tiling.first_unit;
+  if (tiling.rows.total == 1) {  // several tiles for one call of the epilogue
+    const bool skipped = skip(int64_t{0}, int64_t{1});
+    int64_t first = unit, panels = 0;
+    for (int64_t group = 0; group < tiling.units.runs; ++group) {
+      const int64_t more = tiling.units.length(group) * gates;
+      if (panels + more > kGathered) {
+        epilogue(Tile<A>{0, 1, first, unit, products, panels});
+        first = unit;
+        panels = 0;
+      }
+      if (!skipped) multiply.at[1][more](w, unit * gates, x, x_stride, products + panels);
+      panels += more;
+      unit += tiling.units.length(group);
+    }
+    if (panels > 0) epilogue(Tile<A>{0, 1, first, unit, products, panels});
+    return;
+  }
   for (int64_t group = 0, unit_end; group < tiling.units.runs; ++group, unit = unit_end) {
     unit_end = unit + tiling.units.length(group);
-    const int64_t panels = (unit_end - unit) * kGates;
+    const int64_t panels = (unit_end - unit) * gates;
     const A* left = x;
     for (int64_t i = 0, row = 0, row_end; i < tiling.rows.runs; ++i, row = row_end) {
       row_end = row + tiling.rows.length(i);
       if (!skip(row, row_end))
-        multiply.at[row_end - row][panels](w, unit * kGates, left, x_stride, tile);
-      for (int64_t r = row; r < row_end; ++r)
-        epilogue(r, unit, unit_end, tile + (r - row) * panels);
+        multiply.at[row_end - row][panels](w, unit * gates, left, x_stride, products);
+      epilogue(Tile<A>{row, row_end, unit, unit_end, products, panels});
       left += (kLeft == Left::kRows ? row_end - row : 1) * x_stride;
     }
   }

@@ -6,8 +6,7 @@
 #pragma once
 
 #include "parallel.h"
-#include "plan.h"
-#include "rows.h"
+#include "task.h"
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 
@@ -26,14 +25,16 @@ RNNFAST_INLINE void fill_zero(void* data, int64_t elements) {
   for (int64_t i = 0; data != nullptr && i < elements; ++i) static_cast<S*>(data)[i] = S{};
 }
 
-template <class Cell, class S>
+template <class S>
 struct PointGradients {
   using A = Arithmetic<S>;
   using V = Vec<A>;
   static constexpr int L = kLanes<A>;
 
   const BackwardProblem& problem;
+  CellFacts facts;
   int threads;  // at most
+  Edges edges = {};
   A* base = nullptr;
 
   bool wanted() const {
@@ -55,6 +56,7 @@ struct PointGradients {
     fill_zero<S>(problem.db_hh, width());
     fill_zero<A>(problem.dgamma, width());
     fill_zero<A>(problem.dbeta, width());
+    fill_zero<A>(problem.dparameters, facts.parameters * groups() * size());
   }
 
   // Every member of the team calls it.
@@ -92,13 +94,17 @@ struct PointGradients {
 
   int64_t size() const { return problem.shape.size; }
   int64_t groups() const { return problem.shape.directions * problem.shape.heads; }
-  int64_t rows() const { return Cell::kGates * size(); }  // of a group's dW
-  int64_t width() const { return groups() * rows(); }     // of dp
+  int64_t rows() const { return facts.gates * size(); }  // of a group's dW
+  int64_t width() const { return groups() * rows(); }    // of dp
   static int64_t panels_of(int64_t columns) {
     return whole_blocks<A>(ceil_div(columns, L) * with_gap<A>(L * kChunk));
   }
+  // Of what layer norm leaves: with p in it, there is one gradient of both.
+  bool split() const {
+    return problem.gamma != nullptr ? problem.norm_recurrent : facts.split_gradient;
+  }
   // Without a du of its own a cell has one sum for both biases.
-  static constexpr int64_t kBiases = Cell::kSplitGradient ? 2 : 1;
+  int64_t biases() const { return split() ? 2 : 1; }
   int64_t sums_of_group() const { return whole_blocks<A>(most_tiles() * 2 * kStrip<A>); }
   int64_t most_tiles() const { return ceil_div(rows(), kTileRows) + 2 * threads; }
   static int64_t strip() { return whole_blocks<A>(with_gap<A>(kChunk * kStrip<A>)); }
@@ -126,7 +132,7 @@ struct PointGradients {
     at.sum_ih = at.sum_hh + (sums && state ? whole_blocks<A>(width() * size()) : 0);
     at.sum_b = at.sum_ih + (sums && inputs ? whole_blocks<A>(width() * problem.input_size) : 0);
     at.stream_end =
-        at.sum_b + (problem.db_ih != nullptr ? kBiases * groups() * sums_of_group() : 0);
+        at.sum_b + (problem.db_ih != nullptr ? biases() * groups() * sums_of_group() : 0);
     return at;
   }
 
@@ -200,7 +206,7 @@ struct PointGradients {
                        problem.input_size);
       });
       if (problem.db_ih != nullptr)
-        for (int64_t i = 0; i < kBiases * shared.groups(); ++i)
+        for (int64_t i = 0; i < shared.biases() * shared.groups(); ++i)
           fill_zero<A>(own_sums(i), tiling.rows.runs * 2 * kStrip<A>);
     }
 
@@ -222,8 +228,8 @@ struct PointGradients {
         if (problem.dw_ih != nullptr) total(areas.sum_ih, problem.dw_ih, row, problem.input_size);
       });
       for (int64_t group = 0; problem.db_ih != nullptr && group < shared.groups(); ++group) {
-        write_sums(problem.db_ih, kBiases * group, group);
-        write_sums(problem.db_hh, kBiases * group + kBiases - 1, group);
+        write_sums(problem.db_ih, shared.biases() * group, group);
+        write_sums(problem.db_hh, shared.biases() * (group + 1) - 1, group);
       }
     }
 
@@ -271,8 +277,9 @@ struct PointGradients {
     }
 
     void sum_group(int64_t group) {
-      const Sequence<void*>& du_of = Cell::kSplitGradient ? problem.du : problem.dp;
+      const Sequence<void*>& du_of = shared.split() ? problem.du : problem.dp;
       const bool reverse = group >= shape.heads;
+      const S* const rest = static_cast<const S*>(shared.edges.rest);
       for (int64_t k = 0; k < points; ++k) {
         du[k] = static_cast<const S*>(du_of.data) + t[k] * du_of.stride_t + b[k] * du_of.stride_b +
                 group * shared.rows();
@@ -280,15 +287,15 @@ struct PointGradients {
         const int64_t edge = reverse ? t[k] + 1 : t[k];  // between the step and the one before it
         if (problem.reset != nullptr && edge < length &&
             problem.reset[edge * shape.batch + b[k]] != 0) {
-          right[k] = nullptr;
+          right[k] = rest != nullptr ? rest + group * shape.size : nullptr;
         } else if (t[k] != (reverse ? length - 1 : 0)) {
           right[k] = static_cast<const S*>(problem.y.data) +
                      (reverse ? t[k] + 1 : t[k] - 1) * problem.y.stride_t +
                      b[k] * problem.y.stride_b + group * shape.size;
-        } else if (problem.h_0 != nullptr) {
-          right[k] = static_cast<const S*>(problem.h_0) + state_offset(shape, group, b[k]);
+        } else if (shared.edges.first != nullptr) {
+          right[k] = static_cast<const S*>(shared.edges.first) + state_offset(shape, group, b[k]);
         } else {
-          right[k] = nullptr;
+          right[k] = rest != nullptr ? rest + group * shape.size : nullptr;
         }
       }
       if (problem.dw_hh != nullptr) pack_panels(areas.state_panels, shape.size);
@@ -299,7 +306,7 @@ struct PointGradients {
         if (problem.dw_hh != nullptr)
           multiply(areas.state_panels, shape.size,
                    sums(areas.sum_hh, problem.dw_hh) + row * shape.size);
-        if constexpr (Cell::kSplitGradient) {
+        if (shared.split()) {
           if (problem.db_ih != nullptr) sum_strips(own_sums(2 * group + 1));
           for (int64_t k = 0; k < points; ++k)
             du[k] = static_cast<const S*>(problem.dp.data) + t[k] * problem.dp.stride_t +
@@ -309,7 +316,7 @@ struct PointGradients {
         if (problem.dw_ih != nullptr)
           multiply(areas.input_panels, problem.input_size,
                    sums(areas.sum_ih, problem.dw_ih) + row * problem.input_size);
-        if (problem.db_ih != nullptr) sum_strips(own_sums(kBiases * group));
+        if (problem.db_ih != nullptr) sum_strips(own_sums(shared.biases() * group));
       }
       meet();  // the panels may change
     }
@@ -370,14 +377,16 @@ struct PointGradients {
       const bool brief = shape.steps * shape.batch <= 384;
       const Sums sums = brief ? Sums{part_for<A>(32), 1} : usual_sums<A>(points);
       const Packed<A> packed = {at(panels), points, with_gap<A>(points * L), false, sums};
-      for_each_product<A, 1, Left::kStrips>(
-          packed, own_strips(), strip_stride(), tiles, [](int64_t, int64_t) { return false; },
-          [&](int64_t row, int64_t vector, int64_t end, const V* product) RNNFAST_INLINE_LAMBDA {
-            for (; vector < end; ++vector, ++product) {
-              A* const to = sum + row * columns + vector * L;
-              const int64_t rest = columns - vector * L;
-              store(to, load(to, rest) + product[0], rest);
-            }
+      for_each_product<A, Left::kStrips>(
+          packed, own_strips(), strip_stride(), 1, tiles, [](int64_t, int64_t) { return false; },
+          [&](const Tile<A>& tile) RNNFAST_INLINE_LAMBDA {
+            const V* product = tile.products;
+            for (int64_t row = tile.row; row < tile.row_end; ++row)
+              for (int64_t column = tile.first * L; column < tile.end * L; column += L, ++product) {
+                A* const to = sum + row * columns + column;
+                const int64_t rest = columns - column;
+                store(to, load(to, rest) + *product, rest);
+              }
           });
     }
 
@@ -407,6 +416,7 @@ struct PointGradients {
     }
 
     void write_sums(void* db, int64_t index, int64_t group) const {
+      if (db == nullptr) return;
       const A* sums = own_sums(index);
       const A* const other = sums + areas.stream_end;
       S* const to = static_cast<S*>(db) + group * shared.rows() + first_row;
@@ -437,14 +447,17 @@ struct PointGradients {
                      b[first + k] * problem.dp.stride_b,
                  layout.inner);
       const int64_t columns = problem.input_size;
-      for_each_product<A, 1>(
-          layout.group(at(areas.w_ih), 0), rows, stride, make_tiling(count, 0, layout.units, 1),
-          [](int64_t, int64_t) { return false; },
-          [&](int64_t row, int64_t vector, int64_t end, const V* product) RNNFAST_INLINE_LAMBDA {
-            S* const to = static_cast<S*>(problem.dx.data) + t[first + row] * problem.dx.stride_t +
-                          b[first + row] * problem.dx.stride_b;
-            for (; vector < end; ++vector, ++product)
-              store(to + vector * L, narrow<S>(product[0]), columns - vector * L);
+      for_each_product(
+          layout.group(at(areas.w_ih), 0), static_cast<const A*>(rows), stride, 1,
+          make_tiling(count, 0, layout.units, 1), [](int64_t, int64_t) { return false; },
+          [&](const Tile<A>& tile) RNNFAST_INLINE_LAMBDA {
+            const V* product = tile.products;
+            for (int64_t k = first + tile.row; k < first + tile.row_end; ++k) {
+              S* const to = static_cast<S*>(problem.dx.data) + t[k] * problem.dx.stride_t +
+                            b[k] * problem.dx.stride_b;
+              for (int64_t column = tile.first * L; column < tile.end * L; column += L, ++product)
+                store(to + column, narrow<S>(*product), columns - column);
+            }
           });
     }
   };

@@ -43,8 +43,12 @@ struct Sequence {
 // [D, heads*gates*S], h_0 and h_n, c_0 and c_n [D, B, heads*S].
 // The input is either p, or x [T, B, I] with w_ih and perhaps biases, p = x W_ih^T + b_ih + b_hh.
 //
-// Layer norm, where gamma is given: gamma, beta, dgamma and dbeta [groups * S] and rstd
-// [T, B, groups] in the arithmetic type, contiguous.
+// h_0 and h_n are of the cell's first state, c_0 and c_n of its second one, if it has two.
+// A cell's own parameters and their gradients: [kParameters, groups * S] in the arithmetic type.
+//
+// Layer norm, where gamma is given, over the gates * S values of one group: of p + u, or with
+// norm_recurrent of u alone. gamma, beta, dgamma and dbeta [groups * gates * S] and rstd
+// [T, B, groups] in the arithmetic type, contiguous; ahat [T, B, groups * gates * S].
 struct ForwardProblem {
   const char* cell = "";  // its name: "rnn_tanh"
   Dtype dtype = Dtype::kFloat32;
@@ -64,6 +68,8 @@ struct ForwardProblem {
   const void* gamma = nullptr;
   const void* beta = nullptr;
   double norm_eps = 0;
+  bool norm_recurrent = false;
+  const void* parameters = nullptr;
   Sequence<void*> y;
   Sequence<void*> saved;
   Sequence<void*> ahat;
@@ -95,15 +101,18 @@ struct BackwardProblem {
   const void* beta = nullptr;
   Sequence<const void*> ahat;
   const void* rstd = nullptr;
+  bool norm_recurrent = false;
+  const void* parameters = nullptr;
   Sequence<void*> dp;
-  Sequence<void*> du;  // written only by cells with kSplitGradient
+  Sequence<void*> du;  // written where it differs from dp
   Sequence<void*> dx;  // may be the memory of dp
   void* dw_ih = nullptr;
-  void* db_ih = nullptr;  // both or neither
-  void* db_hh = nullptr;
+  void* db_ih = nullptr;
+  void* db_hh = nullptr;  // none without db_ih, nor with norm_recurrent: dbeta is what it would be
   void* dw_hh = nullptr;
   void* dgamma = nullptr;  // both or neither
   void* dbeta = nullptr;
+  void* dparameters = nullptr;
   void* dh_0 = nullptr;
   void* dc_0 = nullptr;
   double* record = nullptr;  // [D, T, B or 1, kFields]
@@ -150,6 +159,8 @@ void visit_fields(ForwardProblem& problem, Visit&& visit) {
   visit("gamma", problem.gamma);
   visit("beta", problem.beta);
   visit("norm_eps", problem.norm_eps);
+  visit("norm_recurrent", problem.norm_recurrent);
+  visit("parameters", problem.parameters);
   visit("y", problem.y);
   visit("saved", problem.saved);
   visit("ahat", problem.ahat);
@@ -182,6 +193,8 @@ void visit_fields(BackwardProblem& problem, Visit&& visit) {
   visit("beta", problem.beta);
   visit("ahat", problem.ahat);
   visit("rstd", problem.rstd);
+  visit("norm_recurrent", problem.norm_recurrent);
+  visit("parameters", problem.parameters);
   visit("dp", problem.dp);
   visit("du", problem.du);
   visit("dx", problem.dx);
@@ -191,6 +204,7 @@ void visit_fields(BackwardProblem& problem, Visit&& visit) {
   visit("dw_hh", problem.dw_hh);
   visit("dgamma", problem.dgamma);
   visit("dbeta", problem.dbeta);
+  visit("dparameters", problem.dparameters);
   visit("dh_0", problem.dh_0);
   visit("dc_0", problem.dc_0);
   visit("record", problem.record);

@@ -141,18 +141,31 @@ struct Moments {
   A rest;
   A rstd;
 
-  RNNFAST_INLINE static Moments of(const A* row, int64_t size, double eps) {
-    A sum[1], sums[2];
-    sum_row<A>(size, sum, [&](auto, int64_t unit, Vec<A>* values) RNNFAST_INLINE_LAMBDA {
-      values[0] = load(row + unit);
-    });
-    const A mean = sum[0] / static_cast<A>(size);
-    sum_row<A>(size, sums, [&](auto, int64_t unit, Vec<A>* values) RNNFAST_INLINE_LAMBDA {
-      values[0] = load(row + unit) - mean;
-      values[1] = values[0] * values[0];
-    });
-    const A rest = sums[0] / static_cast<A>(size);
-    const A variance = sums[1] / static_cast<A>(size) - rest * rest;
+  // Of `gates` rows, taken as one.
+  RNNFAST_INLINE static Moments of(const A* rows, int gates, int64_t stride, int64_t size,
+                                   double eps) {
+    const A count = static_cast<A>(gates * size);
+    A sum = 0, sums[2] = {};
+    for (int gate = 0; gate < gates; ++gate) {
+      const A* const row = rows + gate * stride;
+      A part[1];
+      sum_row<A>(size, part, [&](auto, int64_t unit, Vec<A>* values) RNNFAST_INLINE_LAMBDA {
+        values[0] = load(row + unit);
+      });
+      sum = gate == 0 ? part[0] : sum + part[0];
+    }
+    const A mean = sum / count;
+    for (int gate = 0; gate < gates; ++gate) {
+      const A* const row = rows + gate * stride;
+      A parts[2];
+      sum_row<A>(size, parts, [&](auto, int64_t unit, Vec<A>* values) RNNFAST_INLINE_LAMBDA {
+        values[0] = load(row + unit) - mean;
+        values[1] = values[0] * values[0];
+      });
+      for (int i = 0; i < 2; ++i) sums[i] = gate == 0 ? parts[i] : sums[i] + parts[i];
+    }
+    const A rest = sums[0] / count;
+    const A variance = sums[1] / count - rest * rest;
     const double positive = variance < 0 ? 0 : static_cast<double>(variance);  // NaN stays
     return {mean, rest, static_cast<A>(1 / __builtin_sqrt(positive + eps))};
   }

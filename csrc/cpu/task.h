@@ -3,7 +3,7 @@
 
 #include "parallel.h"
 #include "plan.h"
-#include "rows.h"
+#include "points.h"
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 
@@ -13,6 +13,12 @@ struct Slice {
   int64_t group;
   int64_t first;
   int64_t count;
+};
+
+// h before the first step, [D, B, heads * S], and after a reset, [groups * S]; null for zeros.
+struct Edges {
+  const void* first;
+  const void* rest;
 };
 
 // The threads that share one task, seen from one of them.
@@ -32,38 +38,14 @@ RNNFAST_INLINE Slice make_slice(const Plan& plan, int64_t batch, int64_t task) {
   return {task, task / plan.slices, first, part_begin(batch, plan.slices, index + 1) - first};
 }
 
-RNNFAST_INLINE int64_t state_elements(const Shape& shape) {
-  return shape.directions * shape.batch * shape.heads * shape.size;
-}
-
-// What one step reads or writes of one tensor. A step holds these in local variables: it could
-// not keep members in registers, since any store might change them.
-template <class T>
-struct Rows {
-  T* data = nullptr;
-  int64_t stride = 0;
-
-  RNNFAST_INLINE T* at(int64_t row, int64_t unit) const { return data + row * stride + unit; }
-  RNNFAST_INLINE Rows from(int64_t row) const { return {data + row * stride, stride}; }
-  // Asks for the line ahead of its use: rows lie too far apart for the hardware to see a stream.
-  RNNFAST_INLINE void prefetch(int64_t row, int64_t unit) const {
-    __builtin_prefetch(at(row, unit));
-  }
-};
-
-// Room for the values of a cell; one even where it has none, since C++ has no empty arrays.
-template <class V, int kCount>
-struct Values {
-  V at[kCount > 0 ? kCount : 1];
-};
-
 // What both directions of the loop know about a task.
-template <class Cell, class S>
+template <class S>
 struct Task {
   using A = Arithmetic<S>;
   using V = Vec<A>;
   static constexpr int L = kLanes<A>;
 
+  const CellPoints<S>* cell;
   Shape shape;
   Slice slice;
   Crew crew;
@@ -96,7 +78,11 @@ struct Task {
   // The units that this member computes.
   RNNFAST_INLINE int64_t first_unit() const { return tiling.first_unit * L; }
   RNNFAST_INLINE int64_t end_unit() const { return (tiling.first_unit + tiling.units.total) * L; }
-  RNNFAST_INLINE int64_t parameter(int64_t unit) const { return slice.group * shape.size + unit; }
+  RNNFAST_INLINE int64_t group_width() const {
+    return slice.group * cell->facts.gates * shape.size;
+  }
+  // Elements of one vector of units of every group: a cell's parameter, or the weights of a norm.
+  RNNFAST_INLINE int64_t all_units() const { return shape.directions * shape.heads * shape.size; }
   // Of the one number that a row has in rstd [T, B, groups].
   RNNFAST_INLINE int64_t rstd_place(int64_t t, int64_t row) const {
     return (t * shape.batch + slice.first + row) * shape.directions * shape.heads + slice.group;
@@ -109,16 +95,23 @@ struct Task {
                 slice.first * sequence.stride_b + slice.group * values * shape.size,
             sequence.stride_b};
   }
-  // One state vector of a contiguous [count, D, B, heads * S].
+  // One state vector of a contiguous [D, B, heads * S].
   template <class To, class Pointer>
-  RNNFAST_INLINE To* state(Pointer data, int index, int64_t row, int64_t unit) const {
-    return static_cast<To*>(data) + index * state_elements(shape) +
-           state_offset(shape, slice.group, slice.first + row) + unit;
+  RNNFAST_INLINE To* state(Pointer data, int64_t row, int64_t unit) const {
+    return static_cast<To*>(data) + state_offset(shape, slice.group, slice.first + row) + unit;
   }
-  RNNFAST_INLINE V state_or_zero(const void* data, int index, int64_t row, int64_t unit) const {
+  RNNFAST_INLINE V state_or_zero(const void* data, int64_t row, int64_t unit) const {
     if (data == nullptr) return V{};
-    return load(state<const S>(data, index, row, unit), shape.size - unit);
+    return load(state<const S>(data, row, unit), shape.size - unit);
   }
 };
+
+// h as it is stored, in place.
+template <class S>
+RNNFAST_INLINE void round_to_storage(Arithmetic<S>* h, int64_t count) {
+  constexpr int L = kLanes<Arithmetic<S>>;
+  for (int64_t i = 0; i < count; i += L)
+    store(h + i, widen<S>(narrow<S>(load(h + i, count - i))), count - i);
+}
 
 }  // namespace rnnfast::cpu::RNNFAST_LEVEL

@@ -75,15 +75,18 @@ def forward(
     y, (h_n, _), (_, ahat, rstd) = results
     w_ih, b_ih, b_hh, w_hh, gamma, beta, _ = weights
     x = with_dense_rows(x)
-    kept = [_contiguous(v) for v in (w_ih, b_ih, b_hh, w_hh, gamma, beta, states.h, *rows)]
-    w_ih, b_ih, b_hh, w_hh_at, gamma, beta, h_0, lengths, reset = map(_address, kept)
+    tensors = (w_ih, b_ih, b_hh, w_hh, gamma, beta, states.h, *rows)
+    held = [v if v is None else v.contiguous() for v in tensors]
+    addresses = [v if v is None else v.data_ptr() for v in held]
+    w_ih, b_ih, b_hh, w_hh_at, gamma, beta, h_0, lengths, reset = addresses
     _C.rnn_forward(
         cell=options.cell, dtype=DTYPES[x.dtype],
         steps=T, batch=B, size=w_hh.shape[-1], directions=h_n.shape[0], heads=options.heads,
         threads=torch.get_num_threads(), lengths=lengths, reset=reset,
         p=_strided(x) if w_ih is None else None, x=None if w_ih is None else _strided(x),
         input_size=width, w_ih=w_ih, b_ih=b_ih, w_hh=w_hh_at, b_hh=b_hh, h_0=h_0, c_0=None,
-        gamma=gamma, beta=beta, norm_eps=options.norm_eps, y=_strided(y), saved=None,
+        gamma=gamma, beta=beta, norm_eps=options.norm_eps,
+        norm_recurrent=False, parameters=None, y=_strided(y), saved=None,
         ahat=_strided(ahat), rstd=_address(rstd), h_n=h_n.data_ptr(), c_n=None,
     )  # fmt: skip
     return results
@@ -103,7 +106,7 @@ def backward(
     w_ih, _, _, w_hh, gamma, beta, _ = kept.weights
     y, ahat, rstd = with_dense_rows(kept.y), with_dense_rows(kept.saved.ahat), kept.saved.rstd
     T, B, width = y.shape
-    gradients = empty_gradients(kept._replace(y=y), wanted)
+    gradients = empty_gradients(kept, wanted)
     dx, (dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, _), (dh_0, _) = gradients
     others = dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0
     # The kernel has read da of a point by the time it writes dx there: one memory for both, where
@@ -113,27 +116,28 @@ def backward(
     grad_y, grad_h_n = with_dense_rows(given.y), given.states.h
     x = with_dense_rows(kept.x) if w_ih is not None and wanted.weights else None
     tensors = (w_ih, w_hh, gamma, beta, rstd, kept.states.h, *kept.rows, grad_h_n)
-    held = [_contiguous(v) for v in tensors]
-    w_ih_at, w_hh_at, gamma, beta, rstd, h_0, lengths, reset, grad_h_n = map(_address, held)
-    dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0 = map(_address, others)
+    held = [v if v is None else v.contiguous() for v in tensors]
+    addresses = [v if v is None else v.data_ptr() for v in held]
+    w_ih_at, w_hh_at, gamma, beta, rstd, h_0, lengths, reset, grad_h_n = addresses
+    dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0 = [
+        v if v is None else v.data_ptr() for v in others
+    ]
     limit = options.clip_state_grad
     _C.rnn_backward(
         cell=options.cell, dtype=DTYPES[y.dtype],
-        steps=T, batch=B, size=w_hh.shape[-1], directions=w_hh.shape[0], heads=options.heads,
+        steps=T, batch=B, size=w_hh.shape[-1], directions=options.directions, heads=options.heads,
         threads=torch.get_num_threads(), lengths=lengths, reset=reset,
         window=options.bptt_window or 0, clip=math.inf if limit is None else limit,
         grad_y=_strided(grad_y), grad_h_n=grad_h_n, grad_c_n=None, y=_strided(y), saved=None,
         x=_strided(x), input_size=0 if w_ih is None else w_ih.shape[1],
         w_ih=w_ih_at, w_hh=w_hh_at, h_0=h_0, gamma=gamma, beta=beta,
-        ahat=_strided(ahat), rstd=rstd, dp=_strided(dp), du=None, dx=_strided(dx),
+        ahat=_strided(ahat), rstd=rstd, norm_recurrent=False,
+        parameters=None, dp=_strided(dp), du=None, dx=_strided(dx),
         dw_ih=dw_ih, db_ih=db_ih, db_hh=db_hh, dw_hh=dw_hh, dgamma=dgamma, dbeta=dbeta,
-        dh_0=dh_0, dc_0=None, record=_address(record), per_sample=options.per_sample,
+        dparameters=None, dh_0=dh_0, dc_0=None, record=_address(record),
+        per_sample=options.per_sample,
     )  # fmt: skip
     return gradients
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
 
 
 def _address(x: Tensor | None) -> int | None:

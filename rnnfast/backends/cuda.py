@@ -173,13 +173,13 @@ def backward(
                 planned, **common, per_sample=options.per_sample, record=record.data_ptr()
             )
     dx, *of_projection = products.projected_back(dp, kept, wanted)
-    dw_hh = products.dw_hh(dp, kept, options.heads) if wanted.weights else None
+    dw_hh = products.dw_hh(dp, kept, options) if wanted.weights else None
     of_norm = (v if v is None else v.sum(0) for v in (dgamma, dbeta))
     return Gradients(dx, Weights(*of_projection, dw_hh, *of_norm), States(dh_0))
 
 
 def _plan_of(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Plan:
-    G = w_hh.shape[0] * options.heads
+    G = options.directions * options.heads
     mode = cuda_plan.mode_of(x.dtype)
     device = cuda_plan.device_of(x.device.type, x.device.index, mode)
     size = mode, w_hh.shape[-1], G, x.shape[1], gamma is not None
@@ -209,7 +209,7 @@ def _calls(
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """Forward and backward of T steps; both have run once, so that what they load is there."""
     _, S, G, B, norm = size
-    x, w_hh = like.new_zeros(T, B, G * S), like.new_zeros(1, G * S, S)
+    x, w_hh = like.new_zeros(T, B, G * S), like.new_zeros(G * S, S)
     gamma = like.new_ones(G * S, dtype=torch.float32) if norm else None
     weights, options = Weights(None, None, None, w_hh, gamma, gamma), Options(heads=G)
 
@@ -241,7 +241,7 @@ def _shape(y: Tensor, w_hh: Tensor, options: Options, paired: bool) -> dict[str,
         "batch": B,
         "size": w_hh.shape[-1],
         "heads": options.heads,
-        "groups": w_hh.shape[0] * options.heads,
+        "groups": options.directions * options.heads,
         "paired": paired,
     }
 

@@ -53,7 +53,7 @@ def _outside(b: Tensor, weights: Weights, options: Options) -> Tensor:
     cell = CELLS[options.cell]
     if not cell.apart:
         return b
-    by_gate = b.view(weights.w_hh.shape[0], len(cell.gates), -1)
+    by_gate = b.view(options.directions, len(cell.gates), -1)
     return torch.where(loop.outside(cell, b)[..., 0, 0], by_gate, 0).flatten()
 
 

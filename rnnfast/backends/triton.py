@@ -1,6 +1,6 @@
-"""The Triton kernels, for NVIDIA GPUs: no compiler is needed where it is installed.
+"""The Triton kernels, for NVIDIA GPUs. They need no C++ or CUDA compiler.
 
-The projection, and the products over all steps that follow backward, are torch's (cuBLAS).
+torch (cuBLAS) computes the projection, and the products over all steps after backward.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (8, 0)  # compute capability
 OLDEST_TRITON = (3, 6)
-MOST_ROWS = 2**30 - 1  # of the batch: those of both directions are counted in 32 bits
-# On CPU tensors, slowly, one program after another: for tests.
+MOST_ROWS = 2**30 - 1  # of the batch: kernels count the rows of both directions in 32 bits
+# Triton's interpreter runs one program after another on CPU tensors: for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-# No fewer registers than there are: the compiler would spill some for a second block that the
-# shared memory has no room for.
+# The compiler may use all 255 registers. It would otherwise spill some to make room for a second
+# block, for which there is too little shared memory.
 COMPILED = {"enable_fp_fusion": True, "maxnreg": 255}
 
 
@@ -64,12 +64,12 @@ def unavailable(problem: Problem) -> str:
 
 
 def plan(problem: Problem) -> str:
-    """The launch plan of a problem that it serves, for reading."""
+    """The launch plan of a problem that this backend can run, for reading."""
     return str(_planned(*problem.launch))
 
 
 def estimates(problem: Problem) -> tuple[float, float]:
-    """Microseconds of a time step of forward: ours, and of torch's kernels."""
+    """Microseconds of a time step of forward, estimated: of our kernels, and of torch's."""
     return _estimated(*problem.launch)
 
 
@@ -83,7 +83,7 @@ def _planned(
     rows: int,
     norm: bool,
 ) -> Plan | str:
-    """How it is launched, or why not at all."""
+    """The launch plan, or why there is none."""
     if _without_triton():
         return _without_triton()
     if kind == "cuda" and not torch.cuda.is_available():
@@ -99,16 +99,16 @@ def _planned(
 
 @functools.cache
 def _without_triton() -> str:
-    """Why there is no Triton to compile with; "" where there is."""
+    """Why there is no usable Triton, or ""."""
     try:
         found = importlib.import_module("triton").__version__
-    except (ImportError, AttributeError):  # a folder of that name is no Triton, either
+    except (ImportError, AttributeError):  # a folder of that name is not Triton
         return "triton is not installed (pip install 'rnnfast[triton]')"
     if _version(found) < OLDEST_TRITON:
         return f"it needs triton {'.'.join(map(str, OLDEST_TRITON))}, and {found} is installed"
     if INTERPRETED and _version(found) < (3, 7):
         numpy = importlib.import_module("numpy").__version__
-        if _version(numpy) >= (2, 4):  # which makes no number of an array of one
+        if _version(numpy) >= (2, 4):  # it refuses to turn an array of one into a number
             return (
                 f"the interpreter of triton 3.6 needs a NumPy below 2.4, and {numpy} is installed"
             )
@@ -212,7 +212,7 @@ def backward(
         measured = sequences | {"p_record": record, "p_carry": carry, "p_dp": dp}
         _measure(measured, form, cell, options.per_sample)
     dx, *of_projection = products.projected_back(dp, kept, wanted)
-    dw_hh = products.dw_hh(dp, kept, options.heads) if wanted.weights else None
+    dw_hh = products.dw_hh(dp, kept, options) if wanted.weights else None
     d_norm = (v if v is None else v.sum(0) for v in d_norm)
     return Gradients(dx, Weights(*of_projection, dw_hh, *d_norm), States(dh_0))
 
@@ -238,7 +238,7 @@ def _measure(arguments: dict, form: Form, cell: Cell, per_sample: bool) -> None:
 
 
 def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Plan:
-    G = w_hh.shape[0] * options.heads
+    G = options.directions * options.heads
     size = Size(w_hh.shape[-1], G, x.shape[1], _precision(x.dtype), gamma is not None)
     found = choose(size, _device(x.device.type, x.device.index))
     if isinstance(found, str):
@@ -247,7 +247,7 @@ def _plan(x: Tensor, w_hh: Tensor, gamma: Tensor | None, options: Options) -> Pl
 
 
 def _launch(kernels, plan: Plan, form: Form, arguments: dict, sums: int) -> None:
-    """Runs the kernel of the plan. sums: how many a row the programs of a team exchange."""
+    """Runs the kernel of the plan. sums: how many numbers a row the programs of a team exchange."""
     weights = arguments["weights"].w
     form = form._replace(SW=weights.shape[-1], BS=plan.block_units, BB=plan.block_rows)
     if plan.kernel == "resident":
@@ -274,7 +274,8 @@ def _run(kernel, grid: tuple[int, ...], arguments: dict, **options) -> None:
 
 
 def _on(device: torch.device) -> AbstractContextManager:
-    """Triton launches on the current device; its interpreter's numbers are NumPy's, which warns."""
+    """Makes the device current, because Triton launches there. Its interpreter computes in NumPy:
+    there, silences NumPy's warnings."""
     if device.type == "cuda":
         return torch.cuda.device(device)
     return importlib.import_module("numpy").errstate(all="ignore")
@@ -315,8 +316,8 @@ def _weights(weights: Weights) -> kernel_arguments.Weights:
 
 
 def _padded(w_hh: Tensor) -> Tensor:
-    """[GROUPS, SW, SW]: W_hh, and as many zeros as let every row begin at 16 bytes. Otherwise each
-    value would be a load of its own, and its address would take registers that are not there."""
+    """W_hh as [GROUPS, SW, SW], with zeros beyond S so that every row begins at 16 bytes. Otherwise
+    each value would be a load of its own, and the addresses would need too many registers."""
     S = w_hh.shape[-1]
     w_hh = w_hh.reshape(-1, S, S).contiguous()
     gap = -S % (16 // w_hh.element_size())
@@ -330,7 +331,7 @@ def _form(w_hh: Tensor, options: Options, unit: int) -> Form:
     return Form(
         S=w_hh.shape[-1],
         HEADS=options.heads,
-        GROUPS=w_hh.shape[0] * options.heads,
+        GROUPS=options.directions * options.heads,
         F=_cell(options).nonlinearity,
         PRECISION=_precision(w_hh.dtype),
         UNIT=unit,
@@ -338,7 +339,8 @@ def _form(w_hh: Tensor, options: Options, unit: int) -> Form:
 
 
 def _unit(S: int, *rows: Tensor) -> int:
-    """How many values a vector load may take: 16 bytes of them, where all begin at such borders."""
+    """How many values a vector load may take: 16 bytes of them where all rows begin at 16 bytes,
+    otherwise 1."""
     size = rows[0].element_size()
     width = 16 // size
     aligned = S % width == 0 and all(

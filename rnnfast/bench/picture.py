@@ -86,7 +86,7 @@ def speed_up(by_precision: dict[str, list[Row]], where: str) -> Figure | None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}x"))
         low, high = axes.dataLim.intervaly
         axes.set_ylim(min(0.8, low / 1.2), max(1.25, high * 1.3))
-        axes.set_ylabel(f"{precision}: time / rnnfast's", fontsize=11)
+        axes.set_ylabel(f"{precision}: nn.RNN's time / this line's time", fontsize=11)
         axes.set_xlabel("hidden size H (input size the same)", fontsize=11)
     _legend(
         figure,

@@ -112,7 +112,7 @@ def _draw_half_life(axes: Axes, panel: Panel, bottom: float) -> None:
     end = panel.x[0] if panel.towards < 0 else panel.x[-1]
     length = min(abs(end - x), panel.half_life * math.log2(y / bottom)) if y > bottom else 0
     line = [x, x + panel.towards * length], [y, y * 2 ** (-length / panel.half_life)]
-    label = "what half-life alone leaves"
+    label = "decay with this half-life"
     axes.plot(*line, color=INK, linewidth=1.3, linestyle=":", label=label)
 
 

@@ -32,7 +32,7 @@ def node(
     w_ih, b_ih, b_hh, w_hh = weights[:4]
     h_0, lengths = states.h, rows.lengths
     T, B, width = x.shape
-    D, H, _ = w_hh.shape
+    D, H = options.directions, w_hh.shape[1]
     if w_ih is None:  # x is the projection already
         w_ih = torch.eye(width, dtype=x.dtype, device=x.device)
     bias = None

@@ -117,7 +117,9 @@ class Recording(WeightLookup):
     # numbers mean something in this process alone.
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_records": []}
+        state = self.__dict__ | {"_records": []}
+        state.pop("_chosen", None)  # stack.py: of this process
+        return state
 
     def __setstate__(self, state: dict) -> None:
         nn.Module.__setstate__(self, state)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..backends import Problem, cuda, rows_for_choice, select, torch_native
+from ..backends import Problem, cpu, cuda, rows_for_choice, select, torch_native
 from ..compiler import as_leaf, eager, makes_program
 from ..functional import check_lengths, check_reset
 from ..ops import layer
@@ -26,6 +26,20 @@ from ..values import has_values
 from . import wavefront
 from .base import Recurrent
 from .packing import Packing, dropped
+
+# Arguments that nn.RNN lacks and a backend may not have.
+EXTRAS = (
+    "residual",
+    "norm",
+    "num_heads",
+    "reset",
+    "bptt_window",
+    "clip_state_grad",
+    "track_gradient_flow",
+)
+
+
+NOT_CHOSEN = None, "", None
 
 
 class Call(NamedTuple):
@@ -149,10 +163,13 @@ class Stack(Recurrent):
 
     def _check(self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> None:
         """nn.RNN's checks, in its order, before anything runs."""
-        self.check_input(input, batch_sizes)
+        weight = self._weight("weight_ih_l0")
+        dims = 3 if batch_sizes is None else 2
+        fits = input.dim() == dims and input.shape[-1] == self.input_size
+        if not fits or input.dtype != weight.dtype:
+            self.check_input(input, batch_sizes)  # which lists all weights, and takes a while
         if hx is not None:
             self._check_states(input, hx, batch_sizes)
-        weight = self._weight("weight_ih_l0")
         if weight.device != input.device:
             raise RuntimeError(
                 "Input and parameter tensors are not at the same device, found input tensor at "
@@ -211,16 +228,16 @@ class Stack(Recurrent):
         """
         device = input.device.type
         dtype = precision.autocast_dtype(device) or input.dtype
-        used = {
-            "residual": self.residual,
-            "norm": self.norm,
-            "num_heads": self.num_heads > 1,
-            "reset": reset is not None,
-            "bptt_window": self.bptt_window,
-            "clip_state_grad": self.clip_state_grad,
-            "track_gradient_flow": self.track_gradient_flow,
-        }
-        extras = tuple(name for name, value in used.items() if value)
+        used = (
+            self.residual,
+            self.norm,
+            self.num_heads > 1,
+            reset is not None,
+            self.bptt_window,
+            self.clip_state_grad,
+            self.track_gradient_flow,
+        )
+        extras = tuple(name for name, value in zip(EXTRAS, used) if value) if any(used) else ()
         if rows is None:
             rows = 1 if input.dim() == 2 else input.shape[0 if self.batch_first else 1]
         groups = (2 if self.bidirectional else 1) * self.num_heads
@@ -232,6 +249,32 @@ class Stack(Recurrent):
         place of torch's stack."""
         chosen = select(self.backend, problem)
         return "reference" if chosen == "torch" and in_transform() else chosen
+
+    def _choice(self, u: Tensor, reset: Tensor | None, rows: int) -> tuple[Options, str, Problem]:
+        """The settings of the recurrence, the backend of this call, and the facts it depends on. On
+        the CPU these facts are few, and the choice is remembered: a small call has microseconds."""
+        options = Options(
+            self._cell(),
+            2 if self.bidirectional else 1,
+            self.num_heads,
+            self.norm_eps,
+            self.bptt_window,
+            self.clip_state_grad,
+            self.track_gradient_flow == "sample",
+        )
+        key = None
+        if u.is_cpu and not torch.compiler.is_compiling():
+            facts = u.dtype, reset is None, precision.autocast_dtype("cpu"), cpu._C is None
+            settings = self.backend, self.norm, self.residual, self.track_gradient_flow
+            key = options, *settings, *facts
+            remembered, choice, problem = self.__dict__.get("_chosen", NOT_CHOSEN)
+            if remembered == key:
+                return options, choice, problem
+        problem = self._problem(u, reset, rows)
+        choice = self._backend(problem)
+        if key is not None and choice == "cpu":
+            self.__dict__["_chosen"] = key, choice, problem
+        return options, choice, problem
 
     def _torch_options(self) -> tuple:
         return (
@@ -256,22 +299,13 @@ class Stack(Recurrent):
         """u [T, B, I] -> output [T, B, D * H] and h_n [L * D, B, H]; reset is [T, B]. The results
         are time first in memory, as nn.RNN's are."""
         T, B = u.shape[:2]
-        problem = self._problem(u, reset, B)
-        backend = self._backend(problem)
+        options, backend, problem = self._choice(u, reset, B)
         if backend == "torch" and lengths is not None and not has_values(lengths):
             # torch's kernels would sort lengths that have no values; a program refuses to.
             backend = "torch" if makes_program() else "reference"
         if backend == "torch":
             hx = self._zeros(u, B) if hx is None else hx
             return torch_native.layers(self._cell(), u, hx, lengths, self._torch_options())
-        options = Options(
-            self._cell(),
-            self.num_heads,
-            self.norm_eps,
-            self.bptt_window,
-            self.clip_state_grad,
-            self.track_gradient_flow == "sample",
-        )
         call = Call(Rows(lengths, reset), options, backend)
         steps = self._stretch(backend, T, problem)
         if steps:
@@ -291,8 +325,10 @@ class Stack(Recurrent):
             elif self.norm == "layer":
                 norm = self._norm_weights(index)
             h_0 = self._states_before(index, hx)
-            x, w_ih, b_ih, b_hh, w_hh, *h_0 = precision.autocast(x.device.type, x, *weights, *h_0)
-            weights = Weights(w_ih, b_ih, b_hh, w_hh, *norm)
+            if torch._C._is_any_autocast_enabled():
+                x, *cast = precision.autocast(x.device.type, x, *weights, *h_0)
+                weights, h_0 = cast[:4], cast[4:]
+            weights = Weights(*weights, *norm)
             buffer = self._buffer(index, x) if self.track_gradient_flow else None
             y, states = run_layer(x, weights, States(*h_0), call, buffer)
             last.append(states)

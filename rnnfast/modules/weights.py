@@ -58,7 +58,7 @@ class WeightLookup(nn.RNNBase):
         return (
             torch.cat(w_ih),
             *(map(torch.cat, biases) if biases else (None, None)),
-            torch.stack(w_hh),
+            torch.cat(w_hh),
         )
 
     def _norm_weights(self, index: int) -> tuple[Tensor, Tensor | None]:

@@ -15,6 +15,7 @@ class Options(NamedTuple):
     """The settings of a recurrence."""
 
     cell: str = "rnn_tanh"  # a key of rnnfast.cells.CELLS
+    directions: int = 1
     heads: int = 1
     norm_eps: float = 1e-5
     bptt_window: int | None = None
@@ -28,7 +29,7 @@ class Weights(NamedTuple):
     w_ih: Tensor | None  # [D * G * H, I]; None: the input is the projection p already
     b_ih: Tensor | None  # [D * G * H]
     b_hh: Tensor | None  # [D * G * H]
-    w_hh: Tensor  # [D, G * H, S]: the rows of head k act on head k's slice of the state
+    w_hh: Tensor  # [D * G * H, S]: the rows of head k act on head k's slice of the state
     gamma: Tensor | None = None  # [D * G * H], float32 for narrower dtypes; None: no layer norm
     beta: Tensor | None = None  # like gamma
     cell_parameters: Tensor | None = None  # [D, k, H]: the k parameters of the cell itself

@@ -61,7 +61,7 @@ def forward(p: Tensor, weights: Weights, states: States, rows: Rows, options: Op
     T = p.shape[0]
     edges = Edges(T, rows, options.bptt_window)
     found = []
-    for d in range(weights.w_hh.shape[0]):
+    for d in range(options.directions):
         group = _Direction(d, weights, options)
         found.append(_forward(group, group.split(p), group.first(p, states), edges))
     ys, lasts, *kept = zip(*found)
@@ -120,7 +120,7 @@ def backward(
     """
     edges = Edges(kept.y.shape[0], kept.rows, options.bptt_window)
     found = []
-    for d in range(kept.weights.w_hh.shape[0]):
+    for d in range(options.directions):
         group = _Direction(d, kept.weights, options)
         run = _Backward(group, edges, given, kept, grad_saved)
         found.append(run.all_steps(None if record is None else record[d]))
@@ -129,6 +129,7 @@ def backward(
         None if v[0] is None else torch.stack(v) for v in zip(*weights)
     )
     b_hh, gamma, beta = (None if v is None else v.reshape(-1) for v in (b_hh, gamma, beta))
+    w_hh = w_hh.reshape(kept.weights.w_hh.shape)
     of_weights = Weights(None, None, b_hh, w_hh, gamma, beta, cell)
     firsts = States(*(torch.stack(s) for s in zip(*states)))
     return RecurrenceGradients(torch.cat(ps, -1), of_weights, firsts)
@@ -147,9 +148,10 @@ class _Direction:
         self.cell: Cell = CELLS[options.cell]
         self.d, self.options = d, options
         self.heads, self.G = options.heads, len(self.cell.gates)
-        self.S = weights.w_hh.shape[2]
+        self.S = weights.w_hh.shape[1]
         self.H = self.heads * self.S
-        self.w = weights.w_hh[d].view(self.G, self.heads, self.S, self.S)
+        rows = weights.w_hh.chunk(options.directions)[d]
+        self.w = rows.reshape(self.G, self.heads, self.S, self.S)
         self.gamma, self.beta = self._vector(weights.gamma), self._vector(weights.beta)
         self.inside = outside(self.cell, self.w).logical_not() if self.cell.apart else None
         bias = self._vector(weights.b_hh) if self.cell.apart else None

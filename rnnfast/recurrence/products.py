@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .groups import Kept, Wanted, Weights
+from .groups import Kept, Options, Wanted, Weights
 from .tensors import empty_rows, with_dense_rows, without_padding
 
 
@@ -23,11 +23,11 @@ def projected(x: Tensor, weights: Weights) -> Tensor:
     return with_dense_rows(x)
 
 
-def dw_hh(dp: Tensor, kept: Kept, heads: int) -> Tensor:
+def dw_hh(dp: Tensor, kept: Kept, options: Options) -> Tensor:
     """sum_t da_t^T h_{t-1}, with h_{t-1} as the step read it."""
     y, w_hh, h_0, (lengths, reset) = kept.y, kept.weights.w_hh, kept.states.h, kept.rows
     T, B, width = y.shape
-    D = w_hh.shape[0]
+    D, heads = options.directions, options.heads
     H = width // D
     if h_0 is not None and lengths is not None:  # rows without steps add nothing, not even inf
         h_0 = h_0.masked_fill((lengths == 0).view(1, B, 1), 0)

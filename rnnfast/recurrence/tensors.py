@@ -39,9 +39,9 @@ def check(
     dtype, features, heads = x.dtype, x.shape[2], options.heads
     if dtype not in dtypes:
         raise RuntimeError(f"input: given {dtype}, wanted one of {list(dtypes)}")
-    D, G, H = sizes(w_hh, options) if w_hh.dim() == 3 else (0, 0, 0)
+    D, G, H = sizes(w_hh, options)
     width = D * G * H
-    if w_hh.dim() != 3 or w_hh.shape[1] != G * H:
+    if w_hh.dim() != 2 or w_hh.shape[0] != width:
         wanted = "a square matrix" if heads == 1 else f"{heads} square matrices, one below another"
         raise RuntimeError(f"weight_hh: given shape {tuple(w_hh.shape)}, wanted {wanted}")
     if (b_ih is None) != (b_hh is None):
@@ -68,7 +68,7 @@ def check(
 
 def sizes(w_hh: Tensor, options: Options) -> tuple[int, int, int]:
     """D, G and H."""
-    return w_hh.shape[0], len(CELLS[options.cell].gates), w_hh.shape[-1] * options.heads
+    return options.directions, len(CELLS[options.cell].gates), w_hh.shape[-1] * options.heads
 
 
 def check_backward(given: OutputGradients, kept: Kept, options: Options) -> None:
@@ -86,9 +86,9 @@ def check_backward(given: OutputGradients, kept: Kept, options: Options) -> None
     if len(points) != 3:
         raise RuntimeError(f"saved output: given shape {tuple(points)}, wanted [T, B, D * H]")
     T, B, width = points
-    D, G, H = sizes(w_hh, options) if w_hh.dim() == 3 else (0, 0, 0)
+    D, G, H = sizes(w_hh, options)
     _expect("saved output", y, dtype, points)
-    if w_hh.dim() != 3 or w_hh.shape[1] != G * H or width != D * H:
+    if w_hh.dim() != 2 or w_hh.shape[0] != G * width or width != D * H:
         raise RuntimeError(
             f"saved weight_hh: given shape {tuple(w_hh.shape)}, wanted that of an output with "
             f"{width} features and {options.heads} heads"
@@ -131,10 +131,10 @@ def empty_results(x: Tensor, weights: Weights, options: Options) -> Results:
     """What forward returns, uninitialised."""
     T, B, _ = x.shape
     D, G, H = sizes(weights.w_hh, options)
-    y, h_n, saved = empty_rows(x, D * H), x.new_empty(D, B, H), Saved()
+    y, h_n, saved = x.new_empty(T, B, D * H), x.new_empty(D, B, H), Saved()
     if weights.gamma is not None:
         rstd = weights.gamma.new_empty(T, B, D * options.heads)
-        saved = Saved(None, empty_rows(x, D * G * H), rstd)
+        saved = Saved(None, x.new_empty(T, B, D * G * H), rstd)
     return Results(y, States(h_n), saved)
 
 
@@ -144,10 +144,11 @@ def empty_gradients(kept: Kept, wanted: Wanted) -> Gradients:
     w_ih, w_hh, gamma = weights.w_ih, weights.w_hh, weights.gamma
     projects = wanted.weights and w_ih is not None
     normalizes = wanted.weights and gamma is not None
-    width = w_hh.shape[0] * w_hh.shape[1]
+    width = w_hh.shape[0]
     dx = None
     if wanted.x:
-        dx = empty_rows(y, width if w_ih is None else w_ih.shape[1])
+        T, B, _ = y.shape
+        dx = y.new_empty(T, B, width if w_ih is None else w_ih.shape[1])
     of_weights = Weights(
         torch.empty_like(w_ih, memory_format=torch.contiguous_format) if projects else None,
         y.new_empty(width) if projects else None,

@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
     @property
     def weights(self) -> Weights:
-        return Weights(None, None, None, self.w_hh, self.gamma, self.beta)
+        return Weights(None, None, None, self.w_hh.flatten(0, 1), self.gamma, self.beta)
 
     @property
     def states(self) -> States:
@@ -122,5 +122,5 @@ def make_case(
         beta = normal(D * H) / 2
     if reset:
         cut = torch.rand(T, B, generator=generator) < 0.25
-    chosen = Options(f"rnn_{nonlinearity}", heads, **options)
+    chosen = Options(f"rnn_{nonlinearity}", D, heads, **options)
     return Case(p, w.clone(), gamma, beta, h_0, n, cut, grad_y, grad_h_n, chosen).to(dtype)

@@ -46,7 +46,12 @@ def run(
     kept = case.kept(results.y, results.saved)
     dp, weights, states = module.backward(case.given, kept, buffer, Wanted(), options)
     found = by_name(results)
-    found |= {"dp": dp, "dw_hh": weights.w_hh, "dgamma": weights.gamma, "dbeta": weights.beta}
+    found |= {
+        "dp": dp,
+        "dw_hh": weights.w_hh.view_as(case.w_hh),
+        "dgamma": weights.gamma,
+        "dbeta": weights.beta,
+    }
     found["dh_0"] = states.h
     found |= {"record": buffer} if recorded else {}
     return {name: x if x is None else x.cpu() for name, x in found.items()}

@@ -134,7 +134,7 @@ def make(name: str, D: int, heads: int, norm: bool) -> tuple[dict[str, Tensor], 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=EXACT)
 
-    leaves = {"p": normal(T, B, D * G * H), "w_hh": normal(D, G * H, S) * 0.5}
+    leaves = {"p": normal(T, B, D * G * H), "w_hh": normal(D * G * H, S) * 0.5}
     if cell.apart:
         leaves["b_hh"] = normal(D * G * H)
     if norm:
@@ -142,7 +142,7 @@ def make(name: str, D: int, heads: int, norm: bool) -> tuple[dict[str, Tensor], 
     if cell.parameters:
         leaves["cell_parameters"] = torch.rand(D, len(cell.parameters), H, dtype=EXACT)
     leaves |= {state: normal(D, B, H) for state in cell.states}
-    return leaves, Options(name, heads)
+    return leaves, Options(name, D, heads)
 
 
 def grouped(leaves: dict[str, Tensor]) -> tuple[Weights, States]:
@@ -202,15 +202,15 @@ def test_gated_cells_are_those_of_torch(name, twin, D):
     leaves = [x, *(w for ws in own for w in ws), *states]
     dx, *others = torch.autograd.grad(outputs, leaves, grads)
     with torch.no_grad():
-        weights = Weights(*(torch.cat(ws) for ws in own[:3]), torch.stack(own[3]))
+        weights = Weights(*map(torch.cat, own))
         inputs = x, weights, States(*states), Rows()
-        found = reference.forward(*inputs, Options(name))
+        found = reference.forward(*inputs, Options(name, D))
         kept = Kept(x, found.y, *inputs[1:], found.saved)
         given = OutputGradients(grads[0], States(*grads[1:]))
-        gradients = reference.backward(given, kept, None, Wanted(), Options(name))
+        gradients = reference.backward(given, kept, None, Wanted(), Options(name, D))
     torch.testing.assert_close([found.y, *found.states[: len(states)]], outputs)
     torch.testing.assert_close(gradients.x, dx)
-    parts = [g for w in gradients.weights[:4] for g in (w if w.dim() == 3 else w.chunk(D))]
+    parts = [g for w in gradients.weights[:4] for g in w.chunk(D)]
     torch.testing.assert_close([*parts, *gradients.states[: len(states)]], others)
 
 
@@ -218,9 +218,9 @@ def test_a_leak_of_one_is_the_rnn():
     leaves, _ = make("test_leaky", 2, 1, False)
     leaves["cell_parameters"] = torch.ones_like(leaves["cell_parameters"])
     weights, states = grouped(leaves)
-    y, last, _ = loop.forward(leaves["p"], weights, states, Rows(), Options("test_leaky"))
+    y, last, _ = loop.forward(leaves["p"], weights, states, Rows(), Options("test_leaky", 2))
     plain = weights._replace(cell_parameters=None), States(states.h.tanh()), Rows()
-    wanted, (h_n, _), _ = loop.forward(leaves["p"], *plain, Options("rnn_tanh"))
+    wanted, (h_n, _), _ = loop.forward(leaves["p"], *plain, Options("rnn_tanh", 2))
     torch.testing.assert_close(y, wanted)
     torch.testing.assert_close(last.h.tanh(), h_n)
 

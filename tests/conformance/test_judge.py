@@ -246,7 +246,12 @@ def backward(case: Case, found: Found, **changed) -> Found:
     case = case._replace(**changed)
     kept = case.kept(found["y"], Saved(None, found["ahat"], found["rstd"]))
     dp, weights, states = loop.backward(case.given, kept, case.options)
-    found = {"dp": dp, "dw_hh": weights.w_hh, "dgamma": weights.gamma, "dbeta": weights.beta}
+    found = {
+        "dp": dp,
+        "dw_hh": weights.w_hh.view_as(case.w_hh),
+        "dgamma": weights.gamma,
+        "dbeta": weights.beta,
+    }
     return found | {"dh_0": states.h}
 
 

@@ -1,4 +1,4 @@
-"""The kernels against float64: every step of every case, and whole sequences beside nn.RNN.
+"""The CPU kernels and the oracle against float64: options, layouts, whole sequences beside nn.RNN.
 
 tests/conformance/test_judge.py shows that the judge finds what is wrong.
 
@@ -42,15 +42,9 @@ from rnnfast.validate.long_double import AVAILABLE
 from rnnfast.validate.sequences import Comparison, compare_layers, compare_loops, judged
 
 needs_long_double = pytest.mark.skipif(not AVAILABLE, reason="this machine has no long double")
+pytestmark = pytest.mark.usefixtures("outputs_start_as_nan")
 ENOUGH = 100  # values pooled in a step; the seeds are known, so chance strikes once or never
 LEVELS = cpu._C.simd_levels() if cpu._C else ["none"]
-
-
-@pytest.fixture(autouse=True)
-def _outputs_start_as_nan():
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)
@@ -73,27 +67,10 @@ def test_memory_that_nobody_wrote_is_nan():
 
 
 @needs_cpu
-@pytest.mark.parametrize("H", [1, 3, 17, 33, 100, 129])
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_every_step_is_within_its_budget(dtype, H):
-    shapes = itertools.product([1, 2, 5], [1, 3, 7], [1, 2], [False, True], NONLINEARITIES)
-    for seed, (T, B, D, lengths, f) in enumerate(shapes):
-        case = make_case(T, B, H, D, dtype, f, seed, lengths)
-        assert_good(case, run(case))
-
-
-@needs_cpu
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("T", "B", "D"), [(2, 7, 2), (3, 1, 1)])
 def test_a_large_hidden_size_is_within_its_budget(dtype, T, B, D):
     case = make_case(T, B, 650, D, dtype)
-    assert_good(case, run(case))
-
-
-@needs_cpu
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_a_long_sequence_is_within_its_budget_at_every_step(dtype):
-    case = make_case(2000, 3, 17, 2, dtype, lengths=True)
     assert_good(case, run(case))
 
 

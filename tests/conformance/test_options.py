@@ -55,10 +55,16 @@ class Case(NamedTuple):
     window: int | None = None
     clip: float | None = None
 
+    def to(self, dtype: torch.dtype) -> Case:
+        leaves = {name: x.to(dtype) for name, x in self.leaves.items()}
+        grads = {name: getattr(self, name).to(dtype) for name in ("grad_y", "grad_h_n")}
+        return self._replace(leaves=leaves, **grads)
+
     @property
     def options(self) -> Options:
         cell = f"rnn_{self.nonlinearity}"
-        return Options(cell, self.heads, self.norm_eps, self.window, self.clip)
+        D = len(self.leaves["w_hh"])
+        return Options(cell, D, self.heads, self.norm_eps, self.window, self.clip)
 
     @property
     def inputs(self) -> tuple[Tensor | None, ...]:
@@ -66,13 +72,13 @@ class Case(NamedTuple):
         return tuple(self.leaves.get(name) for name in names)
 
 
-def make_case(T, B, S, heads=1, D=2, norm="bias", with_h_0=True, seed=0, dtype=torch.float64):
+def make_case(T, B, S, heads=1, D=2, norm="bias", with_h_0=True, seed=0):
     """norm: None, "bias" or "no bias". No lengths, no reset; both gradients."""
     generator = torch.Generator().manual_seed(seed)
     H = heads * S
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     leaves = {"p": normal(T, B, D * H), "w_hh": normal(D, H, S) * 0.9 / S**0.5}
     norm_weight, norm_bias, h_0 = normal(D * H), normal(D * H), normal(D, B, H)
@@ -181,7 +187,8 @@ def by_function(case: Case) -> tuple[Tensor, Tensor]:
     T, _, width = p.shape
     D = width // w_hh.shape[1]
     buffer = record.make(record.numbers(D, T, 1), p.device)
-    weights, rows = Weights(None, None, None, w_hh, gamma, beta), Rows(case.lengths, case.reset)
+    weights = Weights(None, None, None, w_hh.flatten(0, 1), gamma, beta)
+    rows = Rows(case.lengths, case.reset)
     inputs = p, weights, States(h_0), rows, buffer
     y, (h_n, _) = ops.layer(*inputs, case.options, "reference")
     return y, h_n
@@ -308,7 +315,8 @@ def test_the_formula_of_backward_is_the_derivative_of_forward(case, of_norm):
     leaves = {name: x.detach().requires_grad_() for name, x in case.leaves.items()}
     case = case._replace(leaves=leaves)
     p, w_hh, gamma, beta, h_0 = case.inputs
-    weights, states = Weights(None, None, None, w_hh, gamma, beta), States(h_0)
+    weights = Weights(None, None, None, w_hh.flatten(0, 1), gamma, beta)
+    states = States(h_0)
     rows = Rows(case.lengths, case.reset)
     y, (h_n, _), saved = loop.forward(p, weights, states, rows, case.options)
     _, ahat, rstd = saved
@@ -324,7 +332,7 @@ def test_the_formula_of_backward_is_the_derivative_of_forward(case, of_norm):
         kept = Kept(None, y, weights, states, rows, saved)
         of_saved = Saved(None, *grads[2:])
         found = loop.backward(given, kept, case.options, grad_saved=of_saved)
-    by_name = {"p": found.p, "w_hh": found.weights.w_hh, "h_0": found.states.h}
+    by_name = {"p": found.p, "w_hh": found.weights.w_hh.view_as(w_hh), "h_0": found.states.h}
     by_name |= {"norm_weight": found.weights.gamma, "norm_bias": found.weights.beta}
     assert_close(
         {f"d{name}": by_name[name] for name in leaves},
@@ -487,7 +495,7 @@ def test_two_episodes_in_a_row_give_what_each_gives_alone(backend, norm, dtype):
     """Bit for bit; sums over time, which are added up in another order, to rounding."""
     T, B, H = 9, 3, 4
     starts = torch.tensor([2, 5, 8])  # of the second episode of each row
-    case = make_case(T, B, H, norm=norm, dtype=dtype)
+    case = make_case(T, B, H, norm=norm).to(dtype)
     reset = torch.arange(T).unsqueeze(1) == starts
     whole = run(case._replace(reset=reset), by_package(backend))
 

@@ -1,7 +1,7 @@
 // A GRU cell for the test of the time loop (torch's equations and gate order r, z, n).
 #pragma once
 
-#include "../../csrc/cells/rnn.h"
+#include "../../csrc/cells/cell.h"
 
 namespace rnnfast::cells {
 
@@ -11,14 +11,16 @@ struct Gru {
   static constexpr int kGates = 3;
   static constexpr int kCarried = 0;
   static constexpr int kSaved = 4;  // r, z, n, u_n
+  static constexpr int kParameters = 0;
+  static constexpr bool kEmits = false;
   static constexpr bool kRecurrentBias = true;
   static constexpr bool kSplitGradient = true;
   static constexpr bool kDirectGradient = true;
   static constexpr bool kReadsPrevious = true;
-  static constexpr bool kNormalizes = false;
+  static constexpr bool kRecomputesH = false;
 
-  RNNFAST_CELL static Vector forward(const Vector* p, const Vector* u, Vector h_prev,
-                                     Vector* /*carried*/, Vector* saved) {
+  RNNFAST_CELL static Vector forward(const Step<Vector>& step, Vector* /*carried*/, Vector* saved) {
+    const Vector *p = step.p, *u = step.u;
     const Vector r = Math::sigmoid(p[0] + u[0]);
     const Vector z = Math::sigmoid(p[1] + u[1]);
     const Vector n = Math::tanh(p[2] + r * u[2]);
@@ -26,19 +28,22 @@ struct Gru {
     saved[1] = z;
     saved[2] = n;
     saved[3] = u[2];
-    return n + z * (h_prev - n);
+    return n + z * (step.h_prev - n);
   }
 
-  RNNFAST_CELL static Vector backward(Vector dh, Vector /*h*/, Vector h_prev, const Vector* saved,
-                                      Vector* /*dcarried*/, Vector* dp, Vector* du) {
-    const Vector r = saved[0], z = saved[1], n = saved[2], u_n = saved[3];
+  RNNFAST_CELL static Vector backward(const Left<Vector>& left, const Gradients<Vector>& to) {
+    const Vector r = left.saved[0], z = left.saved[1], n = left.saved[2], u_n = left.saved[3];
     const typename Math::Scalar one = 1;
-    const Vector da_n = dh * (one - z) * (one - n * n);
-    dp[0] = du[0] = da_n * u_n * r * (one - r);
-    dp[1] = du[1] = dh * (h_prev - n) * z * (one - z);
-    dp[2] = da_n;
-    du[2] = da_n * r;
-    return dh * z;
+    const Vector da_n = left.dh * (one - z) * (one - n * n);
+    to.p[0] = to.u[0] = da_n * u_n * r * (one - r);
+    to.p[1] = to.u[1] = left.dh * (left.h_prev - n) * z * (one - z);
+    to.p[2] = da_n;
+    to.u[2] = da_n * r;
+    return left.dh * z;
+  }
+
+  RNNFAST_CELL static Vector gain(Vector /*h*/, const Vector* saved, const Vector* /*parameters*/) {
+    return saved[1];
   }
 };
 

@@ -15,10 +15,12 @@
 #define RNNFAST_WORTH_THREADS 0
 #define RNNFAST_WORTH_WAITING 0
 #define RNNFAST_WORTH_STARTING 0
+#include "../../csrc/cells/rnn.h"
 #include "../../csrc/cpu/launch.h"
 #include "../../csrc/cpu/math.h"
 #include "buffer.h"
 #include "gru.h"
+#include "leaky.h"
 #include "lstm.h"
 #include "reference.h"
 
@@ -37,10 +39,10 @@ struct Options {
   bool batch_major = false;
   bool reset = false;
   int64_t window = 0;
-  bool rows = false;  // the backward that can do what follows, whether or not it is asked for
   double clip = kInfinity;
   bool norm = false;
   bool beta = false;
+  bool recurrent = false;  // layer norm of u alone
   bool record = false;
   bool per_sample = false;
   bool nonfinite = false;
@@ -61,7 +63,10 @@ struct Test {
   int64_t units = groups * shape.size;
   int64_t points = shape.steps * shape.batch;
   int64_t states = shape.directions * shape.batch * shape.heads * shape.size;
-  int saved_values = kind == Kind::kLstm ? 5 : kind == Kind::kGru ? 4 : 0;
+  int saved_values = kind == Kind::kLstm    ? 5
+                     : kind == Kind::kGru   ? 4
+                     : kind == Kind::kLeaky ? 1
+                                            : 0;
   int64_t record_rows = options.per_sample ? shape.batch : 1;
   double weight = 1.5 / std::sqrt(static_cast<double>(shape.size));
 
@@ -70,21 +75,24 @@ struct Test {
   Data h_0 = Data::random(states, 1), c_0 = Data::random(states, 1);
   Data grad_y = Data::random(points * units, 1);
   Data grad_h_n = Data::random(states, 1), grad_c_n = Data::random(states, 1);
-  Buffer<A> gamma = Buffer<A>::random(units, 2), beta = Buffer<A>::random(units, 1);
+  Buffer<A> gamma = Buffer<A>::random(units * gates, 2);
+  Buffer<A> beta = Buffer<A>::random(units * gates, 1), leak = Buffer<A>::random(units, 0.4);
   Buffer<int64_t> lengths{shape.batch};
   Buffer<std::uint8_t> reset{points};
 
   Data y{points * units}, h_n{states}, c_n{states}, saved{points * units * saved_values};
   Data dp{points * units * gates}, du{points * units * gates}, dh_0{states}, dc_0{states};
   Data dw{units * gates * shape.size};
-  Data ahat{options.norm ? points * units : 0};
+  Data ahat{options.norm ? points * units * gates : 0};
   Buffer<A> rstd{options.norm ? points * groups : 0};
-  Buffer<A> dgamma{options.norm ? units : 0}, dbeta{dgamma.size};
+  Buffer<A> dgamma{options.norm ? units * gates : 0}, dbeta{dgamma.size};
+  Buffer<A> dleak{kind == Kind::kLeaky ? units : 0};
   Buffer<double> record{
       options.record ? shape.directions * shape.steps * record_rows * rnnfast::kFields : 0};
 
   reference::Row expected_dw = zeros(dw.size), expected_record = zeros(record.size);
   reference::Row expected_dgamma = zeros(dgamma.size), expected_dbeta = zeros(dbeta.size);
+  reference::Row expected_dleak = zeros(dleak.size);
 
   static reference::Row zeros(int64_t n) { return reference::Row(static_cast<size_t>(n), 0); }
 
@@ -92,7 +100,7 @@ struct Test {
   template <class Body>
   void for_each_output(Body&& body) {
     for (Data* data : {&y, &h_n, &c_n, &saved, &dp, &du, &dh_0, &dc_0, &dw, &ahat}) body(*data);
-    for (Buffer<A>* data : {&rstd, &dgamma, &dbeta}) body(*data);
+    for (Buffer<A>* data : {&rstd, &dgamma, &dbeta, &dleak}) body(*data);
   }
   std::string bits() {
     std::string all;
@@ -112,7 +120,7 @@ struct Test {
     return {buffer.get(), stride_t(values), stride_b(values)};
   }
 
-  template <class Cell, bool kNorm, bool kRows>
+  template <class Cell>
   void run(int threads) {
     cpu::ForwardProblem f;
     f.shape = shape;
@@ -132,10 +140,12 @@ struct Test {
       f.gamma = gamma.get();
       f.beta = options.beta ? beta.get() : nullptr;
       f.norm_eps = kNormEps;
-      f.ahat = sequence<void*>(ahat, 1);
+      f.norm_recurrent = options.recurrent;
+      f.ahat = sequence<void*>(ahat, gates);
       f.rstd = rstd.get();
     }
-    level::forward<Cell, S, S, kNorm>(f);
+    f.parameters = leak.get();
+    level::forward(level::kPoints<Cell, S>, f);
     cpu::BackwardProblem g;
     g.shape = shape;
     g.threads = threads;
@@ -154,56 +164,40 @@ struct Test {
     g.du = sequence<void*>(du, gates);
     g.dw_hh = dw.get();
     g.dh_0 = dh_0.get();
-    g.dc_0 = Cell::kCarried ? dc_0.get() : nullptr;
+    g.dc_0 = kind == Kind::kLstm ? dc_0.get() : nullptr;
     if (options.norm) {
       g.gamma = gamma.get();
       g.beta = f.beta;
-      g.ahat = sequence<const void*>(ahat, 1);
+      g.norm_recurrent = options.recurrent;
+      g.ahat = sequence<const void*>(ahat, gates);
       g.rstd = rstd.get();
       g.dgamma = dgamma.get();
       g.dbeta = dbeta.get();
     }
     g.record = options.record ? record.get() : nullptr;
     g.per_sample = options.per_sample;
-    level::backward<Cell, S, kRows>(g);
-  }
-
-  // It takes long to compile: all cells in double only, and of those with several gates this.
-  static constexpr bool can_have_rows(int gates) { return gates == 1 || sizeof(S) == 8; }
-
-  template <class Cell>
-  void launch_cell(int threads) {
-    if constexpr (Cell::kNormalizes) {
-      if (options.norm) return run<Cell, true, true>(threads);
-    }
-    if constexpr (can_have_rows(Cell::kGates)) {
-      if (options.rows) return run<Cell, false, true>(threads);
-    }
-    run<Cell, false, false>(threads);
+    g.parameters = leak.get();
+    g.dparameters = Cell::kParameters ? dleak.get() : nullptr;
+    level::backward(level::kPoints<Cell, S>, g);
   }
 
   void launch(int threads) {
     using Math = level::Math<A>;
     for_each_output([](auto& data) { data.poison(); });
     record.poison();
-    if constexpr (sizeof(S) == 2) {
-      launch_cell<cells::Elman<cells::Tanh, Math>>(threads);
-    } else if constexpr (sizeof(S) == 4) {
-      if (kind == Kind::kTanh) return launch_cell<cells::Elman<cells::Tanh, Math>>(threads);
-      launch_cell<cells::Gru<Math>>(threads);
-    } else {
-      switch (kind) {
-        case Kind::kTanh:
-          return launch_cell<cells::Elman<cells::Tanh, Math>>(threads);
-        case Kind::kRelu:
-          return launch_cell<cells::Elman<cells::Relu, Math>>(threads);
-        case Kind::kSigmoid:
-          return launch_cell<cells::Elman<cells::Sigmoid, Math>>(threads);
-        case Kind::kLstm:
-          return launch_cell<cells::Lstm<Math>>(threads);
-        case Kind::kGru:
-          return launch_cell<cells::Gru<Math>>(threads);
-      }
+    switch (kind) {
+      case Kind::kTanh:
+        return run<cells::Rnn<cells::Tanh, Math>>(threads);
+      case Kind::kRelu:
+        return run<cells::Rnn<cells::Relu, Math>>(threads);
+      case Kind::kSigmoid:
+        return run<cells::Rnn<cells::Sigmoid, Math>>(threads);
+      case Kind::kLstm:
+        return run<cells::Lstm<Math>>(threads);
+      case Kind::kGru:
+        return run<cells::Gru<Math>>(threads);
+      case Kind::kLeaky:
+        return run<cells::Leaky<Math>>(threads);
     }
   }
 
@@ -212,12 +206,12 @@ struct Test {
     if (++failures >= 20) return;
     std::printf(
         "%s kind %d T %ld B %ld S %ld D %ld heads %ld of %ld bytes, lengths %d batch major %d "
-        "reset %d window %ld rows %d clip %g norm %d beta %d record %d per sample %d: "
+        "reset %d window %ld clip %g norm %d beta %d recurrent %d record %d per sample %d: "
         "group %ld t %ld b %ld i %ld: %g, expected %g\n",
         what, static_cast<int>(kind), shape.steps, shape.batch, shape.size, shape.directions,
         shape.heads, sizeof(S), options.lengths, options.batch_major, options.reset, options.window,
-        options.rows, options.clip, options.norm, options.beta, options.record, options.per_sample,
-        group, t, row, i, found, wanted);
+        options.clip, options.norm, options.beta, options.recurrent, options.record,
+        options.per_sample, group, t, row, i, found, wanted);
   }
 
   // A NaN is as good as a NaN, but not as good as a number.
@@ -262,15 +256,20 @@ struct Test {
     const bool reverse = group >= shape.heads, enters = t == (reverse ? 0 : length(row) - 1);
     const bool carried = !enters && !stops(reverse ? t : t + 1, row);
     for (int64_t i = 0; i < shape.size; ++i) {
-      const double dh = step.dh[i], da = step.dp[i], h = step.h[i];
+      const double dh = step.dh[i], h = step.h[i];
+      bool finite = std::isfinite(dh);
+      for (int g = 0; g < gates; ++g) {
+        const double dp = step.dp[g * shape.size + i];
+        sums[rnnfast::kPreactSquares] += dp * dp;
+        finite = finite && std::isfinite(dp);
+      }
       sums[rnnfast::kStateSquares] += dh * dh;
       sums[rnnfast::kCarrySquares] += step.carry[i] * step.carry[i];
       sums[rnnfast::kClippedSquares] += step.clipped[i] * step.clipped[i];
-      sums[rnnfast::kPreactSquares] += da * da;
       if (std::isnan(dh) || std::fabs(dh) > sums[rnnfast::kStateMax])
         sums[rnnfast::kStateMax] = std::fabs(dh);
-      sums[rnnfast::kSlopes] += layer.through(1, h);
-      sums[rnnfast::kNonfiniteGrad] += !std::isfinite(dh) || !std::isfinite(da);
+      sums[rnnfast::kSlopes] += layer.gain(step, i);
+      sums[rnnfast::kNonfiniteGrad] += !finite;
       sums[rnnfast::kNonfiniteState] += !std::isfinite(h);
       sums[rnnfast::kEntries] += 1;
       sums[rnnfast::kCarried] += carried;
@@ -289,8 +288,10 @@ struct Test {
     const auto edge_before = [&](int64_t t) { return reverse ? t + 1 : t; };
     const reference::Row weights = row_of(w.get() + group * many * n, many * n);
     const reference::Row bias = row_of(b.get() + group * many, many);
-    const reference::Row scale(gamma.get() + group * n, gamma.get() + (group + 1) * n);
-    const reference::Row shift(beta.get() + group * n, beta.get() + (group + 1) * n);
+    const reference::Row scale(gamma.get() + group * many, gamma.get() + (group + 1) * many);
+    const reference::Row shift(beta.get() + group * many, beta.get() + (group + 1) * many);
+    const reference::Row leaks(leak.get() + group * n, leak.get() + (group + 1) * n);
+    const bool leaky = kind == Kind::kLeaky;
     const reference::Layer layer{kind,
                                  n,
                                  weights.data(),
@@ -298,12 +299,22 @@ struct Test {
                                  options.norm ? scale.data() : nullptr,
                                  options.beta ? shift.data() : nullptr,
                                  kNormEps,
-                                 options.clip};
+                                 options.clip,
+                                 options.recurrent,
+                                 leaks.data()};
     std::vector<reference::Step> steps(static_cast<size_t>(end));
     reference::Row h = row_of(h_0.get() + state, n), c = row_of(c_0.get() + state, n);
+    if (leaky) {
+      c = h;
+      h = layer.emit(c);
+    }
+    const reference::Row first = h;
     for (int64_t i = 0; i < end; ++i) {
       const int64_t t = time(i);
-      if (cut(edge_before(t), row)) h = c = zeros(n);
+      if (cut(edge_before(t), row)) {
+        c = zeros(n);
+        h = leaky ? layer.emit(c) : c;
+      }
       steps[i].p = row_of(p.get() + point(t, gates), many);
       steps[i].grad_y = row_of(grad_y.get() + point(t, 1), n);
       layer.forward(steps[i], h, c);
@@ -311,13 +322,17 @@ struct Test {
       c = steps[i].c;
       expect("y", group, t, row, y.get() + point(t, 1), h.data(), n);
       if (!options.norm) continue;
-      expect("ahat", group, t, row, ahat.get() + point(t, 1), steps[i].ahat.data(), n);
+      expect("ahat", group, t, row, ahat.get() + point(t, gates), steps[i].ahat.data(), many);
       expect("rstd", group, t, row, rstd.get() + (t * shape.batch + row) * groups + group,
              &steps[i].rstd, 1);
     }
-    expect("h_n", group, 0, row, h_n.get() + state, h.data(), n);
+    expect("h_n", group, 0, row, h_n.get() + state, leaky ? c.data() : h.data(), n);
     if (kind == Kind::kLstm) expect("c_n", group, 0, row, c_n.get() + state, c.data(), n);
     reference::Row dh = row_of(grad_h_n.get() + state, n), dc = row_of(grad_c_n.get() + state, n);
+    if (leaky) {
+      dc = dh;
+      dh = zeros(n);
+    }
     if (end > 0) {  // what comes to the last step does not come through time
       for (int64_t i = 0; i < n; ++i) steps[end - 1].grad_y[i] += dh[i];
       dh = zeros(n);
@@ -327,24 +342,26 @@ struct Test {
       layer.backward(steps[i], dh, dc);
       if (stops(edge_before(t), row)) dh = dc = zeros(n);
       expect("dp", group, t, row, dp.get() + point(t, gates), steps[i].dp.data(), many);
-      if (kind == Kind::kGru)
+      if (options.norm ? options.recurrent : kind == Kind::kGru)
         expect("du", group, t, row, du.get() + point(t, gates), steps[i].du.data(), many);
       for (int64_t j = 0; j < many; ++j)
         for (int64_t k = 0; k < n; ++k)
           expected_dw[(group * many + j) * n + k] += steps[i].du[j] * steps[i].h_prev[k];
-      for (int64_t j = 0; options.norm && j < n; ++j) {
-        expected_dgamma[group * n + j] += steps[i].dn[j] * steps[i].ahat[j];
-        expected_dbeta[group * n + j] += steps[i].dn[j];
+      for (int64_t j = 0; options.norm && j < many; ++j) {
+        expected_dgamma[group * many + j] += steps[i].dn[j] * steps[i].ahat[j];
+        expected_dbeta[group * many + j] += steps[i].dn[j];
       }
+      for (int64_t j = 0; leaky && j < n; ++j) expected_dleak[group * n + j] += steps[i].dleak[j];
       if (options.record) add_to_record(layer, steps[i], group, t, row);
     }
+    for (int64_t i = 0; leaky && i < n; ++i) dh[i] = dc[i] + dh[i] * first[i] * (1 - first[i]);
     expect("dh_0", group, 0, row, dh_0.get() + state, dh.data(), n);
     if (kind == Kind::kLstm) expect("dc_0", group, 0, row, dc_0.get() + state, dc.data(), n);
     for (int64_t t = end; t < shape.steps; ++t) {
       expect("padded y", group, t, row, y.get() + point(t, 1), nullptr, n);
       expect("padded dp", group, t, row, dp.get() + point(t, gates), nullptr, many);
       if (!options.norm) continue;
-      expect("padded ahat", group, t, row, ahat.get() + point(t, 1), nullptr, n);
+      expect("padded ahat", group, t, row, ahat.get() + point(t, gates), nullptr, many);
       expect("padded rstd", group, t, row, rstd.get() + (t * shape.batch + row) * groups + group,
              nullptr, 1);
     }
@@ -368,6 +385,7 @@ struct Test {
     for (int64_t row = 0; row < shape.batch; ++row)
       lengths.data[row] = row == 0 ? shape.steps : row * 5 % (shape.steps + 1);
     for (int64_t i = 0; i < points; ++i) reset.data[i] = pick(4) == 0;
+    for (int64_t i = 0; i < units; ++i) leak.data[i] += A(0.5);
     if (options.nonfinite) {
       const double bad[] = {std::numeric_limits<double>::quiet_NaN(), kInfinity, -kInfinity};
       for (Data* data : {&p, &grad_y}) data->data[pick(data->size)] = stored<S>(bad[pick(3)]);
@@ -378,6 +396,7 @@ struct Test {
     expect("dw_hh", 0, 0, 0, dw.get(), expected_dw.data(), dw.size);
     expect("dgamma", 0, 0, 0, dgamma.get(), expected_dgamma.data(), dgamma.size);
     expect("dbeta", 0, 0, 0, dbeta.get(), expected_dbeta.data(), dbeta.size);
+    expect("dleak", 0, 0, 0, dleak.get(), expected_dleak.data(), dleak.size);
     expect("record", 0, 0, 0, record.get(), expected_record.data(), record.size);
     if (options.nonfinite) return;  // the sign of a NaN is nobody's
     const std::string first = bits();
@@ -392,20 +411,19 @@ struct Test {
   static constexpr double kNormEps = 0.1;
 };
 
-Options draw(Kind kind, int64_t size, bool can_have_rows) {
+Options draw(int64_t size) {
   Options options;
   options.lengths = pick(2) == 0;
   options.batch_major = pick(3) == 0;
   options.reset = pick(2) == 0;
   options.window = pick(2) == 0 ? 1 + pick(4) : 0;
   options.threads = pick(4) == 0 ? 5 : 3;
-  options.rows = can_have_rows && pick(2) == 0;
-  if (!options.rows) return options;
+  if (pick(2) == 0) return options;
   // Some rows of dh are longer, some shorter.
   if (pick(2) == 0) options.clip = 0.6 * std::sqrt(static_cast<double>(size));
-  if (reference::gates(kind) > 1) return options;
   options.norm = pick(3) > 0;
   options.beta = options.norm && pick(2) == 0;
+  options.recurrent = options.norm && pick(2) == 0;
   options.record = pick(3) > 0;
   options.per_sample = options.record && pick(2) == 0;
   return options;
@@ -418,8 +436,7 @@ void check_kind(Kind kind) {
       for (int64_t steps : {1, 2, 9}) {
         if (batch * size > 1000) continue;
         const cpu::Shape shape = {steps, batch, size, 1 + pick(2), pick(3) == 0 ? 3 : 1};
-        const bool rows = Test<S>::can_have_rows(reference::gates(kind));
-        Test<S>{kind, shape, draw(kind, size, rows)}.check();
+        Test<S>{kind, shape, draw(size)}.check();
       }
 }
 
@@ -437,8 +454,9 @@ void check_long() {
 void check_nonfinite() {
   for (Kind kind : {Kind::kTanh, Kind::kRelu, Kind::kSigmoid})
     for (int i = 0; i < 20; ++i) {
-      Options options = draw(kind, 5, true);
-      options.rows = options.record = options.nonfinite = true;
+      Options options = draw(5);
+      options.recurrent = false;
+      options.record = options.nonfinite = true;
       options.per_sample = pick(2) == 0;
       options.threads = 1 + static_cast<int>(pick(5));
       const cpu::Shape shape = {6, 1 + pick(4), 5, 2, 1};
@@ -447,18 +465,69 @@ void check_nonfinite() {
     }
 }
 
+// The gradients against differences of sum(y grad_y) + sum(h_n grad_h_n) + sum(c_n grad_c_n).
+void check_differences(Kind kind) {
+  for (int variant = 0; variant < 3; ++variant) {
+    Options options;
+    options.lengths = options.reset = true;
+    options.norm = options.beta = variant > 0;
+    options.recurrent = variant == 2;
+    Test<double> test{kind, {4, 3, 5, 2, 1}, options};
+    test.check();  // sets lengths, resets and leaks, too
+    const auto loss = [&] {
+      test.launch(1);
+      double sum = 0;
+      for (int64_t t = 0; t < 4; ++t)
+        for (int64_t b = 0; b < 3; ++b)
+          for (int64_t i = 0; i < test.units; ++i) {
+            const int64_t place = t * test.stride_t(1) + b * test.stride_b(1) + i;
+            if (t < test.length(b)) sum += test.y.at(place) * test.grad_y.at(place);
+          }
+      for (int64_t i = 0; i < test.h_n.size; ++i) sum += test.h_n.at(i) * test.grad_h_n.at(i);
+      for (int64_t i = 0; kind == Kind::kLstm && i < test.c_n.size; ++i)
+        sum += test.c_n.at(i) * test.grad_c_n.at(i);
+      return sum;
+    };
+    const auto compare = [&](const char* what, Buffer<double>& input, Buffer<double>& gradient) {
+      test.launch(1);
+      const reference::Row found(gradient.get(), gradient.get() + gradient.size);
+      for (int64_t i = 0; i < gradient.size; ++i) {
+        constexpr double kStep = 1e-5;
+        const double before = input.data[i];
+        input.data[i] = before + kStep;
+        const double above = loss();
+        input.data[i] = before - kStep;
+        const double wanted = (above - loss()) / (2 * kStep);
+        input.data[i] = before;
+        if (!test.near(found[i], wanted, 1e-7 * (1 + std::fabs(wanted))))
+          test.fail(what, 0, 0, 0, i, found[i], wanted);
+      }
+    };
+    compare("difference of p", test.p, test.dp);
+    compare("difference of w", test.w, test.dw);
+    compare("difference of h_0", test.h_0, test.dh_0);
+    if (kind == Kind::kLstm) compare("difference of c_0", test.c_0, test.dc_0);
+    if (kind == Kind::kLeaky) compare("difference of leak", test.leak, test.dleak);
+    if (options.norm) compare("difference of gamma", test.gamma, test.dgamma);
+    if (options.norm) compare("difference of beta", test.beta, test.dbeta);
+  }
+}
+
 }  // namespace
 
 int main() {
   cpu::set_cores(5);  // wherever it runs
-  for (Kind kind : {Kind::kTanh, Kind::kRelu, Kind::kSigmoid, Kind::kLstm, Kind::kGru}) {
+  for (Kind kind :
+       {Kind::kTanh, Kind::kRelu, Kind::kSigmoid, Kind::kLstm, Kind::kGru, Kind::kLeaky}) {
     check_kind<double>(kind);
   }
   check_kind<float>(Kind::kTanh);
   check_kind<float>(Kind::kGru);
+  check_kind<float>(Kind::kLeaky);
   check_kind<level::BFloat16>(Kind::kTanh);
   check_nonfinite();
   check_long();
+  for (Kind kind : {Kind::kLstm, Kind::kGru, Kind::kLeaky}) check_differences(kind);
   std::printf(failures ? "%d failures\n" : "all kernels agree with the naive loop\n", failures);
   return failures != 0;
 }

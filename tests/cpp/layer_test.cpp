@@ -29,7 +29,7 @@ struct Sizes {
   int64_t T, B, H, I, D;
   bool bias, lengths, batch_major;
   int wanted;         // 1 dx, 2 gradients of weights, 4 dh_0
-  bool norm = false;  // layer norm; of float and Elman cells
+  bool norm = false;  // layer norm
 };
 
 template <class Cell, class S>
@@ -44,7 +44,6 @@ struct Layer {
   Data c_0 = Data::random(states, 0.5), grad_y = Data::random(points * Y, 0.5);
   Data grad_h_n = Data::random(states, 0.5), grad_c_n = Data::random(states, 0.5);
   Buffer<int64_t> lengths{n.B};
-  static constexpr bool kCanNorm = Cell::kNormalizes && sizeof(S) == 4;
   static constexpr double kEps = 1e-3;
   Data gamma = Data::random(Y, 0.5), beta = Data::random(Y, 0.5);
 
@@ -86,17 +85,14 @@ struct Layer {
     f.saved = sequence<void*>(r.saved, kept);
     f.h_n = r.h_n.get();
     f.c_n = r.c_n.get();
-    if constexpr (kCanNorm) {
-      if (n.norm) {
-        f.gamma = gamma.get();
-        f.beta = beta.get();
-        f.norm_eps = kEps;
-        f.ahat = sequence<void*>(r.ahat, Y);
-        f.rstd = r.rstd.get();
-        level::forward<Cell, S, level::Arithmetic<S>, true>(f);
-      }
+    if (n.norm) {
+      f.gamma = gamma.get();
+      f.beta = beta.get();
+      f.norm_eps = kEps;
+      f.ahat = sequence<void*>(r.ahat, Y);
+      f.rstd = r.rstd.get();
     }
-    if (!n.norm) level::forward<Cell, S, level::Arithmetic<S>>(f);
+    level::forward(level::kPoints<Cell, S>, f);
     cpu::BackwardProblem g;
     g.shape = f.shape;
     g.threads = threads;
@@ -122,18 +118,15 @@ struct Layer {
     }
     g.dh_0 = n.wanted & 4 ? r.dh_0.get() : nullptr;
     g.dc_0 = Cell::kCarried > 0 ? r.dc_0.get() : nullptr;
-    if constexpr (kCanNorm) {
-      if (n.norm) {
-        g.gamma = gamma.get();
-        g.beta = f.beta;
-        g.ahat = sequence<const void*>(r.ahat, Y);
-        g.rstd = r.rstd.get();
-        g.dgamma = r.dgamma.get();
-        g.dbeta = r.dbeta.get();
-        level::backward<Cell, S, true>(g);
-      }
+    if (n.norm) {
+      g.gamma = gamma.get();
+      g.beta = f.beta;
+      g.ahat = sequence<const void*>(r.ahat, Y);
+      g.rstd = r.rstd.get();
+      g.dgamma = r.dgamma.get();
+      g.dbeta = r.dbeta.get();
     }
-    if (!n.norm) level::backward<Cell, S>(g);
+    level::backward(level::kPoints<Cell, S>, g);
     return r;
   }
 
@@ -232,7 +225,7 @@ struct Layer {
 template <class S>
 void check_type() {
   using Math = level::Math<level::Arithmetic<S>>;
-  using Tanh = cells::Elman<cells::Tanh, Math>;
+  using Tanh = cells::Rnn<cells::Tanh, Math>;
   int variant = 0;
   for (int64_t H : {1, 3, 17, 33})
     for (int64_t I : {1, 5, 16, 40})

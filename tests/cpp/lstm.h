@@ -1,7 +1,7 @@
 // An LSTM cell for the test of the time loop (torch's equations and gate order i, f, g, o).
 #pragma once
 
-#include "../../csrc/cells/rnn.h"
+#include "../../csrc/cells/cell.h"
 
 namespace rnnfast::cells {
 
@@ -11,14 +11,16 @@ struct Lstm {
   static constexpr int kGates = 4;
   static constexpr int kCarried = 1;  // c
   static constexpr int kSaved = 5;    // i, f, g, o, c_prev
+  static constexpr int kParameters = 0;
+  static constexpr bool kEmits = false;
   static constexpr bool kRecurrentBias = false;
   static constexpr bool kSplitGradient = false;
   static constexpr bool kDirectGradient = false;
   static constexpr bool kReadsPrevious = false;
-  static constexpr bool kNormalizes = false;
+  static constexpr bool kRecomputesH = false;
 
-  RNNFAST_CELL static Vector forward(const Vector* p, const Vector* u, Vector /*h_prev*/,
-                                     Vector* carried, Vector* saved) {
+  RNNFAST_CELL static Vector forward(const Step<Vector>& step, Vector* carried, Vector* saved) {
+    const Vector *p = step.p, *u = step.u;
     saved[0] = Math::sigmoid(p[0] + u[0]);
     saved[1] = Math::sigmoid(p[1] + u[1]);
     saved[2] = Math::tanh(p[2] + u[2]);
@@ -28,19 +30,22 @@ struct Lstm {
     return saved[3] * Math::tanh(carried[0]);
   }
 
-  RNNFAST_CELL static Vector backward(Vector dh, Vector /*h*/, Vector /*h_prev*/,
-                                      const Vector* saved, Vector* dcarried, Vector* dp,
-                                      Vector* /*du*/) {
+  RNNFAST_CELL static Vector backward(const Left<Vector>& left, const Gradients<Vector>& to) {
+    const Vector *saved = left.saved, dh = left.dh;
     const Vector i = saved[0], f = saved[1], g = saved[2], o = saved[3], c_prev = saved[4];
     const typename Math::Scalar one = 1;
     const Vector n = Math::tanh(f * c_prev + i * g);
-    const Vector dc = dcarried[0] + dh * o * (one - n * n);
-    dp[0] = dc * g * i * (one - i);
-    dp[1] = dc * c_prev * f * (one - f);
-    dp[2] = dc * i * (one - g * g);
-    dp[3] = dh * n * o * (one - o);
-    dcarried[0] = dc * f;
+    const Vector dc = to.carried[0] + dh * o * (one - n * n);
+    to.p[0] = dc * g * i * (one - i);
+    to.p[1] = dc * c_prev * f * (one - f);
+    to.p[2] = dc * i * (one - g * g);
+    to.p[3] = dh * n * o * (one - o);
+    to.carried[0] = dc * f;
     return Vector{};
+  }
+
+  RNNFAST_CELL static Vector gain(Vector /*h*/, const Vector* saved, const Vector* /*parameters*/) {
+    return saved[1];
   }
 };
 

@@ -10,7 +10,7 @@ namespace reference {
 using std::int64_t;
 using Row = std::vector<double>;
 
-enum class Kind { kTanh, kRelu, kSigmoid, kLstm, kGru };
+enum class Kind { kTanh, kRelu, kSigmoid, kLstm, kGru, kLeaky };
 
 inline int gates(Kind kind) { return kind == Kind::kLstm ? 4 : kind == Kind::kGru ? 3 : 1; }
 
@@ -20,7 +20,8 @@ inline double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 struct Step {
   Row p, h_prev, c_prev, u, ahat, gate, h, c;
   double rstd;
-  Row grad_y, carry, dh, clipped, dn, dp, du;
+  Row inner;  // what a cell takes for u where p is in it already
+  Row grad_y, carry, dh, clipped, dn, dp, du, dleak;
 };
 
 struct Layer {
@@ -28,36 +29,46 @@ struct Layer {
   int64_t size;
   const double* w;      // [gates * S, S]
   const double* b;      // [gates * S] or null
-  const double* gamma;  // [S] or null: no layer norm, which only the cells of one gate have
-  const double* beta;   // [S] or null
+  const double* gamma;  // [gates * S] or null: no layer norm
+  const double* beta;   // [gates * S] or null
   double norm_eps;
   double clip;
+  bool recurrent = false;        // layer norm of u alone
+  const double* leak = nullptr;  // [S]
 
-  // From a = p + u to gamma ahat + beta.
+  // What W_hh multiplies, of a state.
+  Row emit(const Row& v) const {
+    Row h = v;
+    for (double& x : h) x = sigmoid(x);
+    return h;
+  }
+
+  // From a to gamma ahat + beta.
   void normalize(Step& s, Row& a) const {
-    const double n = static_cast<double>(size);
+    const double n = static_cast<double>(a.size());
     double mean = 0, variance = 0;
     for (double x : a) mean += x / n;
     for (double x : a) variance += (x - mean) * (x - mean) / n;
     s.rstd = 1 / std::sqrt(variance + norm_eps);
     s.ahat = a;
-    for (int64_t i = 0; i < size; ++i) {
+    for (size_t i = 0; i < a.size(); ++i) {
       s.ahat[i] = (a[i] - mean) * s.rstd;
       a[i] = gamma[i] * s.ahat[i] + (beta ? beta[i] : 0);
     }
   }
 
-  // From dn to da, which takes its place.
+  // From dn, which is du, to the gradient of what was normalized.
   void normalize_backward(Step& s) const {
-    const double n = static_cast<double>(size);
+    const double n = static_cast<double>(s.du.size());
     double mean = 0, along = 0;
-    s.dn = s.dp;
-    for (int64_t i = 0; i < size; ++i) {
+    s.dn = s.du;
+    for (size_t i = 0; i < s.dn.size(); ++i) {
       mean += gamma[i] * s.dn[i] / n;
       along += gamma[i] * s.dn[i] * s.ahat[i] / n;
     }
-    for (int64_t i = 0; i < size; ++i)
-      s.dp[i] = s.rstd * (gamma[i] * s.dn[i] - mean - s.ahat[i] * along);
+    for (size_t i = 0; i < s.dn.size(); ++i)
+      s.du[i] = s.rstd * (gamma[i] * s.dn[i] - mean - s.ahat[i] * along);
+    if (!recurrent) s.dp = s.du;
   }
 
   Row clipped(const Row& dh) const {
@@ -70,7 +81,13 @@ struct Layer {
     return result;
   }
 
-  // dh f'(n) of a cell of one gate.
+  // What comes straight through unit i.
+  double gain(const Step& s, int64_t i) const {
+    if (kind == Kind::kLstm || kind == Kind::kGru) return s.gate[size + i];
+    return kind == Kind::kLeaky ? 1 - leak[i] : through(1, s.h[i]);
+  }
+
+  // dh f'(n) of an RNN.
   double through(double dh, double h) const {
     if (kind == Kind::kRelu) return h <= 0 ? 0 : dh;
     return dh * (kind == Kind::kTanh ? 1 - h * h : h * (1 - h));
@@ -86,9 +103,12 @@ struct Layer {
       s.u[i] = b ? b[i] : 0;
       for (int64_t k = 0; k < n; ++k) s.u[i] += w[i * n + k] * h[k];
     }
+    if (gamma && recurrent) normalize(s, s.u);
     Row n_or_a = s.p;
     for (int64_t i = 0; i < count * n; ++i) n_or_a[i] += s.u[i];
-    if (gamma) normalize(s, n_or_a);
+    const bool joint = gamma && !recurrent;
+    if (joint) normalize(s, n_or_a);
+    s.inner = joint ? n_or_a : s.u;
     s.gate.assign(s.u.size(), 0);
     s.h.assign(n, 0);
     s.c.assign(n, 0);
@@ -113,8 +133,13 @@ struct Layer {
         case Kind::kGru:
           gate[0] = sigmoid(a(0));
           gate[n] = sigmoid(a(1));
-          gate[2 * n] = std::tanh(s.p[2 * n + i] + gate[0] * s.u[2 * n + i]);
+          gate[2 * n] = std::tanh((joint ? 0 : s.p[2 * n + i]) + gate[0] * s.inner[2 * n + i]);
           s.h[i] = (1 - gate[n]) * gate[2 * n] + gate[n] * h[i];
+          break;
+        case Kind::kLeaky:
+          gate[0] = a(0) - c[i];
+          s.c[i] = c[i] + leak[i] * gate[0];
+          s.h[i] = sigmoid(s.c[i]);
           break;
       }
     }
@@ -131,6 +156,7 @@ struct Layer {
     s.dh = dh;
     s.clipped = clipped(dh);
     Row before(n, 0);
+    s.dleak.assign(n, 0);
     for (int64_t i = 0; i < n; ++i) {
       const double g = s.clipped[i];
       double* const dp = &s.dp[i];
@@ -155,16 +181,23 @@ struct Layer {
         case Kind::kGru: {
           const double r = gate[0], z = gate[n], t = gate[2 * n];
           dp[2 * n] = g * (1 - z) * (1 - t * t);
-          dp[0] = dp[2 * n] * s.u[2 * n + i] * r * (1 - r);
+          dp[0] = dp[2 * n] * s.inner[2 * n + i] * r * (1 - r);
           dp[n] = g * (s.h_prev[i] - t) * z * (1 - z);
           du[2 * n] = dp[2 * n] * r;
           before[i] = g * z;
           break;
         }
+        case Kind::kLeaky: {
+          const double dv = dc[i] + g * s.h[i] * (1 - s.h[i]);
+          dp[0] = leak[i] * dv;
+          s.dleak[i] = dv * gate[0];
+          dc[i] = (1 - leak[i]) * dv;
+          break;
+        }
       }
     }
-    if (gamma) normalize_backward(s);
     for (int64_t i = 0; i < (kind == Kind::kGru ? 2 : count) * n; ++i) s.du[i] = s.dp[i];
+    if (gamma) normalize_backward(s);
     for (int64_t i = 0; i < count * n; ++i)
       for (int64_t k = 0; k < n; ++k) before[k] += s.du[i] * w[i * n + k];
     dh = before;

@@ -1,4 +1,5 @@
-"""The measurement of cures: what torch's modules say one step at a time, beside the record."""
+"""The measurement of cures: the gradient of torch's modules, read one step at a time, agrees with
+the record."""
 
 from __future__ import annotations
 

@@ -246,11 +246,11 @@ def test_opcheck_of_backward_with_a_record(batch_first, norm, per_sample, own_ba
         return torch.randn(*shape, dtype=torch.float64)
 
     x = normal(B, T, IN).transpose(0, 1) if batch_first else normal(T, B, IN)
-    w_ih, w_hh = normal(D * H, IN), normal(D, H, H // heads)
+    w_ih, w_hh = normal(D * H, IN), normal(D * H, H // heads)
     gamma, beta = normal(2, D * H).unbind() if norm else (None, None)
     h_0, lengths = normal(D, B, H), torch.tensor([T, 3])
     reset = torch.arange(T * B).view(T, B) % 4 == 2
-    options = (*Options("rnn_tanh", heads, 1e-5, 2, 0.5, per_sample), own_backend)
+    options = (*Options("rnn_tanh", D, heads, 1e-5, 2, 0.5, per_sample), own_backend)
     weights = Weights(w_ih, *normal(2, D * H).unbind(), w_hh, gamma, beta)
     groups = *States(h_0), *Rows(lengths, reset)
     before = (x, *weights, *groups)

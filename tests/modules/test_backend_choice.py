@@ -75,14 +75,14 @@ def test_order_of_auto():
     ("changes", "wanted"),
     [
         pytest.param({}, "cpu", marks=has_extension),
-        pytest.param({"nonlinearity": "sigmoid"}, "cpu", marks=has_extension),
+        pytest.param({"cell": "rnn_sigmoid"}, "cpu", marks=has_extension),
         pytest.param({"projected": True}, "cpu", marks=has_extension),
         pytest.param({"extras": ("residual", "norm")}, "cpu", marks=has_extension),
         pytest.param({"dtype": torch.bfloat16}, "cpu", marks=has_extension),
         ({"dtype": torch.complex64}, "torch"),
         ({"device": "cuda"}, "torch"),  # nobody gets slower by installing this package
         ({"device": "meta"}, "torch"),
-        ({"device": "cuda", "nonlinearity": "sigmoid"}, "reference"),
+        ({"device": "cuda", "cell": "rnn_sigmoid"}, "reference"),
         ({"device": "cuda", "extras": ("norm",)}, "reference"),
         ({"device": "cuda", "projected": True}, "reference"),
     ],
@@ -95,7 +95,7 @@ def test_auto_takes_the_first_that_serves(changes, wanted):
     ("changes", "wanted"),
     [
         ({}, "torch"),
-        ({"nonlinearity": "sigmoid"}, "reference"),
+        ({"cell": "rnn_sigmoid"}, "reference"),
         ({"extras": ("reset",)}, "reference"),
         ({"projected": True}, "reference"),
     ],

@@ -323,17 +323,18 @@ def op_inputs(
     h_0=True,
     lengths=False,
     batch_first=False,
-    projects=True,
-    bias=True,
+    w_ih="biased",
     norm=False,
     **options,
 ) -> tuple:
+    """w_ih: "biased", "unbiased", or None for an input that is the projection."""
     T, B = 5, 3
-    width = IN if projects else D * H
+    width = IN if w_ih else D * H
     x = torch.randn(B, T, width).transpose(0, 1) if batch_first else torch.randn(T, B, width)
-    w_ih = torch.randn(D * H, IN) if projects else None
-    b_ih, b_hh = torch.randn(2, D * H) if projects and bias else (None, None)
-    w_hh = torch.randn(D, H, H)
+    biased = w_ih == "biased"
+    w_ih = torch.randn(D * H, IN) if w_ih else None
+    b_ih, b_hh = torch.randn(2, D * H) if biased else (None, None)
+    w_hh = torch.randn(D * H, H)
     start = torch.randn(D, B, H) if h_0 else None
     x, w_ih, b_ih, b_hh, w_hh, start = (
         v if v is None else v.to(dtype) for v in (x, w_ih, b_ih, b_hh, w_hh, start)
@@ -342,7 +343,7 @@ def op_inputs(
     reset = torch.rand(T, B) < 0.3 if norm else None
     n = torch.tensor([5, 0, 3]) if lengths else None
     weights, states = Weights(w_ih, b_ih, b_hh, w_hh, gamma, beta), States(start)
-    return (x, *weights, *states, *Rows(n, reset), None, *Options(**options))
+    return (x, *weights, *states, *Rows(n, reset), None, *Options(directions=D, **options))
 
 
 def groups(inputs: tuple) -> tuple[torch.Tensor, Weights, States, Rows, Options]:
@@ -362,8 +363,8 @@ CASES = [
     {"dtype": torch.float64, "D": 1},
     {"dtype": torch.bfloat16, "lengths": True},
     {"h_0": False, "batch_first": True},
-    {"D": 1, "projects": False},
-    {"bias": False, "lengths": True, "batch_first": True},
+    {"D": 1, "w_ih": None},
+    {"w_ih": "unbiased", "lengths": True, "batch_first": True},
     {"norm": True, "batch_first": True, "bptt_window": 2, "clip_state_grad": 0.5},
     {"norm": True, "dtype": torch.bfloat16, "lengths": True},
 ]

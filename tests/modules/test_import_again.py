@@ -83,10 +83,11 @@ def test_an_op_calls_the_newest_import():
     done = run("""
 import rnnfast
 from rnnfast import ops as autograd
+from rnnfast.recurrence.groups import Options, Rows, States, Weights
 autograd.BACKENDS["reference"].forward = None
 try:
-    torch.ops.rnnfast.rnn(x, None, None, None, torch.eye(3), *[None] * 6, "tanh", 1, 1e-5, None,
-                          None, False, "reference")
+    inputs = x, *Weights(None, None, None, torch.eye(3)), *States(), *Rows(), None
+    torch.ops.rnnfast.rnn(*inputs, *Options(), "reference")
 except TypeError as error:
     print(error)
 """)

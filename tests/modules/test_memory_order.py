@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from twins import EXACT, twins
 
 import rnnfast
+from rnnfast.recurrence.groups import Options, Rows, Saved, States, Weights
 
 I = 3  # noqa: E741
 # One step, one row and one feature leave strides open that a shape alone would not tell.
@@ -122,13 +123,15 @@ def test_any_view_that_torch_allows_of_an_output(backend):
 def test_the_op_returns_results_and_gradients_in_one_order(own_backend):
     """A compiled graph is built on the strides of the op's fake results."""
     T, B, H = 4, 3, 5
-    options = "tanh", 1, 1e-5, None, None, False, own_backend
+    options = *Options(), own_backend
     w_ih, w_hh, b = (torch.randn(shape, dtype=EXACT) for shape in ((H, I), (H, H), (H,)))
     for make in MADE.values():
         x, grad_y = make((T, B, I)), make((T, B, H))
-        found = torch.ops.rnnfast.rnn(x, w_ih, b, b, w_hh, *[None] * 6, *options)
+        weights = Weights(w_ih, b, b, w_hh)
+        found = torch.ops.rnnfast.rnn(x, *weights, *States(), *Rows(), None, *options)
         y = found[0]
-        saved = y, x, w_ih, w_hh, *[None] * 7
-        gradients = torch.ops.rnnfast.rnn_backward(grad_y, None, *saved, True, True, *options)
+        kept = x, y, *weights, *States(), *Rows(), *Saved()
+        inputs = grad_y, *States(), *kept, True, True, *options
+        gradients = torch.ops.rnnfast.rnn_backward(*inputs)
         for result in (*found[:2], *gradients):
             assert result.is_contiguous()

@@ -111,7 +111,7 @@ def test_a_compressed_tensor_that_is_restored_is_taken(backend):
 
 
 def op_inputs(backend: str) -> dict[str, object]:
-    w_ih, w_hh, b = (torch.randn(shape, dtype=EXACT) for shape in ((H, I), (1, H, H), (H,)))
+    w_ih, w_hh, b = (torch.randn(shape, dtype=EXACT) for shape in ((H, I), (H, H), (H,)))
     x, h_0 = torch.randn(T, B, I, dtype=EXACT), torch.randn(1, B, H, dtype=EXACT)
     lengths, reset = torch.tensor([7, 3, 5]), torch.zeros(T, B, dtype=torch.bool)
     options = (*Options(), backend)

@@ -214,7 +214,7 @@ def test_tanh_starts_as_nn_rnn_does():
 def test_first_losses_are_those_of_torch(dtype: torch.dtype, index: int):
     """To within rounding, as nn.RNN itself feels it.
 
-    A rounding of the pre-activation is allowed 4 sqrt(H) u (|p| + |h||W|) (design.md, 6).
+    A rounding of the pre-activation is allowed 4 sqrt(H) u (|p| + |h||W|) (rnnfast.testing).
     The nudge adds u to 2u times |W|, all upwards, to the same place at every time step. So
     rnnfast may be off by 4 sqrt(H) of what the nudge does to nn.RNN, plus the roundings of
     the loss itself: a sum over 10 classes and a mean over the batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -72,12 +73,13 @@ def imports(name: str, path: Path) -> set[str]:
 
 
 def type_checking_only(path: Path) -> set[str]:
-    """The names that ``path`` imports for annotations alone."""
+    """The names that ``path`` imports from its own package for annotations alone."""
     return {
         alias.name
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for line in node.body
+        if isinstance(line, ast.ImportFrom) and line.level == 1 and line.module is None
         for alias in line.names
     }
 
@@ -90,6 +92,12 @@ def unit(module: str) -> str:
 
 def layer(module: str) -> int:
     return next(i for i, names in enumerate(LAYERS) if unit(module) in names)
+
+
+def test_the_contributing_page_lists_the_layers():
+    page = Path(__file__).parents[2] / "CONTRIBUTING.md"
+    entries = re.findall(r"^\d+\. (`rnnfast.*(?:\n .*)*)", page.read_text(), re.M)
+    assert [set(re.findall(r"`([^`]+)`", entry)) for entry in entries] == LAYERS
 
 
 @pytest.mark.parametrize("name", modules())

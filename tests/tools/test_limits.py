@@ -17,6 +17,8 @@ PRODUCT = 500
 FUNCTION = 120  # lines, signature and docstring among them
 PARAMETERS = 8  # of a private function; signatures of the package are explicit
 SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh"}
+# Triton's kernels take each number by itself (triton_kernels/arguments.py says why).
+LAUNCHED = {"resident", "tiled", "measure"}
 # Kernels as they were sketched, for which nobody has a GPU.
 SKETCHES = {"rnn_fwd_cluster.cuh", "rnn_bwd_cluster.cuh"}
 
@@ -62,6 +64,8 @@ def test_file_and_its_functions_are_within_the_limits(path):
         where = f"{path}:{function.start_line} {function.name}"
         if function.length > FUNCTION:
             wrong.append(f"{where}: {function.length} lines")
+        if path.startswith("triton_kernels/") and function.name in LAUNCHED:
+            continue
         given = [name for name in function.parameters if name not in ("self", "cls")]
         if len(given) > PARAMETERS and (str(ROOT / path), function.name) not in PUBLIC:
             wrong.append(f"{where}: {len(given)} parameters")

@@ -56,6 +56,14 @@ def test_the_readme_is_short():
     assert (ROOT / "README.md").read_text().count("\n") <= 110
 
 
+def test_the_folders_of_the_contributing_page_exist():
+    table, _, _ = (ROOT / "CONTRIBUTING.md").read_text().partition("Imports only point down")
+    cells = re.findall(r"^\| (`.*?`) \|", table, re.M)
+    names = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert len(names) > 20
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
 def test_links_between_pages_lead_somewhere():
     """To a file, and to a heading of it where the link names one."""
     for page in PAGES:

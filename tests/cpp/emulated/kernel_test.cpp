@@ -26,6 +26,13 @@
 #undef RNNFAST_MODE
 #undef RNNFAST_MODE_TYPE
 #undef RNNFAST_MODE_VALUE
+#define RNNFAST_MODE bfloat16
+#define RNNFAST_MODE_TYPE Half<BFloat16>
+#define RNNFAST_MODE_VALUE Mode::kBFloat16
+#include "../../../csrc/cuda/streaming/kernels.cu"
+#undef RNNFAST_MODE
+#undef RNNFAST_MODE_TYPE
+#undef RNNFAST_MODE_VALUE
 #include "../buffer.h"
 #include "../reference.h"
 
@@ -73,9 +80,9 @@ reference::Kind kind_of(cuda::Nonlinearity f) {
 }
 
 // As Kernel, of the streaming kernel.
-template <int kTiles_, int kSlices_>
+template <class Mode_, int kTiles_, int kSlices_>
 struct Streamed {
-  using Mode = cuda::Exact;
+  using Mode = Mode_;
   using Stored = typename Mode::Stored;
   static constexpr int kUnits = 48;  // that are tried
   static constexpr cuda::StreamedBlock kBlock = {kTiles_, kSlices_};
@@ -131,10 +138,13 @@ struct Test {
     plan.family = cuda::Family::kStreaming;
     plan.streamed = K::kBlock;
     plan.slices = slices;
-    if constexpr (std::is_same_v<Problem, cuda::Forward>) {
-      cuda::exact::streaming::forward(plan, problem, {});
+    constexpr bool kForward = std::is_same_v<Problem, cuda::Forward>;
+    if constexpr (std::is_same_v<typename K::Mode, cuda::Exact>) {
+      if constexpr (kForward) cuda::exact::streaming::forward(plan, problem, {});
+      if constexpr (!kForward) cuda::exact::streaming::backward(plan, problem, {});
     } else {
-      cuda::exact::streaming::backward(plan, problem, {});
+      if constexpr (kForward) cuda::bfloat16::streaming::forward(plan, problem, {});
+      if constexpr (!kForward) cuda::bfloat16::streaming::backward(plan, problem, {});
     }
   }
 
@@ -433,9 +443,9 @@ int main(int argc, char** argv) {
   try {
     try_sizes<cuda::Kernel<cuda::Exact, 32, 1>>("exact", number);
     try_sizes<cuda::Kernel<BFloat16, 64, 1, 2, 2>>("bfloat16, 2 blocks", number);
-    try_sizes<Streamed<1, 2>>("exact, streaming", number / 4);
-    try_sizes<Streamed<2, 4>>("exact, streaming, 2 tiles", number / 8);
-    try_sizes<Streamed<4, 8>>("exact, streaming, 4 tiles", number / 8);
+    try_sizes<Streamed<cuda::Exact, 1, 2>>("exact, streaming", number / 4);
+    try_sizes<Streamed<cuda::Exact, 2, 4>>("exact, streaming, 2 tiles", number / 8);
+    try_sizes<Streamed<BFloat16, 4, 8>>("bfloat16, streaming, 4 tiles", number / 8);
     try_sizes<cuda::Kernel<BFloat16, 64, 2>>("bfloat16", number);
     try_sizes<cuda::Kernel<BFloat16, 64, 2, 2, 2>>("bfloat16, 2 blocks, all own", number / 2);
     try_sizes<cuda::Kernel<cuda::Tf32, 48, 1>>("tf32", number);

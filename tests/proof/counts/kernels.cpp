@@ -8,32 +8,25 @@
 #include <limits>
 #include <vector>
 
-#include "../../csrc/cells/rnn.h"
-#include "../../csrc/cpu/launch.h"
-#include "../../csrc/cpu/math.h"
+#include "cpu/problem.h"
+#include "cpu/simd.h"
+#include "record.h"
 
 namespace cpu = rnnfast::cpu;
-namespace level = rnnfast::cpu::RNNFAST_LEVEL;
-using Cell = rnnfast::cells::Elman<rnnfast::cells::Tanh, level::Math<float>>;
 using Values = std::vector<float>;
 using std::int64_t;
 
+namespace rnnfast::cpu::RNNFAST_LEVEL {
+extern const CellKernels kRnn[kCells];
+}
+const cpu::CellKernels& cell = cpu::RNNFAST_LEVEL::kRnn[0];
+
 // C names, since callgrind is told them; never inlined, or there would be nothing to enter.
 extern "C" [[gnu::noinline]] void run_forward(const cpu::ForwardProblem& problem) {
-  if (problem.gamma != nullptr) {
-    level::forward<Cell, float, float, true>(problem);
-  } else {
-    level::forward<Cell, float, float>(problem);
-  }
+  cell.forward(problem);
 }
-
 extern "C" [[gnu::noinline]] void run_backward(const cpu::BackwardProblem& problem) {
-  const bool rows = problem.gamma != nullptr || problem.record != nullptr || problem.clip < 1e9;
-  if (rows) {
-    level::backward<Cell, float, true>(problem);
-  } else {
-    level::backward<Cell, float>(problem);
-  }
+  cell.backward(problem);
 }
 
 namespace {

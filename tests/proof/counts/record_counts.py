@@ -81,15 +81,18 @@ def build() -> Path:
     compiler = package.Compiler.find()
     program = f"{FOLDER}/kernels"
     flags = package.level_flags(compiler, LEVEL)
-    main = package.compile_step(compiler, "tests/proof/counts/kernels.cpp", f"{program}.o", flags)
     threads = package.compile_step(compiler, "csrc/cpu/parallel.cpp", f"{FOLDER}/parallel.o", [])
-    objects = [main.output, threads.output]
+    steps = [threads]
+    for source in ("tests/proof/counts/kernels.cpp", *package.SIMD_SOURCES):
+        output = f"{FOLDER}/{Path(source).stem}.o"
+        steps.append(package.compile_step(compiler, source, output, flags))
+    objects = [step.output for step in steps]
     # Symbols are bound at the start: the loader's search for them is not counted.
     link = [*compiler.command, *objects, "-Wl,-z,now", "-pthread", "-ldl", "-o", program]
     home = Path.cwd()
     os.chdir(ROOT)  # setup.py's paths are relative
     try:
-        package.make([main, threads, package.Step("link", objects, program, link)], FOLDER)
+        package.make([*steps, package.Step("link", objects, program, link)], FOLDER)
     finally:
         os.chdir(home)
     return ROOT / program

@@ -128,7 +128,7 @@ def launches(
         bptt_window=given["window"],
         clip_state_grad=given["clipping"],
     )
-    w_hh = meta(1, H, H)
+    w_hh = meta(H, H)
     weights = Weights(None, None, None, w_hh, given["norm"], given["beta"])
     states, rows = States(given["h_0"]), Rows(given["lengths"], given["reset"])
     with recorded(device, tf32) as found:
@@ -151,6 +151,7 @@ def source(launch: Launch) -> ASTSource:
         if isinstance(value, torch.Tensor):
             attributes[path] = [["tt.divisibility", 16]]
             return TYPES[value.dtype]
+        assert len(path) == 1, "Triton compiles a kernel for each number in a group"
         if isinstance(value, float):
             return "fp32"
         return "i64" if value >= 1 << 31 else "i32"

@@ -10,7 +10,7 @@ import torch
 from cases import NONLINEARITIES, assert_good, make_case, run, run_functional
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_emulated_numbers import CASES, EVERYTHING, TF32
+from places import EMULATED, EVERYTHING, TF32, case_of
 
 from rnnfast.backends import cuda_plan
 from rnnfast.backends.cuda_plan import KERNELS
@@ -43,15 +43,13 @@ def test_every_configuration_is_within_its_budget(mode, units, blocks, monkeypat
 @pytest.mark.parametrize("blocks", [2, 4, 8])
 @settings(
     max_examples=25,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(CASES, st.integers(1, 8))
+@given(EMULATED.combinations(), st.integers(1, 8))
 def test_options_in_any_combination(blocks, monkeypatch, options, columns):
     wanted(monkeypatch, blocks, columns)
     options["H"] = min(options["H"], 60)
-    case = make_case(**options)
+    case = case_of(**options)
     found = run(case, "cuda", recorded=options["per_sample"])
     assert_good(case, found)
     for name, value in run_functional(case, "cuda").items():

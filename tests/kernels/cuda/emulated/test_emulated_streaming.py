@@ -10,7 +10,7 @@ import torch
 from cases import assert_good, make_case, run, run_functional
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_emulated_numbers import CASES, EVERYTHING, TF32
+from places import EMULATED, EVERYTHING, TF32, case_of
 
 from rnnfast.backends import cuda as backend
 from rnnfast.backends import cuda_clock, cuda_plan
@@ -40,15 +40,13 @@ def test_every_block_is_within_its_budget(mode, block, options, monkeypatch):
 
 @settings(
     max_examples=25,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(CASES, st.sampled_from([8, 16, 32]))
+@given(EMULATED.combinations(), st.sampled_from([8, 16, 32]))
 def test_options_in_any_combination(monkeypatch, options, rows):
     wanted(monkeypatch, rows)
     options["H"] = min(options["H"], 60)
-    case = make_case(**options)
+    case = case_of(**options)
     found = run(case, "cuda", recorded=options["per_sample"])
     assert_good(case, found)
     for name, value in run_functional(case, "cuda").items():

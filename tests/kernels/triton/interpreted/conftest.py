@@ -1,4 +1,4 @@
-"""What only Triton's interpreter can run: `make test` starts it with TRITON_INTERPRET=1."""
+"""What only Triton's interpreter can run: `make prove` starts it with TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 
@@ -24,24 +24,3 @@ def _plans_anew():
     plan.choose.cache_clear()
     yield
     plan.choose.cache_clear()
-
-
-@pytest.fixture(autouse=True)
-def _masks_are_bool(monkeypatch):
-    """As Triton 3.9 and newer want them; the interpreters before take numbers."""
-    from triton.runtime import interpreter
-
-    builder = interpreter.interpreter_builder
-    for name, place in (
-        ("create_masked_load", 1),
-        ("create_masked_store", 2),
-        ("create_atomic_rmw", 3),
-    ):
-        original = getattr(builder, name)
-
-        def access(*given, original=original, name=name, place=place):
-            found = given[place].data.dtype
-            assert found.kind == "b", f"{name}: given a mask of {found}, wanted bool"
-            return original(*given)
-
-        monkeypatch.setattr(builder, name, access)

@@ -41,9 +41,9 @@ def launches(B: int) -> list[tuple]:
 
     found = []
     # With ReLU backward looks at y, whatever the dtype.
-    options = Options("rnn_relu", bptt_window=3, clip_state_grad=1.0, per_sample=True)
+    options = Options("rnn_relu", D, bptt_window=3, clip_state_grad=1.0, per_sample=True)
     gamma = meta(D * S, dtype=torch.float32)
-    weights = Weights(None, None, None, meta(D, S, S), gamma, gamma)
+    weights = Weights(None, None, None, meta(D * S, S), gamma, gamma)
     states = States(meta(D, B, S))
     rows = Rows(meta(B, dtype=torch.int64), meta(T, B, dtype=torch.bool))
     buffer = meta(D, T, B, len(FIELDS), dtype=torch.float64)
