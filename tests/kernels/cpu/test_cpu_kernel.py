@@ -26,7 +26,10 @@ SLOPE = {
 NO_SIZES = {"threads": 1, "input_size": 0, "heads": 1, "directions": 1, "norm_recurrent": False}
 TENSORS = "lengths reset x w_ih w_hh h_0 gamma beta y saved ahat rstd parameters"
 OF_FORWARD = "p b_ih b_hh c_0 h_n c_n"
-OF_BACKWARD = "grad_y grad_h_n grad_c_n dp du dx dw_ih db_ih db_hh dw_hh dgamma dbeta dparameters dh_0 dc_0 record"
+OF_BACKWARD = (
+    "grad_y grad_h_n grad_c_n dp du dx dw_ih db_ih db_hh dw_hh dgamma dbeta dparameters dh_0 dc_0 "
+    "record"
+)
 FORWARD = NO_SIZES | {"norm_eps": 1e-5} | dict.fromkeys(f"{TENSORS} {OF_FORWARD}".split())
 BACKWARD = NO_SIZES | {"window": 0, "clip": math.inf, "per_sample": False}
 BACKWARD |= dict.fromkeys(f"{TENSORS} {OF_BACKWARD}".split())
