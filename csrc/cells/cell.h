@@ -12,9 +12,8 @@
 //   kSplitGradient   du differs from dp
 //   kDirectGradient  h_prev also acts outside u: backward returns that part of its gradient
 //   kReadsPrevious   backward reads h_prev
-//   kRecomputesH     with layer norm in 16 bits, backward takes h again from the normalized sum: an
-//   h
-//                    that was rounded has few digits of f' left where f is flat
+//   kRecomputesH     with layer norm in 16 bits, backward takes h again from the normalized sum: a
+//                    rounded h has few digits of f' left where f is flat
 //
 // Its functions; Vector is Math::Vector, and arrays of zero values are never followed:
 //   Vector forward(const Step<Vector>&, Vector* carried, Vector* saved)

@@ -243,7 +243,7 @@ struct ForwardTask : Task<S> {
     }
   }
 
-  // After a reset between this step and the one after it the state starts anew.
+  // A reset between this step and the one after it sets the state to zero.
   RNNFAST_INLINE void forget(int64_t t, int64_t row, int64_t unit, int64_t end) const {
     const int64_t edge = this->reverse() ? t : t + 1;
     if (this->reset == nullptr || edge == 0 || !this->cut(edge, row)) return;
@@ -341,9 +341,11 @@ struct ForwardTask : Task<S> {
                    prefetch(ahat_row.data + unit, ahat_row.stride);
                    const V ahat = moments.normalize(load(a + unit));
                    store_if<kWhole>(ahat_row.data + unit, narrow<S>(ahat), count);
-                   const V scaled = ahat * load_if<kWhole>(gamma + unit, count);
+                   // Both are loaded first: a branch between product and sum would keep the
+                   // compiler from fusing them, in some vectors of a row and not in others.
+                   const V scale = load_if<kWhole>(gamma + unit, count);
                    const V shift = beta != nullptr ? load_if<kWhole>(beta + unit, count) : V{};
-                   store_raw(to + unit, scaled + shift);
+                   store_raw(to + unit, ahat * scale + shift);
                  });
   }
 };

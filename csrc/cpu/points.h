@@ -1,4 +1,4 @@
-// What the time loops know of a cell: its numbers, and functions that compute runs of its vectors.
+// The time loops know a cell by its numbers and by functions that compute runs of its vectors.
 // They are all that is compiled for each cell; the loops are compiled once for each storage type.
 #pragma once
 
@@ -7,7 +7,7 @@
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {
 
-// What one step reads or writes of one tensor.
+// The part of one tensor that one step reads or writes.
 template <class T>
 struct Rows {
   T* data = nullptr;
@@ -216,9 +216,10 @@ struct PointsOf {
   template <bool kWhole>
   RNNFAST_INLINE static V h_from_norm(const BackwardStep<S>& at, int64_t row, int64_t unit) {
     const int64_t count = at.size - unit;
-    const V scaled =
-        load_if<kWhole>(at.ahat.at(row, unit), count) * load_if<kWhole>(at.gamma + unit, count);
+    const V ahat = load_if<kWhole>(at.ahat.at(row, unit), count);
+    const V scale = load_if<kWhole>(at.gamma + unit, count);
     const V shift = at.beta != nullptr ? load_if<kWhole>(at.beta + unit, count) : V{};
+    const V scaled = ahat * scale;
     return Cell::forward({&scaled, &shift, V{}, nullptr}, nullptr, nullptr);
   }
 
