@@ -81,7 +81,9 @@ def gradients_of(
 ) -> dict[str, Tensor | None]:
     given = ((found["y"], case.grad_y), (found["h_n"], case.grad_h_n))
     outputs, gradients = zip(*((x, g) for x, g in given if g is not None))
-    grads = torch.autograd.grad(outputs, leaves, gradients)
+    # A window can cut every way to h_0.
+    zeros = {"allow_unused": True, "materialize_grads": True}
+    grads = torch.autograd.grad(outputs, leaves, gradients, **zeros)
     nothing = dict.fromkeys(RESULTS + NORM_RESULTS)
     found = {name: x if x is None else x.detach() for name, x in found.items()}
     return nothing | found | {f"d{name}": grad for name, grad in zip(names, grads)}
