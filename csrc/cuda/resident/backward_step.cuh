@@ -161,9 +161,6 @@ class BackwardStep {
   Track<K, Stored> dp_;
   TileWords<K> next_g_, next_h_, next_ahat_;  // of the next step to begin
   StepRows next_, rows_;
-  // c of rows that lack a step, in shared memory, where registers are scarce; only this thread uses
-  // it.
-  float* waiting_carry_ = K::template at<float>(K::kWaitingCarry) + rt::thread();
 
   RT_DEVICE int time_of(int i) const { return place_.direction ? i : a_.shape.steps - 1 - i; }
 
@@ -239,7 +236,8 @@ class BackwardStep {
   }
 
   RT_DEVICE float& waiting_carry(int m, int v) const {
-    return waiting_carry_[(m * 4 + v) * K::kOwnerThreads];
+    float* mine = K::template at<float>(K::kWaitingCarry) + rt::opaque(rt::thread());
+    return mine[(m * 4 + v) * K::kOwnerThreads];
   }
 
   // A row that lacks this step keeps its carry.

@@ -24,7 +24,8 @@ class NormBackward {
     stage<K>(a_.gamma, place_, K::template at<float>(K::kGamma));
     stage<K>(a_.beta, place_, K::template at<float>(K::kBeta));
     if (!place_.owner()) return;
-    RT_UNROLL for (int i = 0; i < 4 * K::kOwned; ++i) gains_[i * K::kOwnerThreads] = 0.0f;
+    float* const mine = gains();
+    RT_UNROLL for (int i = 0; i < 4 * K::kOwned; ++i) mine[i * K::kOwnerThreads] = 0.0f;
     if (kClip && kFuseNormSums && place_.lane == 0) *norm_phase() = 0;
   }
 
@@ -44,6 +45,7 @@ class NormBackward {
       sum_up(ahat, da, mean);
       add_up<K>(kOfNorm, i, place_, mean);
     }
+    float* const mine = gains();
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
       float gain[2] = {}, bias[2] = {};
       RT_UNROLL for (int v = 0; v < 4; ++v) {
@@ -56,8 +58,8 @@ class NormBackward {
         da[m][v] = inside ? rows.rstd[v % 2] * rest : 0.0f;
       }
       RT_UNROLL for (int k = 0; k < 2; ++k) {
-        gains_[(m * 4 + k) * K::kOwnerThreads] += gain[k];
-        gains_[(m * 4 + 2 + k) * K::kOwnerThreads] += bias[k];
+        mine[(m * 4 + k) * K::kOwnerThreads] += gain[k];
+        mine[(m * 4 + 2 + k) * K::kOwnerThreads] += bias[k];
       }
     }
   }
@@ -67,10 +69,11 @@ class NormBackward {
     if (a_.dgamma == nullptr) return;
     const std::int64_t width = std::int64_t{a_.shape.groups} * place_.size;
     const std::int64_t part = place_.slice * width + std::int64_t{place_.group} * place_.size;
+    const float* const mine = gains();
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
       RT_UNROLL for (int k = 0; k < 2; ++k) {
-        float gain = gains_[(m * 4 + k) * K::kOwnerThreads];
-        float bias = gains_[(m * 4 + 2 + k) * K::kOwnerThreads];
+        float gain = mine[(m * 4 + k) * K::kOwnerThreads];
+        float bias = mine[(m * 4 + 2 + k) * K::kOwnerThreads];
         // Over the columns: two in the lane, of four lanes side by side.
         RT_UNROLL for (int lanes = 1; lanes < 4; lanes *= 2) {
           gain += rt::shuffle_xor(gain, lanes);
@@ -89,7 +92,9 @@ class NormBackward {
   const Place<K>& place_;
   // dgamma and dbeta of a tile's two units, in shared memory, where registers are scarce; only this
   // thread uses them.
-  float* gains_ = K::template at<float>(K::kGains) + rt::thread();
+  RT_DEVICE float* gains() const {
+    return K::template at<float>(K::kGains) + rt::opaque(rt::thread());
+  }
 
   RT_DEVICE float gamma(int m, int v) const {
     return K::template at<float>(K::kGamma)[place_.unit_of_block(m, v)];
