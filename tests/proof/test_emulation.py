@@ -130,7 +130,6 @@ HARMLESS = [
 ]
 # A vote that only keeps a warp's lanes together: nothing behind it needs all of them.
 VOTES = ["rt::any(waits != 0)", "rt::any(ends != 0)", "rt::any((ends | empty) != 0)"]
-VOTES += ["rt::any((begun | empty) != 0)"]
 
 
 def harmless(fault: Fault) -> bool:
