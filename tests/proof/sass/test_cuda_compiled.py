@@ -54,8 +54,8 @@ def test_table_is_of_these_kernels():
     assert len(STREAMING) == 3 * (2 * (3 * 6 + 5) + 4 * 5)
 
 
-# Since backward is in parts these keep up to 4 registers in local memory (bench/ladder/cuda_kernel.md,
-# "Backward in parts"). To be mended; no other kernel may join them.
+# Since backward is in parts these keep 4 registers at most in local memory
+# ("Backward in parts" in bench/ladder/cuda_kernel.md). To be mended; no other kernel may join them.
 SPILLING = {
     f"{arch} {kernel} 16 blocks norm clip"
     for arch in ("sm_90", "sm_100")
