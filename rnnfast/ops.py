@@ -1,9 +1,9 @@
 """A layer, or its recurrence alone, as two opaque ops and one autograd.Function around them.
 
 torch.compile sees ``rnnfast::rnn`` and ``rnnfast::rnn_backward``, never the kernels. torch.export
-and torch.jit.trace record ``rnnfast::rnn`` alone, which brings the Function with it. What a kernel
-does not define (second derivatives, forward mode, torch.func transforms) takes the formulas of
-the reference, which PyTorch differentiates.
+and torch.jit.trace record ``rnnfast::rnn`` alone, which brings the Function with it. Second
+derivatives, forward mode and torch.func transforms, which no kernel defines, take the formulas
+of the reference, which PyTorch differentiates.
 
 The input projection is inside: as operations of their own it and its gradients take longer to call
 than a short sequence takes to compute.
@@ -103,7 +103,7 @@ _take_found = _taker(1, Weights, States)
 
 
 def _backward_inputs(inputs: Sequence) -> tuple[OutputGradients, Kept]:
-    """What backward reads, from the arguments of its op."""
+    """Groups the arguments of the backward op."""
     given = OutputGradients(inputs[0], *_take_gradients(inputs))
     return given, Kept(*inputs[_X : _X + 2], *_take_kept(inputs))
 
@@ -205,8 +205,8 @@ for _name, _body, _shapes in (
 flops.register()
 
 _TYPES = {Tensor, nn.Parameter}
-# What a tensor is, as the dispatcher sees it: memory on the CPU and nothing more. No wrapper of a
-# transform, no pending negation, no zeros without memory.
+# Dispatch keys of a plain tensor on the CPU: no wrapper of a transform, no pending negation, no
+# zeros without memory.
 with torch.inference_mode():
     _KEYS = {torch._C._dispatch_keys(torch.empty(0)).raw_repr()}
 _KEYS.add(torch._C._dispatch_keys(torch.empty(0)).raw_repr())

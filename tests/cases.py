@@ -63,7 +63,7 @@ needs_cpu = pytest.mark.skipif(cpu._C is None, reason="the extension rnnfast._C 
 
 
 def examples(number: int) -> int:
-    """What a test tries, times what the profile of hypothesis (conftest.py) says."""
+    """Examples of a test, scaled by the hypothesis profile (conftest.py)."""
     return max(1, number * settings.default.max_examples // 100)
 
 

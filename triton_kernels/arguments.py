@@ -23,7 +23,7 @@ class Rows(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What forward writes."""
+    """Results of forward."""
 
     y: Any
     h_n: Any
@@ -39,14 +39,14 @@ class Outside(NamedTuple):
 
 
 class Normed(NamedTuple):
-    """What the layer norm of forward has saved."""
+    """Saved values of forward's layer norm."""
 
     ahat: Any = None
     rstd: Any = None
 
 
 class Gradients(NamedTuple):
-    """What backward writes; carry is for the record."""
+    """Results of backward; carry is for the record."""
 
     dp: Any
     dh_0: Any = None
@@ -63,7 +63,7 @@ class Exchange(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What a kernel is compiled for."""
+    """Constants that a kernel is compiled for."""
 
     S: int  # units of a group
     HEADS: int

@@ -139,7 +139,7 @@ def resident(
     p_step = p_y + i_t.to(tl.int64) * s_y_t * FORM.UNIT
     b_h = tl.load(p_step + row_offsets(i_b, s_y_b, i_unit, FORM), mask=at.b_inside, other=0)
     b_carry = tl.zeros([BS, BB], tl.float32)
-    # What the next step needs is loaded while this one computes. More stages would cost registers.
+    # This step loads the next one's values while it computes. More stages would cost registers.
     for _ in tl.range(T, num_stages=1):
         i_row = rows_at(i_b, i_t, T) if FORM.UNIT == 1 else i_b
         i_state = state_offsets(at.i_d, i_row, i_own, B, WIDTH)

@@ -1,4 +1,4 @@
-"""What the kernels of both passes share: places and masks, products, sums over units, the barrier.
+"""Shared by the kernels of both passes: places and masks, products, sums over units, the barrier.
 
 Blocks of a state are [units, rows of the batch]. Every row has a length: T where none is given, and
 0 beyond the batch. Edge e lies between real steps e - 1 and e.

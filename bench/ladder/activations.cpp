@@ -1,4 +1,4 @@
-// What was tried for tanh and sigmoid beside csrc/cpu/math.h: cycles and error of each, float, at
+// Other forms of tanh and sigmoid than csrc/cpu/math.h's: cycles and error of each, float, at
 // one SIMD level. The results are in activations.md. From the repository's root:
 //
 //   g++ -O3 -std=c++20 -ffp-contract=fast -DRNNFAST_SIMD_AVX2 -mavx2 -mfma -mf16c

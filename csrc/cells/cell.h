@@ -1,6 +1,6 @@
-// What a cell owes. A cell is a struct template over Math, in a header of its own beside this one:
-// rnn.h is the shortest example. It knows one unit (or one vector of units) and one step; the time
-// loops know everything else, and no cell's name.
+// The interface of a cell. A cell is a struct template over Math, in a header of its own beside
+// this one: rnn.h is the shortest example. It knows one unit (or one vector of units) and one step;
+// the time loops know everything else, and no cell's name.
 //
 // Its numbers:
 //   kGates           products with the state per unit: p, u, dp and du have this many values
@@ -21,7 +21,7 @@
 //   Vector backward(const Left<Vector>&, const Gradients<Vector>&)
 //       Returns the direct part of dh_prev.
 //   Vector gain(Vector h, const Vector* saved, const Vector* parameters)
-//       What comes straight through a step; the record has its mean.
+//       The factor that passes straight through a step; the record has its mean.
 //   With kEmits:
 //   Vector emit(const Vector* carried, const Vector* parameters)
 //       h of given states: at the start, where carried is given from outside, and after a reset.
@@ -33,7 +33,7 @@
 
 namespace rnnfast::cells {
 
-// What forward reads. With layer norm of p + u, the normalized sum is u and p is -0.
+// Inputs of forward. With layer norm of p + u, the normalized sum is u and p is -0.
 template <class Vector>
 struct Step {
   const Vector* p;
@@ -42,7 +42,7 @@ struct Step {
   const Vector* parameters;
 };
 
-// What backward reads.
+// Inputs of backward.
 template <class Vector>
 struct Left {
   Vector dh;
@@ -52,7 +52,8 @@ struct Left {
   const Vector* parameters;
 };
 
-// What backward writes; carried: in, the gradient of what this step left; out, of what it found.
+// Outputs of backward. `carried` goes in as the gradient of the states after this step and comes
+// out as the gradient of the states before it.
 template <class Vector>
 struct Gradients {
   Vector* carried;

@@ -70,7 +70,7 @@ struct BackwardTask : Task<S> {
   const void* grad_carried_n() const {
     return facts().emits ? problem->grad_h_n : problem->grad_c_n;
   }
-  // What comes from outside to h of a row's last step.
+  // The gradient from outside of h at a row's last step.
   const void* grad_h_n() const { return facts().emits ? nullptr : problem->grad_h_n; }
 
   void begin() {
@@ -177,7 +177,7 @@ struct BackwardTask : Task<S> {
            (resets != nullptr && resets[row] != 0);
   }
 
-  // Of rows that something comes back to.
+  // Carries the gradient of rows that have one from the step after.
   RNNFAST_INLINE void carry(const BackwardStep<S>& at, const Tile<A>& tile) const {
     if (facts().direct_gradient) add_direct(tile);
     if (!whole_rows) return points(at, tile);

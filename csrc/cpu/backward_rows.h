@@ -1,4 +1,4 @@
-// What backward does with whole rows: clipping, layer norm and the record. Included by backward.h.
+// Backward's work on whole rows: clipping, layer norm and the record. Included by backward.h.
 #pragma once
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {

@@ -23,13 +23,13 @@ RNNFAST_INLINE Plan plan_call(const Shape& shape, int gates, int wanted) {
   return plan;
 }
 
-// Of [T, B, width], in one block.
+// Bytes of a contiguous tensor [T, B, width].
 template <class S>
 RNNFAST_INLINE std::size_t bytes_of(const Shape& shape, int64_t width) {
   return static_cast<std::size_t>(shape.steps * shape.batch * width) * sizeof(S);
 }
 
-// What forward and backward have in common. Run has pack(index), for one vector of units of one
+// Base of forward's and backward's launch. Run has pack(index), for one vector of units of one
 // group, and work(slice, crew, scratch), the time loop; the threads meet in between.
 template <class S>
 struct Call {
@@ -56,7 +56,7 @@ struct Call {
     return make_tiling(slice.count, first, end - first, gates, layout.sums.chains);
   }
 
-  // Of each task: the threads may be fewer than were planned for.
+  // Parts of each task: there may be fewer threads than the plan expected.
   int parts(const Member& member) const {
     const int64_t fit = member.count / plan.tasks();
     return static_cast<int>(fit < 1 ? 1 : fit < plan.parts ? fit : plan.parts);
@@ -240,7 +240,7 @@ struct BackwardRun : Call<S> {
   }
   int64_t own_rows() const { return whole_blocks<A>(2 * kFewRows * this->plan.threads * stride); }
   int64_t norm_rows() const { return norms() ? 2 * facts().gates : 0; }
-  // Of one record, numbers; and its rows of the batch, or one.
+  // How many numbers one record has, over its rows of the batch or over one.
   int64_t record_numbers() const {
     if (problem.record == nullptr) return 0;
     const int64_t rows = problem.per_sample ? ceil_div(this->shape.batch, this->plan.slices) : 1;
@@ -346,7 +346,7 @@ struct BackwardRun : Call<S> {
           static_cast<A*>(problem.dparameters) + (i * this->plan.groups + group) * size + unit);
   }
 
-  // Of [B, groups, values] rows, over the batch.
+  // Sums rows [B, groups, values] over the batch.
   void sum_rows(const A* rows, int64_t values, int64_t group, int64_t value, int64_t unit,
                 A* to) const {
     V sum = {}, lost = {};
@@ -379,7 +379,7 @@ struct BackwardRun : Call<S> {
   }
 };
 
-// What h is before the first step and after a reset, where a cell makes it of its state.
+// h before the first step and after a reset, for a cell that makes h from its states.
 template <class S>
 struct EmittedEdges {
   using A = Arithmetic<S>;
@@ -389,7 +389,7 @@ struct EmittedEdges {
   bool needed() const { return cell.facts.emits || cell.facts.reads_previous; }
   int64_t width() const { return problem.shape.heads * problem.shape.size; }
   int64_t states() const { return problem.shape.directions * problem.shape.batch * width(); }
-  // Of S; a row of A for what is emitted comes before.
+  // Bytes of the rows of S, and of the row of A before them that holds the emitted values.
   std::size_t bytes() const {
     if (!needed()) return 0;
     const int64_t row = whole_blocks<A>(2 * width());

@@ -186,7 +186,7 @@ struct Cut {
 };
 
 // How the rows of one slice and the vectors of units are cut into tiles; kGates neighbouring
-// panels serve one vector of units.
+// panels belong to one vector of units.
 struct Tiling {
   Cut rows;
   int64_t first_unit;  // units count in vectors

@@ -99,7 +99,7 @@ struct PointGradients {
   static int64_t panels_of(int64_t columns) {
     return whole_blocks<A>(ceil_div(columns, L) * with_gap<A>(L * kChunk));
   }
-  // Of what layer norm leaves: with p in it, there is one gradient of both.
+  // Layer norm of p + u leaves one gradient of both.
   bool split() const {
     return problem.gamma != nullptr ? problem.norm_recurrent : facts.split_gradient;
   }
@@ -136,8 +136,8 @@ struct PointGradients {
     return at;
   }
 
-  // The points in hand, seen from one thread. Of its crew's part of the dW it computes some of the
-  // rows, of dx some of the points.
+  // The current points, seen from one thread. It computes some rows of its crew's part of dW, and
+  // dx of some points.
   struct Chunk {
     const PointGradients& shared;
     const Areas areas;

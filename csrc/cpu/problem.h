@@ -1,4 +1,4 @@
-// What a kernel is asked to do. Plain data without code, so that every SIMD level may include it.
+// The arguments of a kernel. Plain data without code, so that every SIMD level may include it.
 // Sizes and strides count elements; a null pointer is an absent tensor.
 #pragma once
 

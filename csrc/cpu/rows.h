@@ -141,7 +141,7 @@ struct Moments {
   A rest;
   A rstd;
 
-  // Of `gates` rows, taken as one.
+  // Moments of `gates` rows, taken as one.
   RNNFAST_INLINE static Moments of(const A* rows, int gates, int64_t stride, int64_t size,
                                    double eps) {
     const A count = static_cast<A>(gates * size);

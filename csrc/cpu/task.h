@@ -1,4 +1,4 @@
-// What the time loops of both directions share: forward.h and backward.h.
+// Shared by the time loops of forward.h and backward.h.
 #pragma once
 
 #include "parallel.h"
@@ -38,7 +38,7 @@ RNNFAST_INLINE Slice make_slice(const Plan& plan, int64_t batch, int64_t task) {
   return {task, task / plan.slices, first, part_begin(batch, plan.slices, index + 1) - first};
 }
 
-// What both directions of the loop know about a task.
+// A task, as forward and backward both see it.
 template <class S>
 struct Task {
   using A = Arithmetic<S>;
@@ -83,7 +83,7 @@ struct Task {
   }
   // Elements of one vector of units of every group: a cell's parameter, or the weights of a norm.
   RNNFAST_INLINE int64_t all_units() const { return shape.directions * shape.heads * shape.size; }
-  // Of the one number that a row has in rstd [T, B, groups].
+  // Index of a row's one number in rstd [T, B, groups].
   RNNFAST_INLINE int64_t rstd_place(int64_t t, int64_t row) const {
     return (t * shape.batch + slice.first + row) * shape.directions * shape.heads + slice.group;
   }

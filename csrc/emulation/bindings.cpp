@@ -8,5 +8,5 @@ PYBIND11_MODULE(_emulated, module) {
   rnnfast::cuda::bind_plan(module);
   rnnfast::cuda::bind_kernels(module);
   module.def("set_seed", &rnnfast::emulation::set_seed, pybind11::arg("seed"),
-             "Of the order in which threads take their turns.");
+             "Seeds the order in which threads take their turns.");
 }

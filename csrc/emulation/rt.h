@@ -101,7 +101,7 @@ inline T shuffle_xor(T value, int lanes) {
   }
 }
 
-// Of a 32-bit value; lanes may ask for different ones.
+// The value of lane `from`; lanes may name different ones.
 template <class T>
 inline T shuffle(T value, int from) {
   const std::uint32_t words[2] = {std::bit_cast<std::uint32_t>(value),

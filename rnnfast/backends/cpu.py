@@ -146,7 +146,7 @@ def _address(x: Tensor | None) -> int | None:
 
 
 def _strided(x: Tensor | None) -> tuple[int, int, int] | None:
-    """Of [T, B, N]."""
+    """Address and the first two strides of x [T, B, N]."""
     return None if x is None else (x.data_ptr(), *x.stride()[:2])
 
 
@@ -166,8 +166,9 @@ def cores() -> int:
 
 
 def openmp() -> tuple[int, int, int, int]:
-    """What lends the kernels the threads that torch has: a second pool would fight its spinning
-    workers. Zeros where torch has none (built on another runtime): threads of their own."""
+    """Addresses through which the kernels use torch's own threads: a second pool would fight its
+    spinning workers. Zeros where torch is built on another runtime: then the kernels have threads
+    of their own."""
     try:
         with open("/proc/self/maps") as maps:
             fields = [line.rstrip("\n").split(maxsplit=5) for line in maps if "libgomp" in line]

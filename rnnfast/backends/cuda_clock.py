@@ -33,7 +33,7 @@ def tuned(size: tuple, device: Device, like: Tensor, calls: Calls) -> tuple[int,
         )
 
     def seconds(plan: Plan) -> float:
-        """Of a step, forward and backward."""
+        """Seconds of a step, forward and backward."""
         return sum(time.step for time in times_of(size, plan, like, calls))
 
     choices = [plan.wanted for plan in plans if plan.step <= TRIED * plans[0].step]

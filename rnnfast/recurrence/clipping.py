@@ -39,7 +39,7 @@ def _is_pointwise(cell: Cell) -> bool:
 
 
 class _ClippedValue(torch.autograd.Function):
-    """h = f(a). What reads h in a first derivative sends its gradient through this clipping in a
+    """h = f(a). A reader of h in a first derivative sends its gradient through this clipping in a
     second one, and f' reads h."""
 
     generate_vmap_rule = True

@@ -59,7 +59,7 @@ class Saved(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What forward returns."""
+    """Results of forward."""
 
     y: Tensor  # [T, B, D * H]
     states: States
@@ -74,7 +74,7 @@ class OutputGradients(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What backward reads of the forward pass."""
+    """Tensors of the forward pass that backward reads."""
 
     x: Tensor | None  # [T, B, I]; None where dW_ih is not wanted
     y: Tensor
@@ -92,7 +92,7 @@ class Wanted(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What backward returns; None where there is no such input, or it is not wanted."""
+    """Results of backward; None where there is no such input, or it is not wanted."""
 
     x: Tensor | None  # [T, B, I]; dp where there is no w_ih
     weights: Weights

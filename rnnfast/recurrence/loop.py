@@ -285,7 +285,7 @@ class _Backward:
         )
 
     def at(self, t: int) -> tuple[Tensor, Tensors]:
-        """What was put out at step t, and the cell's saved values."""
+        """The output at step t, and the cell's saved values."""
         group, saved = self.group, self.kept.saved.cell_values
         emitted = group.of_units(self.kept.y[t])
         if saved is None:
@@ -293,7 +293,7 @@ class _Backward:
         return emitted, group.of_gates(saved[t], len(group.cell.saved)).unbind()
 
     def before(self, s: int) -> tuple[Tensor, Tensors]:
-        """What W_hh multiplied in the s-th step of this direction, and the states before it."""
+        """The factor of W_hh in the s-th step of this direction, and the states before it."""
         group, edges, d, t = self.group, self.edges, self.group.d, self.times[s]
         cell = group.cell
         start = (cell.emit(self.start), self.start)

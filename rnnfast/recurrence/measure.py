@@ -12,8 +12,8 @@ from .record import FIELDS
 
 
 class Step(NamedTuple):
-    """What backward has in its hands at one step of one direction. The gradients of states are of
-    all states, [n, B, S] each."""
+    """Values of one backward step of one direction. Gradients of states hold all states,
+    [n, B, S] each."""
 
     carries: tuple[Tensor, ...]  # from the step after
     grads: tuple[Tensor, ...]  # with what comes from outside

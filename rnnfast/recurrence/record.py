@@ -96,7 +96,7 @@ def number(buffer: Tensor) -> int:
 
 
 def copy(buffer: Tensor) -> Tensor:
-    """What of it is in use, in the memory of the CPU: to be read later."""
+    """The part of it that is in use, in the memory of the CPU: to be read later."""
     task, T, N, D, _ = _header(buffer)
     if task == NEVER:
         return make(HEADER, torch.device("cpu"))

@@ -15,7 +15,7 @@ def sizes(w_hh: Tensor, options: Options) -> tuple[int, int, int]:
 
 
 def empty_results(x: Tensor, weights: Weights, options: Options) -> Results:
-    """What forward returns, uninitialised."""
+    """Results of forward, uninitialised."""
     T, B, _ = x.shape
     D, G, H = sizes(weights.w_hh, options)
     y, h_n, saved = x.new_empty(T, B, D * H), x.new_empty(D, B, H), Saved()
@@ -26,7 +26,7 @@ def empty_results(x: Tensor, weights: Weights, options: Options) -> Results:
 
 
 def empty_gradients(kept: Kept, wanted: Wanted) -> Gradients:
-    """What backward returns, uninitialised."""
+    """Results of backward, uninitialised."""
     y, weights, h_0 = kept.y, kept.weights, kept.states.h
     w_ih, w_hh, gamma = weights.w_ih, weights.w_hh, weights.gamma
     projects = wanted.weights and w_ih is not None

@@ -330,7 +330,7 @@ def wrong_backward(case: Case, constant: str) -> Found:
 
 
 def but_first_step(x: Tensor, value: float) -> Tensor:
-    """Of direction 0, which BPTT takes last."""
+    """Fills all steps of direction 0 but the first, which BPTT takes last."""
     x = x.clone()
     x[0, :, : x.shape[2] // 2] = value
     return x

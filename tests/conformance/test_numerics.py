@@ -57,7 +57,7 @@ def threads(cores_enough):
 
 
 def test_memory_that_nobody_wrote_is_nan():
-    """What the other tests rest on: these are the ways in which the backend allocates."""
+    """The other tests rely on this: the backend allocates in these ways."""
     x = torch.zeros(2, 3, 4)
     for fresh in (x.new_empty(5), torch.empty_like(x), layout.empty_rows(x, 4)):
         assert fresh.isnan().all()

@@ -392,7 +392,7 @@ def second_order(case: Case, call) -> dict[str, Tensor]:
     "changed", [{}, {"window": 2}, {"window": 1}, {"clip": 0.8}, {"window": 3, "clip": 0.8}]
 )
 def test_second_order_gradients_agree_with_the_definition(call, nonlinearity, norm, changed):
-    """Those of a loop in plain PyTorch with detached states and hooks."""
+    """The oracle is a loop in plain PyTorch with detached states and hooks."""
     case = make_case(6, 2, 4, heads=2, norm=norm, seed=4)
     reset = torch.zeros(6, 2, dtype=torch.bool)
     reset[3, 0] = True
@@ -404,7 +404,7 @@ def test_second_order_gradients_agree_with_the_definition(call, nonlinearity, no
 
 
 def test_a_window_and_a_limit_change_second_order_gradients():
-    """What the test above would not see otherwise."""
+    """Otherwise the test above would show nothing."""
     case = make_case(6, 2, 4)
     plain = second_order(case, by_definition)
     for changed in ({"window": 2}, {"clip": 0.8}):

@@ -333,7 +333,7 @@ struct Test {
       dc = dh;
       dh = zeros(n);
     }
-    if (end > 0) {  // what comes to the last step does not come through time
+    if (end > 0) {  // the last step's gradient does not come through time
       for (int64_t i = 0; i < n; ++i) steps[end - 1].grad_y[i] += dh[i];
       dh = zeros(n);
     }

@@ -16,7 +16,7 @@ inline int gates(Kind kind) { return kind == Kind::kLstm ? 4 : kind == Kind::kGr
 
 inline double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
-// What one visited step knows and what BPTT finds out about it.
+// Values of one visited step, and BPTT's results for it.
 struct Step {
   Row p, h_prev, c_prev, u, ahat, gate, h, c;
   double rstd;
@@ -36,7 +36,7 @@ struct Layer {
   bool recurrent = false;        // layer norm of u alone
   const double* leak = nullptr;  // [S]
 
-  // What W_hh multiplies, of a state.
+  // The factor of W_hh, from a state.
   Row emit(const Row& v) const {
     Row h = v;
     for (double& x : h) x = sigmoid(x);
@@ -81,7 +81,7 @@ struct Layer {
     return result;
   }
 
-  // What comes straight through unit i.
+  // The factor that passes straight through unit i.
   double gain(const Step& s, int64_t i) const {
     if (kind == Kind::kLstm || kind == Kind::kGru) return s.gate[size + i];
     return kind == Kind::kLeaky ? 1 - leak[i] : through(1, s.h[i]);

@@ -14,7 +14,7 @@ import rnnfast
 from rnnfast.recurrence import record
 from rnnfast.recurrence.groups import Options, Rows, Saved, States, Weights
 
-# What torch 2.13 does to itself; any other warning fails.
+# torch 2.13 raises these itself; any other warning fails.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script"),
@@ -108,7 +108,7 @@ def test_gradients_and_record_are_those_of_eager(options, compiler, own_backend)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("tracking", [False, True])
 def test_a_layer_goes_back_as_one_op(options, tracking, own_backend):
-    """Not as the unrolled formula, which would be compiled anew for each T."""
+    """Not as the unrolled formula, which would be compiled again for each T."""
     if own_backend == "reference" and not tracking:
         pytest.skip("there PyTorch differentiates the formula itself")
     rnn = make(own_backend, **OPTIONS[options] | {"track_gradient_flow": tracking})

@@ -111,7 +111,7 @@ def test_create_graph_records_as_well(own_backend):
 
 
 def test_layers_without_a_gradient_are_nan(own_backend):
-    """Of the last pass, whatever an earlier one left there."""
+    """The record is the last pass's, whatever an earlier one left there."""
     rnn = make(own_backend, num_layers=2, bidirectional=True)
     x = inputs()[:4]
     whole = run(rnn, x)

@@ -1,4 +1,4 @@
-"""GradientMonitor: which passes a training step is made of, and what is told of it."""
+"""GradientMonitor: which passes a training step has, and its report of them."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_layer_without_gradient_and_an_rnn_without_pass():
     with Monitor(model, optimizer) as monitor:
         y, _ = model.encoder(inputs())
         y.detach_()
-        model.decoder(y)[0].sum().backward()  # nothing comes to the encoder
+        model.decoder(y)[0].sum().backward()  # the encoder gets no gradient
         optimizer.step()
         optimizer.step()  # nothing to anything
         rnn = model.encoder

@@ -18,7 +18,7 @@ from torch import nn
 import rnnfast
 from rnnfast.diagnose.monitor import tracked_rnns
 
-# What torch 2.13 does to itself; any other warning fails.
+# torch 2.13 raises these itself; any other warning fails.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script"),
@@ -131,21 +131,21 @@ def train_in_parallel(rank: int, folder: str) -> None:
                 loss_of(rnn, x).backward()
             alone.step()
             alone.step()
-    told = [list(map(tuple, one.rows())) for one in (monitor, alone)]
-    torch.save((told, monitor.norms("state_norm"), monitor.out is None), f"{folder}/{rank}")
+    reports = [list(map(tuple, one.rows())) for one in (monitor, alone)]
+    torch.save((reports, monitor.norms("state_norm"), monitor.out is None), f"{folder}/{rank}")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.proof
 def test_ranks_are_combined(tmp_path):
-    """Into what one process would see of the whole batch; all are told, the first one writes."""
+    """The report is one process's over the whole batch; all have it, the first one writes."""
     spawn(train_in_parallel, str(tmp_path))
-    (told, norms, silent), (told_second, norms_second, silent_second) = (
+    (reports, norms, silent), (reports_second, norms_second, silent_second) = (
         torch.load(tmp_path / str(rank)) for rank in range(2)
     )
-    assert repr(told) == repr(told_second)
+    assert repr(reports) == repr(reports_second)
     assert (silent, silent_second) == (False, True)
-    rows, alone = told
+    rows, alone = reports
     assert [(row[0], row[4], row[5]) for row in rows] == [
         (1, 1, False),
         (2, 2, False),
@@ -365,7 +365,7 @@ def callback_class(monkeypatch):
 
 
 class Trainer:
-    """What the callback reads of Lightning's, and the order in which that calls it."""
+    """The attributes that the callback reads of Lightning's, and the order of its calls."""
 
     def __init__(self, callback, optimizers: list, scaler=None) -> None:
         self.callback, self.optimizers, self.global_step = callback, optimizers, 7

@@ -285,7 +285,7 @@ def test_a_layer_that_keeps_beside_one_that_forgets(own_backend):
     found = rnnfast.probe(rnn, torch.zeros(100, B, 1, dtype=torch.float64))
     assert [v.word for (v,) in found.verdicts] == ["vanishing", "healthy"]
     assert found.half_life.flatten().tolist() == [pytest.approx(1), math.inf]
-    # What layer 0 held goes on in layer 1: 1 + 1/2 + 1/4 + ...
+    # Layer 1 sums layer 0's values: 1 + 1/2 + 1/4 + ...
     assert found.norm[0, 0, -1].item() == pytest.approx(2)
     assert "half of it is gone after 1 step," in found.summary
     assert "Layer 1 keeps it (without decay)" in found.summary

@@ -156,7 +156,7 @@ def test_a_record_that_is_not_there_is_a_missing_attribute():
 
 
 def replica(rnn: rnnfast.RNN, device: str) -> rnnfast.RNN:
-    """What nn.DataParallel makes; a second device is "meta" where there is no other."""
+    """The replicas of nn.DataParallel; a second device is "meta" where there is no other."""
     made = rnn._replicate_for_data_parallel()
     for name, p in rnn.named_parameters():
         setattr(made, name, p * 1 if device == "cpu" else p.detach().to(device).requires_grad_())

@@ -128,7 +128,7 @@ def test_work_goes_to_the_current_stream(backend, device):
 @pytest.mark.parametrize("options", ["plain", *OPTIONS])
 def test_cuda_graph_replays_on_new_input(options, backend, device):
     if options != "plain" and backend == "torch":
-        pytest.skip("what nn.RNN has not")
+        pytest.skip("nn.RNN has no such option")
     rnn, x = make(backend, device, **PLAIN, **OPTIONS.get(options, {}))
     rnn.eval()  # running statistics stay
     x.requires_grad_()
@@ -173,7 +173,7 @@ assert torch.equal(y, wanted)
 @pytest.mark.gpu(1)
 @pytest.mark.parametrize("kernel", ["", "streaming"])
 def test_first_call_of_a_process_may_be_in_a_capture(kernel, device):
-    """What the kernels load, and what is asked of the device, is no work of a stream."""
+    """Loading kernels and asking the device are no work of a stream."""
     if not has_room("cuda", 24, torch.float32, device):
         pytest.skip("the CUDA kernels cannot run here")
     env = os.environ | {"RNNFAST_CUDA_KERNEL": kernel}

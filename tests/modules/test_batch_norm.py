@@ -15,7 +15,7 @@ import rnnfast
 from rnnfast.modules.batch_norm import batch_norm
 from rnnfast.testing import error_ratio, worst_step
 
-# What torch 2.13 does to itself as it compiles; any other warning fails.
+# torch 2.13 raises these itself as it compiles; any other warning fails.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script"),
@@ -170,7 +170,7 @@ def test_training_on_a_single_point_raises(own_backend, shape, lengths):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_batch_norm_errs_no_more_than_torch(dtype, training):
-    """Of outputs, the gradient of the input, and statistics: pooled over 5 seeds."""
+    """Errors of outputs, input gradients and statistics, pooled over 5 seeds."""
     points, features = (50, 16), 33
     runs: dict[str, list] = {"ours": [], "torch": []}
     for seed in range(5):
@@ -267,8 +267,8 @@ def test_update_bn_averages_the_statistics_of_all_batches(own_backend):
     twin = ByBatchNorm1d(rnn)
     rnn(9 * normal(T, B, IN) + 5)  # statistics of other data
     model = torch.optim.swa_utils.AveragedModel(nn.Sequential(rnn)).eval()
-    for module, told in ((model, batches()), (twin, batches())):
-        torch.optim.swa_utils.update_bn(told, module)
+    for module, data in ((model, batches()), (twin, batches())):
+        torch.optim.swa_utils.update_bn(data, module)
     averaged = model.module[0]
     assert_same_statistics(averaged, twin, 4)
     assert not averaged.training

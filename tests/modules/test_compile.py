@@ -16,7 +16,7 @@ from rnnfast.backends import cpu
 from rnnfast.recurrence.groups import Options, Rows, States, Weights
 from rnnfast.recurrence.precision import arithmetic
 
-# What torch 2.13 does to itself; any other warning fails.
+# torch 2.13 raises these itself; any other warning fails.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script"),
@@ -368,7 +368,7 @@ CASES = [
     {"norm": True, "batch_first": True, "bptt_window": 2, "clip_state_grad": 0.5},
     {"norm": True, "dtype": torch.bfloat16, "lengths": True},
 ]
-# Of the oracle one case, of the kernels two: the others are for `make prove`.
+# `make test` runs one case of the oracle and two of the kernels, `make prove` all.
 OPS = [pytest.param("reference", c, marks=[pytest.mark.proof] * (c > 0)) for c in range(len(CASES))]
 OPS += [
     pytest.param("cpu", c, marks=[needs_cpu] + [pytest.mark.proof] * (c not in (0, 6)))

@@ -101,7 +101,7 @@ def test_backward_is_decomposed_too(arguments, own_backend):
 
 
 def flops(rnn: nn.Module, x: torch.Tensor, *more: torch.Tensor) -> tuple[int, int]:
-    """Of forward and of backward."""
+    """FLOPs of forward and of backward."""
     with FlopCounterMode(display=False) as forward:
         y, h_n = rnn(x, *more)
     with FlopCounterMode(display=False) as backward:

@@ -35,7 +35,7 @@ def test_the_list_is_that_of_torch(backend):
 
 
 def test_a_list_made_of_the_module_itself_changes_nothing(backend):
-    """What code does that refreshes nn.RNN's list."""
+    """Some code refreshes nn.RNN's list so."""
     _, new = pair(backend)
     before, x = dict(new.named_parameters()), x64()
     wanted = new(x)[0]

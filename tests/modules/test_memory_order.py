@@ -31,7 +31,7 @@ OPTIONS = {
     "bidirectional": {"bidirectional": True},
     "dropout": {"num_layers": 2, "dropout": 0.5, "bidirectional": True},
 }
-# What nn.RNN does not have must not show in the strides, either.
+# Options that nn.RNN lacks must not show in the strides, either.
 MORE = {
     "layer norm": {"norm": "layer"},
     "batch norm": {"norm": "batch"},

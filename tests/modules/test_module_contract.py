@@ -272,7 +272,7 @@ def check_distribution(ranks, n):
     assert (ranks.flatten().sort().values - steps).abs().max() < 1.95 / math.sqrt(n)
 
 
-# What forward refuses, in torch's order
+# Errors of forward, in torch's order
 
 
 def tensor(*shape, dtype=torch.float32, device="cpu"):
@@ -344,7 +344,7 @@ def test_tensors_on_two_devices_are_refused(devices, text, backend):
         new(tensor(5, 2, 3, device=devices[0]), hx)
 
 
-# What forward gives
+# Results of forward
 
 VARIANTS = {
     "plain": {},
@@ -507,7 +507,7 @@ def test_dropout_gradient_uses_the_mask_of_the_forward_pass(backend):
     assert torch.autograd.gradcheck(forward, (x,))
 
 
-# What nn.RNN has not
+# Options that nn.RNN lacks
 
 
 def loop(rnn, x, hx):

@@ -15,7 +15,7 @@ from twins import assert_same, assert_same_results, results
 
 import rnnfast
 
-# What torch 2.13 does to itself as it compiles; any other warning fails.
+# torch 2.13 raises these itself as it compiles; any other warning fails.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script"),

@@ -14,7 +14,7 @@ import rnnfast
 pytest.importorskip("onnxscript")
 ort = pytest.importorskip("onnxruntime")
 
-# What torch's exporters say of themselves, and of axes that two inputs share.
+# torch's exporters warn of themselves, and of axes that two inputs share.
 pytestmark = [
     pytest.mark.proof,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import rnnfast
 from rnnfast.recurrence import record
 
-# What torch does to itself, and says of the sizes that nn.RNN's own checks look at, too.
+# torch raises these itself, also for sizes that nn.RNN's own checks look at.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Converting a tensor to a Python:torch.jit.TracerWarning"),
@@ -277,7 +277,7 @@ def test_a_program_refuses_a_sequence_without_steps(way, own_backend):
 @pytest.mark.parametrize("tracking", [True, "sample"])
 @pytest.mark.parametrize("way", HERE)
 def test_the_record_of_a_program_is_read_from_its_module(way, tracking, own_backend):
-    """Of each layer its own, though the records are equal constants as the program is made."""
+    """Each layer has its own record, though they are equal constants as the program is made."""
     of = model(own_backend, track_gradient_flow=tracking, num_layers=2)
     program = WAYS[way](of)
     for T, B in ((5, 3), (9, 2)):

@@ -236,7 +236,7 @@ def test_every_lane_waits_for_what_it_reads(fault, monkeypatch):
     x = torch.zeros(T, B, 2)
     stretches, found = wavefront.wavefront(x, states, 5, compute, [weight])
     assert all((y == 3).all() for y in stretches)
-    # What another lane, or the caller, has made.
+    # Tensors that another lane, or the caller, has made.
     assert {(i, id(y)) for i, y in made if i} <= held
     assert {(0, id(y)) for y in (*stretches, *found)} <= held
     assert {(i, id(y)) for i in (1, 2) for y in (weight, states[i])} <= held

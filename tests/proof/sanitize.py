@@ -1,5 +1,5 @@
 """`make sanitize`: builds each program of tests/cpp for the best SIMD levels of this machine, two
-unless it is told another number, and those of its emulated, once with each set of sanitizers, and
+unless --levels says otherwise, and those of its emulated, once with each set of sanitizers, and
 runs it. Compiler, levels and flags are those of setup.py.
 
 Which thread reads and writes what is the same at every level: one is enough for that sanitizer.
@@ -36,7 +36,7 @@ ENVIRONMENT = {
 
 
 def steps(compiler: package.Compiler, sanitizer: str, levels: list[str]) -> list[package.Step]:
-    """What makes the programs: each is one source, which includes the kernels, and the threads."""
+    """Build steps of the programs: each is one source, which includes the kernels, and threads."""
     flags = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS[sanitizer]]
     folder = f"{FOLDER}/{sanitizer}"
     threads = package.compile_step(compiler, "csrc/cpu/parallel.cpp", f"{folder}/parallel.o", flags)
@@ -53,7 +53,7 @@ def steps(compiler: package.Compiler, sanitizer: str, levels: list[str]) -> list
 
 
 def emulated_steps(compiler: package.Compiler, sanitizer: str) -> list[package.Step]:
-    """Of the programs whose kernels are those of GPUs, their threads threads of the host."""
+    """Build steps of the programs that run GPU kernels on threads of the host."""
     flags = ["-O0", "-g1", "-DRNNFAST_EMULATION", "-DRNNFAST_EMULATION_THREADS"]
     flags += SANITIZERS[sanitizer]
     folder = f"{FOLDER}/{sanitizer}/emulated"

@@ -103,7 +103,8 @@ class Fault(NamedTuple):
         return " ".join(" ".join(lines[max(int(self.line) - 4, 0) : int(self.line)]).split())
 
 
-# What nobody notices, with good reason: the kernel (None: any), how the lines of the call end, why.
+# Dropped synchronizations that no test notices: the kernel (None: any), how the lines of the call
+# end, and the reason.
 SCHEDULE = "the compiler alone needs it: loads that are under way at once take registers"
 HARMLESS = [
     (None, "== 2 * K::kTiles - 1) rt::sync_block();", SCHEDULE),

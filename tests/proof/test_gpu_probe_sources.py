@@ -206,7 +206,7 @@ def _kernels(kernels: dict, pattern: str) -> list[tuple[str, list]]:
 
 
 def _loops(code: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
-    """What lies between the target of a backward branch and the last branch back to it."""
+    """The code between the target of a backward branch and the last branch back to it."""
     ends = {}
     for address, instruction in code:
         target = re.match(r"BRA\b.*?(0x[0-9a-f]+)", instruction)

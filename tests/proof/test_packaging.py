@@ -245,7 +245,7 @@ def test_editable_installation_trains_and_sees_triton_kernels(
 @needs_compiler
 def test_what_is_compiled_for_newer_processors_is_called_by_name_only(wheel, unpacked):
     """The linker keeps one of several equal inline functions: were it the one compiled with
-    AVX-512, an older processor would meet its instructions in code that serves everybody."""
+    AVX-512, an older processor would meet its instructions in code for every processor."""
     del wheel
     if not shutil.which("nm"):
         pytest.skip("no nm")

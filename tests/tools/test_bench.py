@@ -534,7 +534,7 @@ def test_rnnfast_keeps_nothing_but_its_output():
 
 
 def test_a_provider_is_one_small_file():
-    """What CONTRIBUTING promises to who adds one."""
+    """CONTRIBUTING promises this to whoever adds one."""
     for path in Path(providers.__file__).parent.glob("*.py"):
         if path.stem not in ("__init__", "layer"):
             assert len(path.read_text().splitlines()) < 80, path.name

@@ -163,7 +163,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others(tmp_path: P
 
 @needs_extras
 def test_half_life_and_horizon_of_an_epoch_are_those_of_its_record():
-    """Of a network that forgets by a known factor; two layers, of which the slower one counts."""
+    """The network forgets by a known factor; the slower of its two layers counts."""
     from rnnfast.demo.results import of_epoch
 
     rnn = rnnfast.RNN(8, 4, 2, nonlinearity="relu", batch_first=True, track_gradient_flow=True)

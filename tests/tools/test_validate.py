@@ -410,7 +410,7 @@ def test_a_missing_extra_is_named_in_one_line_with_the_cure(missing, tmp_path):
 
 
 def test_float32_on_a_gpu_is_judged_by_how_its_products_round():
-    """Of the cudnn and matmul switches alike, which are as they were afterwards."""
+    """Both the cudnn and the matmul switches count, and are as they were afterwards."""
     names = [a.name for a in validation._arithmetics([], "cuda")]
     assert names == ["float32", "tf32", "float64", "bfloat16", "float16"]
     cudnn = torch.backends.cudnn

@@ -1,4 +1,4 @@
-"""What a cell owes to the kernels: three functions that Triton compiles into their loops.
+"""The interface of a cell: three functions that Triton compiles into their loops.
 
 Values are blocks [units, rows] in float32; a plural is a tuple of them. F is the name of the
 cell's nonlinearity. Kernels receive the functions; no kernel knows the name of a cell.

@@ -1,4 +1,4 @@
-// What every probe shares: checked CUDA calls, bounded spins, launches, and figures printed one
+// Shared by all probes: checked CUDA calls, bounded spins, launches, and figures printed one
 // JSON object a line. A probe exits 0 when everything it set out to measure was measured.
 #pragma once
 #include <cuda_runtime.h>
@@ -68,7 +68,7 @@ inline void finish(const char* what) {
   if (gave_up) fail("%s: a wait gave up after %lld cycles", what, kWaitCycles);
 }
 
-// What went wrong without ending the probe: `return problems.exit_status()` is main's last line.
+// Problems that do not end the probe. `return problems.exit_status()` is main's last line.
 class Problems {
  public:
   __attribute__((format(printf, 2, 3))) void add(const char* format, ...) {

@@ -73,7 +73,7 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
                : "memory");
 }
 
-enum class Acquire { kCta, kCluster };  // .acquire.cta is what try_wait does when not told
+enum class Acquire { kCta, kCluster };  // try_wait defaults to .acquire.cta
 
 template <Acquire kAcquire>
 __device__ __forceinline__ bool barrier_try_wait(uint32_t barrier, uint32_t parity) {

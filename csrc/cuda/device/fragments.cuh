@@ -250,8 +250,8 @@ struct Tf32 {
   RT_DEVICE static float total(const float (&sums)[kSums][4], int v) { return sums[0][v]; }
 };
 
-// x = x0 + x1 + x2 of bfloat16, each the rest that the ones before leave. Of the nine products we
-// leave out the three smallest, at most 2^-24 of the largest.
+// x = x0 + x1 + x2 of bfloat16, each the rest that the ones before leave. We leave out
+// the three smallest of the nine products, at most 2^-24 of the largest.
 struct Exact {
   using Stored = float;
   static constexpr int kDepth = 16;

@@ -44,7 +44,7 @@ RT_DEVICE unsigned char* shared() {
 // All threads of the block: what any has written before, all may read after.
 RT_DEVICE void sync_block() { __syncthreads(); }
 
-// Those of one named barrier, 1 to 15, of which there are so many.
+// Waits for `threads` threads at one named barrier, 1 to 15.
 RT_DEVICE void sync_threads(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
@@ -130,7 +130,7 @@ RT_DEVICE void send(std::uint32_t address, const std::uint32_t (&w)[4], std::uin
 // ------------------------------------------------------------------------------ in a warp
 // All 32 lanes call these together: volatile, so that no compiler moves one behind a branch.
 
-// What any lane has written or read before, it has before any goes on.
+// All reads and writes of all lanes before this are done before any lane goes on.
 RT_DEVICE void sync_warp() { __syncwarp(); }
 
 template <class T>
@@ -285,7 +285,7 @@ RT_DEVICE void read(const void* from, std::uint32_t (&w)[4]) {
   w[0] = words.x, w[1] = words.y, w[2] = words.z, w[3] = words.w;
 }
 
-// What no thread of this launch writes.
+// Loads memory that no thread of this launch writes.
 template <class T>
 RT_DEVICE T load(const T* address) {
   return __ldg(address);

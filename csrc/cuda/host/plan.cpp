@@ -174,7 +174,7 @@ Plan plan(const Size& size, const Device& device, const Wanted& wanted) {
   if (!found.empty()) return found.front();
   const bool any = wanted.blocks == 0 && wanted.columns == 0;
   refused.refused = std::string(any ? "" : "RNNFAST_CUDA_KERNEL and RNNFAST_CUDA_COLUMNS name ") +
-                    (any ? "there is no kernel for " : "none that serves ") +
+                    (any ? "there is no kernel for " : "none that can run ") +
                     std::to_string(size.units) + " units a head and " + std::to_string(size.rows) +
                     " rows on " + device.name;
   return refused;

@@ -31,7 +31,7 @@ struct Size {
   bool norm = false;
 };
 
-// What a caller fixes instead of the plan; 0: the plan chooses.
+// Choices that a caller makes instead of the plan; 0: the plan chooses.
 constexpr int kStreaming = -1;
 struct Wanted {
   int blocks = 0;  // of a cluster, 1 for a single block, or kStreaming

@@ -1,4 +1,4 @@
-// What an owner does in a time step of backward, beside the product.
+// An owner's work in a time step of backward, beside the product.
 #pragma once
 
 #include "cuda/device/math.cuh"

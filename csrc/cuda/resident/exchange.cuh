@@ -1,4 +1,4 @@
-// What the two exchanges share: where the state and the sums are in shared memory, and how owners
+// Shared by the two exchanges: where the state and the sums are in shared memory, and how owners
 // read sums. An exchange has, as static members:
 //   begin            before the first store; by all threads
 //   put_state        an owner's tiles, into the state of a turn

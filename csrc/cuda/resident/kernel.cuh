@@ -32,7 +32,7 @@
 
 namespace rnnfast::cuda {
 
-// Of kNumber sums, float32: one for every owner and column.
+// Bytes of kNumber sums, float32: one for every owner and column.
 template <int kEntries, int kNumber>
 constexpr int kSumsBytes = kEntries * kColumns * kNumber * 4;
 

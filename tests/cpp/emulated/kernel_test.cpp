@@ -5,7 +5,7 @@
 //
 //   kernel_test [PROBLEMS [CONFIGURATION [KERNEL FILE LINE CHANGE]]]
 //
-// Of one configuration alone it lists where faults can be planted, or plants one: then 0 means that
+// For one configuration it lists where faults can be planted, or plants one: then 0 means that
 // nobody has noticed.
 #include <cmath>
 #include <cstdio>
@@ -56,7 +56,7 @@ bool wrong(const char* change) {
   return emulation::planning && emulation::planted("arguments", 0, change);
 }
 
-// What all kernels are given, wrong.
+// Spoils an argument that all kernels have.
 template <class Problem>
 void spoil(Problem& problem) {
   if (wrong("a step too few")) --problem.shape.steps;

@@ -212,7 +212,7 @@ void activations() {
 
 #ifndef RNNFAST_EMULATION_THREADS  // which would end the process
 
-// What the emulation says of a kernel that is wrong.
+// Messages of the emulation about a wrong kernel.
 template <class Kernel>
 void finds(const std::string& words, const emulation::Launch& launch, Kernel kernel) {
   for (std::uint64_t seed = 0; seed < 5; ++seed) {

@@ -155,7 +155,7 @@ def valid_steps(case):
 
 
 def neighbours(sequence, start, case, towards_start):
-    """What stood one step away, in each group's own time; `start` where the row begins there."""
+    """The values one step away, in each group's own time; `start` where the row begins there."""
     _, lengths = valid_steps(case)
     moved = torch.empty_like(sequence)
     rows = torch.arange(case.B)

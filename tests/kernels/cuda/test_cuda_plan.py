@@ -102,7 +102,7 @@ def check_streaming(plan, mode, units, groups, rows, norm):
 
 @pytest.mark.parametrize("mode", IN_BLOCK)
 def test_no_shape_is_refused(mode):
-    """Streaming serves what has no room elsewhere, and whatever it is told to."""
+    """Streaming runs sizes that fit nowhere else, and all sizes where it is asked for."""
     for device in DEVICES:
         for units, rows in ((1, 1), (1281, 7), (4096, 256), (20_000, 3)):
             assert not cuda_plan.plan_for(mode, units, 1, rows, False, device).refused
@@ -132,7 +132,7 @@ def test_what_is_wanted_is_planned(mode, units, blocks):
         plan = cuda_plan.plan_for(mode, units, 2, 20, False, H100, (blocks, columns))
         assert (plan.cluster, plan.columns) == (blocks, columns)
     refused = cuda_plan.plan_for(mode, units, 2, 20, False, H100, (1, 0)).refused
-    words = f"none that serves {units} units a head and 20 rows on H100"
+    words = f"none that can run {units} units a head and 20 rows on H100"
     assert refused == f"RNNFAST_CUDA_KERNEL and RNNFAST_CUDA_COLUMNS name {words}"
     assert cuda_plan.plan_for(mode, units, 2, 20, False, H100, (0, 9)).refused == refused
 

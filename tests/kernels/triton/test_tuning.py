@@ -39,7 +39,7 @@ def test_fastest_is_taken_and_kept(cache):
     assert again.best("a size", list(SECONDS), clock) == (4, 8, 256)
     assert len(clock.asked) == 3  # nothing more
     assert again.best("another", [(1, 8, 64)], clock) == (1, 8, 64)
-    # What two processes have found is there for the third.
+    # A third process reads the plans of the first two.
     other = tuned.best("a third", [(-1, 16, 16)], clock)
     assert other == (-1, 16, 16)
     assert set(json.loads(file.read_text())["plans"]) == {"a size", "another", "a third"}

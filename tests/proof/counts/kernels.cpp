@@ -21,7 +21,7 @@ extern const CellKernels kRnn[kCells];
 }
 const cpu::CellKernels& cell = cpu::RNNFAST_LEVEL::kRnn[0];
 
-// C names, since callgrind is told them; never inlined, or there would be nothing to enter.
+// C names, which callgrind takes as arguments; never inlined, or callgrind could not enter them.
 extern "C" [[gnu::noinline]] void run_forward(const cpu::ForwardProblem& problem) {
   cell.forward(problem);
 }

@@ -63,7 +63,7 @@ def incomparable() -> str | None:
 
 
 def family_and_major(version: str) -> tuple[str, str]:
-    """Of the first line of --version: ("gcc", "12"), ("clang", "17")."""
+    """From the first line of --version: ("gcc", "12"), ("clang", "17")."""
     family = "clang" if "clang" in version else "gcc"
     number = re.search(r"(?:\) |version )(\d+)\.", version)
     return family, number[1] if number else version

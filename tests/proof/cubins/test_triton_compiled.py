@@ -1,4 +1,4 @@
-"""What the compiler makes of Triton's kernels for GPUs that are not here: no registers in local
+"""Triton's kernels, compiled for GPUs that are not here: no registers in local
 memory, tensor cores, weights that are read once. recorded.json has all variants."""
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def launch_of(name: str) -> variants.Launch:
 
 
 def test_table_is_of_these_kernels():
-    """Else: .venv/bin/python tests/proof/cubins/record_cubins.py"""
+    """If this fails, run .venv/bin/python tests/proof/cubins/record_cubins.py"""
     assert TABLE["sources"] == record.sources()
     assert tuple(TABLE["columns"]) == COLUMNS
     assert list(ROWS) == list(NAMES)
@@ -69,8 +69,8 @@ def test_compiler_makes_what_the_table_says(name):
 
 
 def bytes_in_loop(code: str, depth: int = 0) -> int:
-    """Of global memory, that a thread reads in a turn of the outermost loop with products, or of
-    one inside it."""
+    """Bytes of global memory that a thread reads in a turn of the outermost loop with products, or
+    of one inside it."""
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", code)
     lines = [(int(address, 16), text) for address, text in found]
     loops = {}

@@ -162,7 +162,7 @@ def source(launch: Launch) -> ASTSource:
 
 
 def compile_for(launch: Launch, capability: int) -> tuple[Figures, str]:
-    """What the compiler makes of it, and its machine code."""
+    """Figures of the compiled kernel, and its machine code."""
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source(launch), target=target, options=launch.options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -198,7 +198,7 @@ UNITS = {
     "tf32": (16, 32, 64, 128, 200, 384, 4096, 9000),
     "tf32x3": (16, 32, 64, 128, 384, 4096, 9000),
 }
-# Of every kernel, sizes whose rows do not begin at 16 bytes.
+# Sizes of every kernel whose rows do not begin at 16 bytes.
 UNALIGNED = {
     "float16": (31, 63, 127, 255, 383, 599),
     "tf32": (31, 63, 127, 199, 383),

@@ -53,7 +53,7 @@ class Instruction(NamedTuple):
 
     @property
     def offset(self) -> int:
-        """Of an address in shared memory, as far as it stands there."""
+        """The constant part of an address in shared memory."""
         found = re.search(r"\+0x([0-9a-f]+)\]", self.text)
         return int(found[1], 16) if found else 0
 
@@ -64,7 +64,7 @@ class Instruction(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Of one kernel; "loop" is its time loop."""
+    """Figures of one kernel; "loop" is its time loop."""
 
     registers: int
     warps: int
@@ -112,7 +112,7 @@ def usage(object_file: Path, arch: str, folder: Path) -> dict[str, tuple[int, in
 
 
 def cubin_of(object_file: Path, arch: str, folder: Path) -> Path:
-    """Of the object, or compiled from its PTX as a driver does."""
+    """The object's cubin, or one compiled from its PTX as a driver does."""
     cubin = folder / f"{object_file.stem}.{arch}.cubin"
     if cubin.exists():
         return cubin
@@ -180,7 +180,7 @@ class Kernel(NamedTuple):
 
 
 class Streamed(NamedTuple):
-    """Of a kernel whose time steps are launches: of those that multiply a block's tiles and slices,
+    """A kernel whose time steps are launches; those that multiply have tiles and slices of a block,
     too."""
 
     which: str  # forward, backward, pack, begin, finish_forward, finish_backward
@@ -321,7 +321,7 @@ def usual_path(loop: list[Instruction], together: bool = False) -> list[Instruct
 
 
 def shared_part(path: list[Instruction]) -> list[Instruction]:
-    """What warps do that own no tiles: from the wait for the state until their sums are written."""
+    """The path of warps without tiles: from the wait for the state until they write their sums."""
     products = [n for n, i in enumerate(path) if i.kind == "HMMA"]
     first = max(n for n, i in enumerate(path[: products[0]]) if i.waits_for_others)
     last = next(n for n, i in enumerate(path) if n > products[-1] and i.kind == "BAR")
@@ -349,8 +349,8 @@ def sent_for(path: list[Instruction]) -> dict[int, int | None]:
 def cycles(
     path: list[Instruction], warps: int, owners: int, log: Callable = lambda *_: None
 ) -> int:
-    """Of one turn, by a model of four schedulers that issue in order, one instruction a cycle.
-    log(cycle, warp, instruction) is told of each."""
+    """Cycles of one turn, by a model of four schedulers that issue in order, one instruction a
+    cycle. It calls log(cycle, warp, instruction) for each."""
     paths = [path] * owners
     if owners < warps:
         paths += [shared_part(path)] * (warps - owners)

@@ -1,5 +1,5 @@
-"""What nvcc makes of the CUDA kernels: no registers in local memory, tensor cores, weights that are
-read once, no fence in the time loop. recorded.json beside this file has all kernels."""
+"""The CUDA kernels, as nvcc compiles them: no registers in local memory, tensor cores, weights that
+are read once, no fence in the time loop. recorded.json beside this file has all kernels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ needs_objects = pytest.mark.skipif(
 
 
 def test_table_is_of_these_kernels():
-    """Else: make extension && .venv/bin/python tests/proof/sass/record_sass.py"""
+    """If this fails, run make extension && .venv/bin/python tests/proof/sass/record_sass.py"""
     assert TABLE["sources"] == record.sources()
     assert tuple(TABLE["columns"]) == sass.Figures._fields
     # Sizes by forward (layer norm or not) and backward (layer norm, clipping, or not); sm_80 has no
@@ -143,7 +143,7 @@ def test_plan_and_page_say_what_the_model_of_the_code_does():
 @needs_objects
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_compiler_makes_what_the_table_says(arch, tmp_path):
-    """Of one mode: all of them take a minute. For sm_90 from PTX, where there is no more."""
+    """One mode: all of them take a minute. sm_90 comes from PTX where nothing else is built."""
     mode, objects = "exact", record.objects()
     there = sass.run("cuobjdump", "-lelf", objects / "cuda_measure.o")
     if arch == "sm_80" and f".{arch}.cubin" not in there:

@@ -81,8 +81,8 @@ def test_numbers_of_a_row_do_not_depend_on_its_slice(monkeypatch):
 @pytest.mark.parametrize("blocks", [1, 2, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_gradients_too_large_to_be_clipped_late(dtype, blocks, norm, monkeypatch):
-    """Those of one row, in some steps: da is no number of its type before it is clipped, or sums
-    over the units are none. No bit of another row depends on it."""
+    """One row is retried in some steps: before clipping, da or its sums over the units overflow.
+    No bit of another row depends on it."""
     wanted(monkeypatch, blocks)
     case = make_case(5, 3, 60, 1, dtype, norm=norm, clip_state_grad=0.5, lengths=True)
     case = case._replace(lengths=torch.tensor([5, 4, 2]))

@@ -137,7 +137,7 @@ def last_programs(monkeypatch):
     return run
 
 
-# Of the first, even the results that are least; of the second, strides alone are within 32 bits.
+# The first: even the smallest results are beyond 32 bits. The second: strides alone are within.
 @pytest.mark.parametrize("rows", [2**29 - 1, 2**26 - 1])
 @pytest.mark.parametrize("kernel", ["resident", "tiled", "kept"])
 def test_results_beyond_32_bits(kernel, rows, last_programs, monkeypatch):

@@ -1,4 +1,4 @@
-"""What masks are in Triton's interpreter: bool, as its newest version wants them."""
+"""Masks in Triton's interpreter are bool, as its newest version wants them."""
 
 from __future__ import annotations
 
