@@ -44,7 +44,7 @@ COMMON = shlex.split("-O3 -std=c++20 -fvisibility=hidden -ffp-contract=fast -fPI
 # Sources that are compiled once for each level; the extension picks one when it runs. Never
 # -march=native (a wheel runs on other machines), never -fopenmp (the threads belong to torch's
 # libgomp).
-SIMD_SOURCES = ("csrc/cpu/loops.cpp", "csrc/cpu/rnn.cpp")
+SIMD_SOURCES = ("csrc/cpu/loops.cpp", "csrc/cpu/lstm.cpp", "csrc/cpu/gru.cpp", "csrc/cpu/rnn.cpp")
 SIMD = {"portable": []}  # the best level comes last
 SIMD_X86_64 = {
     "avx2": shlex.split("-mavx2 -mfma -mf16c"),

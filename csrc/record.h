@@ -14,6 +14,8 @@ enum Field {
   kNonfiniteState,
   kEntries,
   kCarried,
+  kCellSquares,
+  kCellCarrySquares,
   kFields
 };
 

@@ -1,4 +1,4 @@
-"""Plain recurrent networks that are fast to train. See :class:`rnnfast.RNN`."""
+"""Recurrent networks that are fast to train: :class:`RNN`, :class:`LSTM` and :class:`GRU`."""
 
 from pathlib import Path as _Path
 
@@ -14,11 +14,13 @@ from .deploy import decompositions
 from .diagnose.monitor import GradientMonitor
 from .diagnose.probe import GradientProbe, probe
 from .gradient_flow import GradientFlow
-from .modules import RNN
+from .modules import GRU, LSTM, RNN
 from .report import explain, info
 from .report import warn_of_missing_kernels as _warn_of_missing_kernels
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "RNN",
     "BackendError",
     "GradientFlow",

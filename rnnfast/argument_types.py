@@ -7,6 +7,7 @@ from typing import Literal, TypedDict
 Nonlinearity = Literal["tanh", "relu", "sigmoid"]
 Norm = Literal["layer", "batch"]
 Init = Literal["torch", "orthogonal", "identity", "glorot", "he"]
+GatedInit = Literal["torch", "orthogonal", "glorot"]
 TrackGradientFlow = bool | Literal["sample"]
 Backend = Literal["auto", "cpu", "cuda", "triton", "torch", "reference"]
 

@@ -126,7 +126,7 @@ def rnn(
     chosen = select(backend, Problem(p.device.type, p.dtype, cell, True, extras, *size))
     options = Options(cell, D, num_heads, norm_eps, bptt_window, clip_state_grad)
     weights, rows = Weights(None, None, None, w_hh.flatten(0, 1), gamma, beta), Rows(lengths, reset)
-    y, states = layer(p, weights, States(h_0), rows, None, options, chosen)
+    y, states, _ = layer(p, weights, States(h_0), rows, None, options, chosen)
     return y, states.h[0].clone() if one else states.h  # a view could not be detached in place
 
 

@@ -74,11 +74,11 @@ def _taker(first: int, *groups: type) -> Callable[[Sequence], list]:
 _library = Ops("rnnfast")
 _OPTIONS = (
     "str cell, int directions, int heads, float norm_eps, int? bptt_window, float? clip_state_grad,"
-    " bool per_sample, str backend"
+    " bool per_sample, bool saves, bool all_cells, str backend"
 )
 # An empty tensor stands for a result that does not exist, or is not wanted. Forward passes the
 # record on to its backward and does not write it.
-_RESULTS = ", ".join(["Tensor"] * (1 + len(States._fields) + len(Saved._fields)))
+_RESULTS = ", ".join(["Tensor"] * (2 + len(States._fields) + len(Saved._fields)))
 _library.define(
     f"rnn(Tensor x, {', '.join(_fields(*LAYER))}, Tensor? record, {_OPTIONS}) -> ({_RESULTS})"
 )
@@ -86,7 +86,8 @@ _library.define(
 _GRADIENTS = ", ".join(["Tensor"] * (1 + len(Weights._fields) + len(States._fields)))
 for _name, _record in (("rnn_backward", ""), ("rnn_backward_recorded", " Tensor(a!) record,")):
     _library.define(
-        f"{_name}(Tensor? grad_y, {', '.join(_fields(States, prefix='grad_'))}, Tensor? x,"
+        f"{_name}(Tensor? grad_y, {', '.join(_fields(States, prefix='grad_'))},"
+        " Tensor? grad_cells, Tensor? x,"
         f" Tensor y, {', '.join(_fields(*KEPT))},{_record} bool dx_wanted, bool dw_wanted,"
         f" {_OPTIONS}) -> ({_GRADIENTS})"
     )
@@ -94,7 +95,7 @@ for _name, _record in (("rnn_backward", ""), ("rnn_backward_recorded", " Tensor(
 
 _take_layer = _taker(1, *LAYER)  # x comes first
 _LAYER_END = 1 + sum(len(group._fields) for group in LAYER)
-_X = 1 + len(States._fields)  # in backward: after the gradients of y and of the states
+_X = 2 + len(States._fields)  # in backward: after the gradients of y, of states and of cells
 _take_gradients = _taker(1, States)
 _take_kept = _taker(_X + 2, *KEPT)
 _KEPT_END = _X + 2 + sum(len(group._fields) for group in KEPT)
@@ -104,18 +105,18 @@ _take_found = _taker(1, Weights, States)
 
 def _backward_inputs(inputs: Sequence) -> tuple[OutputGradients, Kept]:
     """Groups the arguments of the backward op."""
-    given = OutputGradients(inputs[0], *_take_gradients(inputs))
+    given = OutputGradients(inputs[0], *_take_gradients(inputs), inputs[_X - 1])
     return given, Kept(*inputs[_X : _X + 2], *_take_kept(inputs))
 
 
 def _flat(found: Results | Gradients) -> tuple[Tensor | None, ...]:
-    first, second, third = found
-    return first, *second, *third
+    first, second, third, *cells = found
+    return first, *second, *third, *cells
 
 
 def _flat_kept(given: OutputGradients, kept: Kept) -> tuple[Tensor | None, ...]:
     groups = itertools.chain(kept.weights, kept.states, kept.rows, kept.saved)
-    return given.y, *given.states, kept.x, kept.y, *groups
+    return given.y, *given.states, given.cells, kept.x, kept.y, *groups
 
 
 # --------------------------------------------------------------------------------------- the ops
@@ -281,7 +282,7 @@ class _Layer(torch.autograd.Function):
         x, weights, states, rows = inputs[0], *_take_layer(inputs)
         buffer, options, backend, direct = inputs[_LAYER_END:]
         call = BACKENDS[backend].forward if direct else functools.partial(_op, backend)
-        y, states_n, saved = call(x, weights, states, rows, options)
+        y, states_n, saved, cells = call(x, weights, states, rows, options)
         if weights.w_ih is None or True not in ctx.needs_input_grad[_OF_WEIGHTS]:
             x = None
         w_ih, _, _, *own = weights  # backward does not read the biases
@@ -289,14 +290,14 @@ class _Layer(torch.autograd.Function):
         # The buffer is not saved, because every backward pass writes it.
         ctx.call = buffer, options, backend, (y.shape, weights.w_hh.shape)
         ctx.set_materialize_grads(False)
-        return (y, *states_n) if saved.ahat is None else (y, *states_n, *saved)
+        results = y, *states_n, cells
+        return (*results, *saved) if _any(saved) else results
 
     @staticmethod
     def backward(ctx, grad_y, *grads):
-        """grads: of the states, and of Saved where forward returned it."""
-        of_states, grad_saved = States(*grads[:_STATES]), _NOTHING
-        if len(grads) > _STATES and _any(grads[_STATES:]):
-            grad_saved = Saved(*grads[_STATES:])
+        """grads: of the states, of cells, and of Saved where forward returned it."""
+        of_states, grad_cells, *of_saved = States(*grads[:_STATES]), *grads[_STATES:]
+        grad_saved = Saved(*of_saved) if _any(of_saved) else _NOTHING
         needs = ctx.needs_input_grad
         if grad_y is None and not _any(grads):
             return (None,) * len(needs)
@@ -310,10 +311,10 @@ class _Layer(torch.autograd.Function):
                 f"saved output and weight_hh: given shapes {tuple(y.shape)} and "
                 f"{tuple(weights.w_hh.shape)}, wanted {tuple(map(tuple, shapes))}"
             )
-        given = OutputGradients(grad_y, of_states)
+        given = OutputGradients(grad_y, of_states, grad_cells)
         kept = Kept(x, y, weights, states, rows, saved)
         wanted = Wanted(needs[0], True in needs[_OF_WEIGHTS])
-        direct = _direct(grad_y, *of_states, *tensors)
+        direct = _direct(grad_y, *of_states, grad_cells, *tensors)
         dx, of_weights, of_states = _gradients(ctx, given, kept, wanted, direct, grad_saved)
         gradients = (dx, *of_weights, *of_states)
         found = [g if need else None for g, need in zip(gradients, needs)]
@@ -336,7 +337,7 @@ def _gradients(
     where the dispatcher has nothing to do, an op otherwise."""
     buffer, options, backend, _ = ctx.call
     transformed = in_transform()
-    if buffer is not None and (transformed or _mapped(given.y, *given.states)):
+    if buffer is not None and (transformed or _mapped(given.y, *given.states, given.cells)):
         buffer = None
     if grad_saved is not _NOTHING or torch.is_grad_enabled() or transformed:
         with precision.no_autocast(kept.y.device.type):
@@ -363,11 +364,13 @@ def _op(
 
 def _results(found: Sequence[Tensor], weights: Weights, options: Options) -> Results:
     """The results of the op, without the empty tensors that stand for none."""
-    states, saved = _take_results(found)
-    present = CELLS[options.cell].states
-    states = States(*(s if n in present else None for n, s in zip(States._fields, states)))
-    saved = saved._replace(cell_values=None)
-    return Results(found[0], states, Saved() if weights.gamma is None else saved)
+    cell = CELLS[options.cell]
+    states, (values, ahat, rstd) = _take_results(found)
+    states = States(*(s if n in cell.states else None for n, s in zip(States._fields, states)))
+    saved = Saved(values if cell.saved and options.saves else None)
+    if weights.gamma is not None:
+        saved = saved._replace(ahat=ahat, rstd=rstd)
+    return Results(found[0], states, saved, found[-1] if options.all_cells else None)
 
 
 def _differentiable(*inputs):
@@ -376,14 +379,15 @@ def _differentiable(*inputs):
     buffer, *settings, backend = inputs[_LAYER_END:]
     options = Options(*settings)
     if onnx.is_exporting():
-        y, h_n = onnx.node(x, weights, states, rows, options)
-        found = y, h_n, *[None] * (_STATES - 1 + len(Saved._fields))
+        y, *last = onnx.node(x, weights, states, rows, options)
+        found = y, *last, *[None] * (1 + _STATES - len(last) + len(Saved._fields))
     elif in_transform():
         with precision.no_autocast(x.device.type):
             found = _flat(reference.forward(x, weights, states, rows, options))
     elif torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
         found = _Layer.apply(*inputs[:_LAYER_END], buffer, options, backend, False)
-        found = (*found, *[None] * len(Saved._fields))[: 1 + _STATES + len(Saved._fields)]
+        y, states, cells, *saved = found[0], found[1 : 1 + _STATES], *found[1 + _STATES :]
+        found = y, *states, *(saved or _NOTHING), cells
     else:
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.rnnfast.rnn(*inputs)
@@ -405,8 +409,9 @@ def layer(
     buffer: Tensor | None,
     options: Options,
     backend: str,
-) -> tuple[Tensor, States]:
-    """y [T, B, D * H] and the last states of one layer, all its directions.
+) -> tuple[Tensor, States, Tensor | None]:
+    """y [T, B, D * H], the last states, and with ``options.all_cells`` c of all steps, of one
+    layer, all its directions.
 
     Args:
         x: [T, B, I], or with ``weights.w_ih`` None the input projection p [T, B, D * G * H].
@@ -418,20 +423,25 @@ def layer(
     unrolled = backend == "reference" and buffer is None and not program
     if unrolled or in_transform():
         with precision.no_autocast(x.device.type):
-            return reference.forward(x, weights, states, rows, options)[:2]
+            y, last, _, cells = reference.forward(x, weights, states, rows, options)
+            return y, last, cells
     if not direct:
         _check_devices(x, *weights, *states)
     if program:
         onnx.refuse_old_exporter()
         inputs = x, *weights, *states, *rows, buffer
         found = torch.ops.rnnfast.rnn(*inputs, *options, backend)
-        return _results(found, weights, options)[:2]
+        y, last, _, cells = _results(found, weights, options)
+        return y, last, cells
     if not torch.is_grad_enabled():
+        if CELLS[options.cell].saved:
+            options = options._replace(saves=False)
         call = BACKENDS[backend].forward if direct else functools.partial(_op, backend)
-        return call(x, weights, states, rows, options)[:2]
+        y, last, _, cells = call(x, weights, states, rows, options)
+        return y, last, cells
     apply = _apply if direct else _Layer.apply
-    found = apply(x, *weights, *states, *rows, buffer, options, backend, direct)
-    return found[0], States(*found[1 : 1 + _STATES])
+    y, *found = apply(x, *weights, *states, *rows, buffer, options, backend, direct)
+    return y, States(*found[:_STATES]), found[_STATES]
 
 
 # Names in messages.
@@ -452,6 +462,7 @@ def _check_devices_of_saved(given: OutputGradients, kept: Kept, buffer: Tensor |
     named = [
         ("gradient of output", given.y),
         *zip(_OF_STATES, given.states),
+        ("gradient of the cell states", given.cells),
         ("saved output", kept.y),
         ("saved input", kept.x),
         *((f"saved {_NAMES.get(n, n)}", x) for group in groups for n, x in group._asdict().items()),

@@ -10,7 +10,8 @@
 //   kEmits           h is no state but made of the carried ones: f(v). emit and emit_back say how
 //   kRecurrentBias   u starts at b_hh (GRU: b_hn is inside the reset product); else p has it
 //   kSplitGradient   du differs from dp
-//   kDirectGradient  h_prev also acts outside u: backward returns that part of its gradient
+//   kDirectGradient  h_prev also acts outside u: backward returns that part of its gradient, and
+//                    forward reads h_prev as it was before it was rounded to be stored
 //   kReadsPrevious   backward reads h_prev
 //   kRecomputesH     with layer norm in 16 bits, backward takes h again from the normalized sum: a
 //                    rounded h has few digits of f' left where f is flat
@@ -60,6 +61,7 @@ struct Gradients {
   Vector* p;
   Vector* u;           // with kSplitGradient
   Vector* parameters;  // of this step
+  Vector* total;       // of the carried states, with their parts through h; not with kEmits
 };
 
 }  // namespace rnnfast::cells

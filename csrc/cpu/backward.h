@@ -21,8 +21,10 @@ struct BackwardTask : Task<S> {
   int64_t du_stride;  // of a row of gates * S
   A* old_du;          // as stored, so that the carry and dW are made of the same numbers
   A* new_du;
-  A* direct;       // direct part of the carry
-  A* dcarried;     // [carried][rows]
+  A* direct;        // direct part of the carry
+  A* old_dcarried;  // [carried][rows], from the step after
+  A* new_dcarried;
+  A* total;        // [rows], where the record wants it: of the first carried state
   A* dparameters;  // [B, groups, parameters] rows: each one's part
   A* own_dh;       // of a few rows, this thread's own, and after it the same clipped
   // Where rows are whole:
@@ -38,14 +40,18 @@ struct BackwardTask : Task<S> {
     for (int64_t i = 0; i < steps; ++i) {
       step(this->reverse() ? i : steps - 1 - i);
       this->crew.wait();  // new_du is whole, and old_du is read no more
-      A* const swap = old_du;
-      old_du = new_du;
-      new_du = swap;
+      swap(old_du, new_du);
+      swap(old_dcarried, new_dcarried);
     }
     end();
   }
 
  private:
+  static void swap(A*& a, A*& b) {
+    A* const kept = a;
+    a = b;
+    b = kept;
+  }
   const CellFacts& facts() const { return this->cell->facts; }
   int gates() const { return facts().gates; }
   int64_t size() const { return this->shape.size; }
@@ -55,7 +61,7 @@ struct BackwardTask : Task<S> {
   }
   int64_t plane() const { return this->slice.count * this->stride; }
   RNNFAST_INLINE A* dcarried_at(int index, int64_t row, int64_t unit) const {
-    return dcarried + index * plane() + place(row, unit);
+    return old_dcarried + index * plane() + place(row, unit);
   }
   // Rows of [B, groups, values]: those of one row of the batch.
   int64_t of_row(int64_t row, int values) const {
@@ -95,6 +101,7 @@ struct BackwardTask : Task<S> {
     at.t = t;
     at.size = size();
     at.grad_y = this->template rows<const S>(problem->grad_y, 1, t);
+    at.grad_cells = this->template rows<const S>(problem->grad_cells, 1, t);
     at.y = this->template rows<const S>(problem->y, 1, t);
     at.saved = this->template rows<const S>(problem->saved, facts().saved, t);
     at.ahat = this->template rows<const S>(problem->ahat, gates(), t);
@@ -104,11 +111,14 @@ struct BackwardTask : Task<S> {
       at.before = this->template rows<const S>(problem->y, 1, t + towards);
       at.next_grad_y = towards * problem->grad_y.stride_t;
       at.next_y = towards * problem->y.stride_t;
+      at.next_saved = towards * problem->saved.stride_t;
       at.next_dp = towards * problem->dp.stride_t;
     }
     at.new_du = {new_du, du_stride};
     at.direct = direct;
-    at.dcarried = dcarried;
+    at.dcarried = old_dcarried;
+    at.new_dcarried = new_dcarried;
+    at.total = total;
     at.stride = this->stride;
     at.plane = plane();
     at.parameters = parameters();
@@ -203,16 +213,19 @@ struct BackwardTask : Task<S> {
     this->cell->backward(at, block);
   }
 
-  // Rows one by one: h_prev of each lies elsewhere at its first step and after a reset.
+  // h_prev of a row lies elsewhere at its first step and after a reset; all other rows together.
   void points_from(const BackwardStep<S>& step, const Block<A>& block) const {
-    for (int64_t row = block.row; row < block.row_end; ++row) {
+    for (int64_t row = block.row, end; row < block.row_end; row = end) {
+      end = row + 1;
       BackwardStep<S> at = step;
-      Block<A> one = block;
-      one.row = row;
-      one.row_end = row + 1;
-      one.products += (row - block.row) * block.row_stride;
-      at.before = before(at, row);
-      run_cell(at, one);
+      at.before = before(step, row);
+      if (at.before.data == step.before.data)
+        while (end < block.row_end && before(step, end).data == step.before.data) ++end;
+      Block<A> part = block;
+      part.row = row;
+      part.row_end = end;
+      part.products += (row - block.row) * block.row_stride;
+      run_cell(at, part);
     }
   }
   void run_cell(const BackwardStep<S>& at, const Block<A>& block) const {
@@ -251,6 +264,8 @@ struct BackwardTask : Task<S> {
   void pass(const BackwardStep<S>& at, int64_t row, int64_t unit, int64_t end) const {
     for (; unit < end; unit += L) {
       const int64_t count = size() - unit;
+      for (int i = 0; i < facts().carried; ++i)
+        store_raw(new_dcarried + i * plane() + place(row, unit), load(dcarried_at(i, row, unit)));
       for (int i = 0; i < gates(); ++i) {
         const int64_t place = unit + i * size();
         const Raw<A> waiting = load(old_du + row * du_stride + place, count);
@@ -287,6 +302,19 @@ struct BackwardTask : Task<S> {
   }
   A* dn_of(int64_t row) const { return dn + row * gates() * this->stride; }
 
+  // The carried states beside h, whose gradients are clipped and measured together with dh.
+  int beside() const { return facts().emits ? 0 : facts().carried; }
+  // dc of a row at fixed h, before it is clipped.
+  template <bool kWhole>
+  RNNFAST_INLINE V dcarried_of(const BackwardStep<S>& at, int index, int64_t row,
+                               int64_t unit) const {
+    const int64_t count = size() - unit;
+    V value = load(dcarried_at(index, row, unit));
+    if (index == 0 && at.grad_cells.data != nullptr)
+      value += load_if<kWhole>(at.grad_cells.at(row, unit), count);
+    return kWhole ? value : first_lanes<A>(value, count);
+  }
+
   // This member's units of a row's dh, before it is clipped.
   RNNFAST_INLINE void fill_dh(const Gradient& dh, A* to, int64_t next) const {
     for_units<A>(this->first_unit(), this->end_unit(), size(),
@@ -300,6 +328,10 @@ struct BackwardTask : Task<S> {
   void finish_rows(const BackwardStep<S>& given) const {
     BackwardStep<S> at = given;
     at.grad_y = {};  // dh has it
+    if (beside() > 0) {
+      at.grad_cells = {};  // so has this, which rows_points fills
+      at.dcarried = new_dcarried;
+    }
     if (norms()) set_norm(at);
     // Layer norm needs dn of all units: of a crew, it waits for the others.
     const bool waits = norms() && this->crew.count > 1;
@@ -330,8 +362,15 @@ struct BackwardTask : Task<S> {
     for (int64_t i = 0; row + i < row_end; ++i) {
       const Gradient dh = gradient(given, row + i);
       fill_dh(dh, dh_of(i), given.next_grad_y);
+      const A scale = clips ? static_cast<A>(clipping(given, dh, row + i)) : A(1);
+      for (int index = 0; index < beside(); ++index)
+        for_units<A>(first * L, end * L, size(),
+                     [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
+                       constexpr bool kWhole = decltype(whole)::value;
+                       store_raw(new_dcarried + index * plane() + place(row + i, unit),
+                                 dcarried_of<kWhole>(given, index, row + i, unit) * scale);
+                     });
       if (!clips) continue;
-      const A scale = static_cast<A>(clipping(dh));
       for (int64_t unit = first * L; unit < end * L; unit += L)
         store_raw(dh_of(kFewRows + i) + unit, load(dh_of(i) + unit) * scale);
     }
@@ -358,11 +397,11 @@ struct BackwardTask : Task<S> {
   RNNFAST_INLINE void finish(const BackwardStep<S>& given, const BackwardStep<S>& at, int64_t row,
                              const A* dh) const {
     if (norms()) through_norm(at, row);
-    if (measured != nullptr) measure(at, dh, row, clipping(gradient(given, row)));
+    if (measured != nullptr) measure(given, dh, row, clipping(given, gradient(given, row), row));
   }
 
   // Defined in backward_rows.h.
-  double clipping(const Gradient& dh) const;
+  double clipping(const BackwardStep<S>& at, const Gradient& dh, int64_t row) const;
   void through_norm(const BackwardStep<S>& at, int64_t row) const;
   void through_norm_of(const BackwardStep<S>& at, int64_t row, int gate, const A* means,
                        A rstd) const;

@@ -5,13 +5,15 @@ namespace rnnfast::cpu::RNNFAST_LEVEL {
 
 // Every member of the crew takes the norm of the whole row.
 template <class S>
-double BackwardTask<S>::clipping(const Gradient& dh) const {
+double BackwardTask<S>::clipping(const BackwardStep<S>& at, const Gradient& dh, int64_t row) const {
   if (!(problem->clip < __builtin_inf())) return 1;
   Squares<A> squares;
   for_units<A>(0, dh.size, dh.size, [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
     constexpr bool kWhole = decltype(whole)::value;
     const V value = dh.template of<kWhole>(unit);
     squares.add(kWhole ? value : first_lanes<A>(value, dh.size - unit));
+    for (int index = 0; index < beside(); ++index)
+      squares.add(dcarried_of<kWhole>(at, index, row, unit));
   });
   const double norm = __builtin_sqrt(squares.total());
   return norm > problem->clip && norm < __builtin_inf() ? problem->clip / norm : 1;
@@ -70,11 +72,12 @@ void BackwardTask<S>::through_norm_of(const BackwardStep<S>& at, int64_t row, in
                });
 }
 
-template <class S>
 // Adds a row, or this member's units of it, to the record. Its da has just been written.
+template <class S>
 void BackwardTask<S>::measure(const BackwardStep<S>& at, const A* dh, int64_t row,
                               double scale) const {
-  Squares<A> state_squares, carry_squares, preact_squares;
+  Squares<A> state_squares, carry_squares, preact_squares, cell_squares, cell_carry_squares;
+  const bool carries = !enters(at.t, row) && !stops(at.t, row);
   V largest = {};
   V finite = {};  // NaN from the first h on that is inf or NaN
   for_units<A>(this->first_unit(), this->end_unit(), size(),
@@ -93,6 +96,22 @@ void BackwardTask<S>::measure(const BackwardStep<S>& at, const A* dh, int64_t ro
                    preact_squares.add(dp_at<kWhole>(at, row, unit, gate));
                  largest = value > largest ? value : largest;
                  largest = -value > largest ? -value : largest;
+                 for (int index = 0; index < beside(); ++index) {
+                   const V dc = dcarried_of<kWhole>(at, index, row, unit);
+                   state_squares.add(dc);
+                   largest = dc > largest ? dc : largest;
+                   largest = -dc > largest ? -dc : largest;
+                   if (!carries) continue;
+                   V carry = load(dcarried_at(index, row, unit));
+                   if constexpr (!kWhole) carry = first_lanes<A>(carry, count);
+                   carry_squares.add(carry);
+                   if (index == 0) cell_carry_squares.add(carry);
+                 }
+                 if (beside() > 0) {
+                   V dc = load(total + place(row, unit));
+                   if constexpr (!kWhole) dc = first_lanes<A>(dc, count);
+                   cell_squares.add(dc);
+                 }
                  finite += load_if<kWhole>(at.y.at(row, unit), count) * A(0);
                });
   const int64_t rows = problem->per_sample ? this->slice.count : 1;
@@ -109,7 +128,9 @@ void BackwardTask<S>::measure(const BackwardStep<S>& at, const A* dh, int64_t ro
       static_cast<double>(this->cell->gain(at, row, this->first_unit(), this->end_unit()));
   const int64_t units = end > this->first_unit() ? end - this->first_unit() : 0;
   to[kEntries] += static_cast<double>(units);
-  if (!enters(at.t, row) && !stops(at.t, row)) to[kCarried] += static_cast<double>(units);
+  if (carries) to[kCarried] += static_cast<double>(units);
+  to[kCellSquares] += cell_squares.total();
+  to[kCellCarrySquares] += cell_carry_squares.total();
   const double any = state + preact + static_cast<double>(sum_lanes<A>(finite));
   if (any - any != 0) count_nonfinite(at, dh, row, to);
 }
@@ -129,8 +150,11 @@ void BackwardTask<S>::count_nonfinite(const BackwardStep<S>& at, const A* dh, in
     const int64_t count = size() - unit < L ? size() - unit : L;
     const V value = load(dh + unit);
     const V h = load(at.y.at(row, unit), count);
+    V others = {};  // 0 where all of them are finite
+    for (int index = 0; index < beside(); ++index)
+      others += dcarried_of<false>(at, index, row, unit) * A(0);
     for (int64_t i = 0; i < count; ++i) {
-      bool good = finite(value[i]);
+      bool good = finite(value[i]) && finite(others[i]);
       for (int gate = 0; gate < gates(); ++gate)
         good = good && finite(dp_at<false>(at, row, unit, gate)[i]);
       to[kNonfiniteGrad] += good ? 0 : 1;

@@ -25,13 +25,21 @@ const std::vector<Kernels>& usable() {
   static const std::vector<Kernels> levels = [] {
     std::vector<Kernels> found;
 #ifdef RNNFAST_BUILT_PORTABLE
-    found.push_back({"portable", portable::kRnn});
+    found.push_back({"portable",
+                     {&portable::kRnnTanh, &portable::kRnnRelu, &portable::kRnnSigmoid,
+                      &portable::kLstm, &portable::kGru}});
 #endif
 #ifdef RNNFAST_BUILT_AVX2
-    if (runs_avx2()) found.push_back({"avx2", avx2::kRnn});
+    if (runs_avx2())
+      found.push_back(
+          {"avx2",
+           {&avx2::kRnnTanh, &avx2::kRnnRelu, &avx2::kRnnSigmoid, &avx2::kLstm, &avx2::kGru}});
 #endif
 #ifdef RNNFAST_BUILT_AVX512
-    if (runs_avx512()) found.push_back({"avx512", avx512::kRnn});
+    if (runs_avx512())
+      found.push_back({"avx512",
+                       {&avx512::kRnnTanh, &avx512::kRnnRelu, &avx512::kRnnSigmoid, &avx512::kLstm,
+                        &avx512::kGru}});
 #endif
     if (found.empty())
       throw std::runtime_error("none of the SIMD levels that were built runs on this processor");
@@ -46,9 +54,9 @@ std::atomic<const Kernels*> chosen{nullptr};
 
 const CellKernels& Kernels::cell(const char* name) const {
   std::string known;
-  for (int i = 0; i < kCells; ++i) {
-    if (std::strcmp(cells[i].name, name) == 0) return cells[i];
-    known += std::string(i > 0 ? ", " : "") + cells[i].name;
+  for (const CellKernels* cell : cells) {
+    if (std::strcmp(cell->name, name) == 0) return *cell;
+    known += std::string(known.empty() ? "" : ", ") + cell->name;
   }
   throw std::invalid_argument("unknown cell '" + std::string(name) + "'; known: " + known);
 }

@@ -8,20 +8,20 @@
 
 namespace rnnfast::cpu {
 
-// Defined by rnn.cpp, once per level.
+// Each cell's source file defines its own, once per level.
 namespace portable {
-extern const CellKernels kRnn[kCells];
+extern const CellKernels kRnnTanh, kRnnRelu, kRnnSigmoid, kLstm, kGru;
 }
 namespace avx2 {
-extern const CellKernels kRnn[kCells];
+extern const CellKernels kRnnTanh, kRnnRelu, kRnnSigmoid, kLstm, kGru;
 }
 namespace avx512 {
-extern const CellKernels kRnn[kCells];
+extern const CellKernels kRnnTanh, kRnnRelu, kRnnSigmoid, kLstm, kGru;
 }
 
 struct Kernels {
   const char* level;
-  const CellKernels* cells;
+  std::vector<const CellKernels*> cells;
 
   const CellKernels& cell(const char* name) const;  // std::invalid_argument for an unknown name
 };

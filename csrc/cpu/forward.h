@@ -21,6 +21,7 @@ struct ForwardTask : Task<S> {
   A* old_state;  // as stored in y: rounded, so that backward and dW see what the step saw
   A* new_state;
   A* carried;     // [carried][rows]
+  A* unrounded;   // [rows], where S is narrow and the cell has a direct gradient
   A* preact;      // [gates][rows], with layer norm
   A* normalized;  // [few rows][gates], this thread's own, with layer norm
   A* absent;      // [gates * S] of -0, which changes no sum: p where it is in preact already
@@ -60,6 +61,7 @@ struct ForwardTask : Task<S> {
   int gates() const { return facts().gates; }
   int64_t size() const { return this->shape.size; }
   bool norms() const { return problem->gamma != nullptr; }
+  bool reads_unrounded() const { return sizeof(S) != sizeof(A) && facts().direct_gradient; }
   RNNFAST_INLINE int64_t place(int64_t row, int64_t unit) const {
     return row * this->stride + unit;
   }
@@ -91,8 +93,9 @@ struct ForwardTask : Task<S> {
   void begin() {
     this->for_each_vector([&](int64_t row, int64_t unit) {
       const bool fresh = !this->reverse() && this->cut(0, row);
-      store_raw(old_state + place(row, unit),
-                fresh ? V{} : this->state_or_zero(problem->h_0, row, unit));
+      const V h_0 = fresh ? V{} : this->state_or_zero(problem->h_0, row, unit);
+      store_raw(old_state + place(row, unit), h_0);
+      if (reads_unrounded()) store_raw(unrounded + place(row, unit), h_0);
       for (int i = 0; i < facts().carried; ++i)
         store_raw(carried_at(i, row, unit),
                   fresh ? V{} : this->state_or_zero(carried_0(), row, unit));
@@ -164,7 +167,9 @@ struct ForwardTask : Task<S> {
     if (chunk == 0) at.p = this->template rows<const S>(problem->p, gates(), 0);
     at.y = this->template rows<S>(problem->y, 1, 0);
     at.saved = this->template rows<S>(problem->saved, facts().saved, 0);
+    at.cells = this->template rows<S>(problem->cells, 1, 0);
     at.carried = carried;
+    at.unrounded = unrounded;
     at.stride = this->stride;
     at.plane = plane();
     at.parameters = parameters();
@@ -185,7 +190,11 @@ struct ForwardTask : Task<S> {
     }
     at.y.data = first.y.data + t * problem->y.stride_t;
     at.next_y = towards * problem->y.stride_t;
-    at.saved.data = first.saved.data + t * problem->saved.stride_t;
+    if (first.saved.data != nullptr) {
+      at.saved.data = first.saved.data + t * problem->saved.stride_t;
+      at.next_saved = towards * problem->saved.stride_t;
+    }
+    if (first.cells.data != nullptr) at.cells.data = first.cells.data + t * problem->cells.stride_t;
     at.old_state = old_state;
     at.new_state = new_state;
   }
@@ -249,6 +258,7 @@ struct ForwardTask : Task<S> {
     if (this->reset == nullptr || edge == 0 || !this->cut(edge, row)) return;
     for (; unit < end; unit += L) {
       store_raw(new_state + place(row, unit), V{});
+      if (reads_unrounded()) store_raw(unrounded + place(row, unit), V{});
       for (int i = 0; i < facts().carried; ++i) store_raw(carried_at(i, row, unit), V{});
     }
     if (facts().emits) emit(new_state, row);
@@ -258,9 +268,14 @@ struct ForwardTask : Task<S> {
   void pass(int64_t t, int64_t row, int64_t unit, int64_t end) const {
     const Rows<S> y = this->template rows<S>(problem->y, 1, t);
     const Rows<S> ahat = this->template rows<S>(problem->ahat, gates(), t);
+    const Rows<S> saved = this->template rows<S>(problem->saved, facts().saved, t);
+    const Rows<S> cells = this->template rows<S>(problem->cells, 1, t);
     for (; unit < end; unit += L) {
+      if (cells.data != nullptr) store(cells.at(row, unit), Raw<S>{}, size() - unit);
       store_raw(new_state + place(row, unit), load(old_state + place(row, unit)));
       store(y.at(row, unit), Raw<S>{}, size() - unit);
+      for (int i = 0; saved.data != nullptr && i < facts().saved; ++i)
+        store(saved.at(row, i * size() + unit), Raw<S>{}, size() - unit);
       for (int gate = 0; norms() && gate < gates(); ++gate)
         store(ahat.at(row, gate * size() + unit), Raw<S>{}, size() - unit);
     }

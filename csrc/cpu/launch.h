@@ -137,11 +137,15 @@ struct ForwardRun : Call<S> {
                     unit * gates * input_layout.panel_stride());
   }
 
+  static int unrounded(const CellFacts& facts) {
+    return sizeof(S) != sizeof(A) && facts.direct_gradient ? 1 : 0;
+  }
+
   // Elements of one task's scratch.
   static int64_t of_task(const CellFacts& facts, bool norms, int64_t rows, int64_t stride,
                          int64_t projected) {
-    return whole_blocks<A>((2 + facts.carried + (norms ? facts.gates : 0)) * rows * stride +
-                           rows * projected);
+    const int64_t planes = 2 + facts.carried + unrounded(facts) + (norms ? facts.gates : 0);
+    return whole_blocks<A>(planes * rows * stride + rows * projected);
   }
 
   void work(const Slice& slice, const Crew& crew, const Member& member, A* memory) const {
@@ -160,7 +164,8 @@ struct ForwardRun : Call<S> {
     task.old_state = memory;
     task.new_state = memory + plane;
     task.carried = memory + 2 * plane;
-    memory = task.carried + facts().carried * plane;
+    task.unrounded = task.carried + facts().carried * plane;
+    memory = task.unrounded + unrounded(facts()) * plane;
     task.preact = memory;
     if (norms()) memory += slice.count * gate_rows();
     task.normalized = normalized + kFewRows * member.index * whole_blocks<A>(gate_rows());
@@ -203,6 +208,8 @@ void forward(const CellPoints<S>& cell, const ForwardProblem& problem) {
   run.place(memory);
   const int64_t width = shape.directions * shape.heads * shape.size;
   expect_to_fill(problem.y.data, bytes_of<S>(shape, width));
+  expect_to_fill(problem.saved.data, bytes_of<S>(shape, facts.saved * width));
+  expect_to_fill(problem.cells.data, bytes_of<S>(shape, width));
   expect_to_fill(problem.ahat.data, bytes_of<S>(shape, facts.gates * width));
   run_team(
       {plan.threads, plan.pool},
@@ -273,12 +280,16 @@ struct BackwardRun : Call<S> {
         this->panels + group * this->layout.group_stride() + unit * this->layout.panel_stride());
   }
 
+  static int totals(const CellFacts& facts, const BackwardProblem& problem) {
+    return problem.record != nullptr && facts.carried > 0 && !facts.emits ? 1 : 0;
+  }
+
   // Elements of one task's scratch.
   static int64_t of_task(const CellFacts& facts, const BackwardProblem& problem, int64_t rows,
                          int64_t stride, int64_t du_stride) {
     const int64_t dn = problem.gamma != nullptr ? facts.gates : 0;
-    const int64_t others =
-        (facts.direct_gradient ? 1 : 0) + facts.carried + dn + (whole_rows(problem) ? 1 : 0);
+    const int64_t others = (facts.direct_gradient ? 1 : 0) + 2 * facts.carried + dn +
+                           (whole_rows(problem) ? 1 : 0) + totals(facts, problem);
     return whole_blocks<A>(rows * (2 * du_stride + others * stride));
   }
 
@@ -299,13 +310,16 @@ struct BackwardRun : Call<S> {
     const int64_t plane = slice.count * stride;
     task.old_du = memory;
     task.new_du = memory + slice.count * du_stride;
-    task.dcarried = memory + 2 * slice.count * du_stride;
-    task.direct = task.dcarried + facts().carried * plane;
+    task.old_dcarried = memory + 2 * slice.count * du_stride;
+    task.new_dcarried = task.old_dcarried + facts().carried * plane;
+    task.direct = task.new_dcarried + facts().carried * plane;
     task.dparameters = dparameters;
     task.own_dh = own_dh + 2 * kFewRows * member.index * stride;
     task.whole_rows = whole_rows(problem);
     task.carried_dh = task.direct + (facts().direct_gradient ? plane : 0);
-    task.dn = task.carried_dh + plane;
+    memory = task.carried_dh + (task.whole_rows ? plane : 0);
+    task.total = totals(facts(), problem) > 0 ? memory : nullptr;
+    task.dn = memory + totals(facts(), problem) * plane;
     task.norm_gradients = norm_gradients;
     task.measured = nullptr;
     if (problem.record != nullptr) {

@@ -53,12 +53,14 @@ struct ForwardStep {
   Rows<const S> p;
   Rows<const A> projected;  // instead of p, where its data is not null
   int64_t next_p = 0;       // elements to those of the next step, for what is prefetched
-  Rows<S> y, saved;
-  int64_t next_y = 0;
+  Rows<S> y;
+  Rows<S> saved, cells;  // where they are wanted; cells: the first carried state of each step
+  int64_t next_y = 0, next_saved = 0;
   const A* old_state;
   A* new_state;
   A* carried;
-  int64_t stride;  // of the rows of these three
+  A* unrounded;    // h, where S is narrower than A and the cell reads it so
+  int64_t stride;  // of the rows of these four
   int64_t plane;
   const A* parameters;  // of this group
   int64_t parameter_stride;
@@ -69,16 +71,18 @@ struct BackwardStep {
   using A = Arithmetic<S>;
   int64_t t;
   int64_t size;
-  Rows<const S> grad_y;  // may be absent
+  Rows<const S> grad_y, grad_cells;  // may be absent
   int64_t next_grad_y = 0;
   Rows<const S> y, before, saved, ahat;  // before: h_prev
-  int64_t next_y = 0;
+  int64_t next_y = 0, next_saved = 0;
   Rows<S> dp, du;
   int64_t next_dp = 0;
   Rows<A> new_du;
   A* direct;
-  A* dcarried;
-  int64_t stride;  // of the rows of these two
+  const A* dcarried;  // from the step after
+  A* new_dcarried;
+  A* total;        // where it is wanted
+  int64_t stride;  // of the rows of these four
   int64_t plane;
   const A* parameters;
   int64_t parameter_stride;
@@ -134,6 +138,7 @@ struct PointsOf {
   using V = Vec<A>;
   static constexpr int L = kLanes<A>;
   static constexpr bool kNarrow = sizeof(S) != sizeof(A);
+  static constexpr bool kUnrounded = kNarrow && Cell::kDirectGradient;
 
   static constexpr CellPoints<S> all() {
     CellPoints<S> points = {
@@ -190,9 +195,11 @@ struct PointsOf {
                   for (int i = 0; i < Cell::kGates; ++i)
                     p.at[i] = load_if<kWhole>(at.projected.at(row, unit + i * at.size), count);
                 } else {
-                  prefetch(at.p.at(row, unit), at.next_p);
-                  for (int i = 0; i < Cell::kGates; ++i)
-                    p.at[i] = load_if<kWhole>(at.p.at(row, unit + i * at.size), count);
+                  for (int i = 0; i < Cell::kGates; ++i) {
+                    const S* const p_i = at.p.at(row, unit + i * at.size);
+                    prefetch(p_i, at.next_p);
+                    p.at[i] = load_if<kWhole>(p_i, count);
+                  }
                 }
                 S* const y = at.y.at(row, unit);
                 prefetch(y, at.next_y);
@@ -200,16 +207,27 @@ struct PointsOf {
                 for (int i = 0; i < Cell::kCarried; ++i)
                   carried.at[i] = load(at.carried + place + i * at.plane);
                 const Parameters own = parameters(at.parameters + unit, at.parameter_stride, count);
-                const V h_prev = load(at.old_state + place);
-                const Raw<S> h =
-                    narrow<S>(Cell::forward({p.at, u.at, h_prev, own.at}, carried.at, saved.at));
+                const V h_prev = load((kUnrounded ? at.unrounded : at.old_state) + place);
+                const V exact = Cell::forward({p.at, u.at, h_prev, own.at}, carried.at, saved.at);
+                const Raw<S> h = narrow<S>(exact);
                 store_if<kWhole>(y, h, count);
                 store_raw(at.new_state + place, widen<S>(h));
+                if constexpr (kUnrounded) store_raw(at.unrounded + place, exact);
                 for (int i = 0; i < Cell::kCarried; ++i)
                   store_raw(at.carried + place + i * at.plane, carried.at[i]);
-                for (int i = 0; i < Cell::kSaved; ++i)
-                  store_if<kWhole>(at.saved.at(row, unit + i * at.size), narrow<S>(saved.at[i]),
-                                   count);
+                if constexpr (Cell::kSaved > 0) {
+                  if (at.saved.data != nullptr) {
+                    for (int i = 0; i < Cell::kSaved; ++i) {
+                      S* const to = at.saved.at(row, unit + i * at.size);
+                      prefetch(to, at.next_saved);
+                      store_if<kWhole>(to, narrow<S>(saved.at[i]), count);
+                    }
+                  }
+                }
+                if constexpr (Cell::kCarried > 0) {
+                  if (at.cells.data != nullptr)
+                    store_if<kWhole>(at.cells.at(row, unit), narrow<S>(carried.at[0]), count);
+                }
               });
   }
 
@@ -242,7 +260,8 @@ struct PointsOf {
           }
           if constexpr (!kNormed) {
             prefetch(at.y.at(row, unit), at.next_y);
-            prefetch(at.dp.at(row, unit), at.next_dp);
+            for (int i = 0; i < Cell::kGates; ++i)
+              prefetch(at.dp.at(row, unit + i * at.size), at.next_dp);
           }
           V h = load_if<kWhole>(at.y.at(row, unit), count), h_prev = {};
           if constexpr (kNormed && kNarrow && Cell::kRecomputesH) {
@@ -251,20 +270,30 @@ struct PointsOf {
           if constexpr (Cell::kReadsPrevious)
             h_prev = load_if<kWhole>(at.before.at(row, unit), count);
           Values<V, Cell::kSaved> saved;
-          for (int i = 0; i < Cell::kSaved; ++i)
-            saved.at[i] = load_if<kWhole>(at.saved.at(row, unit + i * at.size), count);
-          Values<V, Cell::kCarried> carried;
+          for (int i = 0; i < Cell::kSaved; ++i) {
+            const S* const from = at.saved.at(row, unit + i * at.size);
+            prefetch(from, at.next_saved);
+            saved.at[i] = load_if<kWhole>(from, count);
+          }
+          Values<V, Cell::kCarried> carried, total;
           for (int i = 0; i < Cell::kCarried; ++i)
             carried.at[i] = load(at.dcarried + place + i * at.plane);
+          if constexpr (Cell::kCarried > 0) {
+            if (at.grad_cells.data != nullptr)
+              carried.at[0] += load_if<kWhole>(at.grad_cells.at(row, unit), count);
+          }
           const Parameters own = parameters(at.parameters + unit, at.parameter_stride, count);
           Values<V, Cell::kGates> dp;
           Values<V, Cell::kSplitGradient ? Cell::kGates : 0> du;
           Parameters learned;
           const V bypass = Cell::backward({dh, h, h_prev, saved.at, own.at},
-                                          {carried.at, dp.at, du.at, learned.at});
+                                          {carried.at, dp.at, du.at, learned.at, total.at});
           if constexpr (Cell::kDirectGradient) store_raw(at.direct + place, bypass);
           for (int i = 0; i < Cell::kCarried; ++i)
-            store_raw(at.dcarried + place + i * at.plane, carried.at[i]);
+            store_raw(at.new_dcarried + place + i * at.plane, carried.at[i]);
+          if constexpr (Cell::kCarried > 0 && !Cell::kEmits) {
+            if (at.total != nullptr) store_raw(at.total + place, total.at[0]);
+          }
           for (int i = 0; i < Cell::kParameters; ++i) {
             A* const sum = at.dparameters + row * at.dparameters_stride + i * at.stride + unit;
             store_raw(sum, load(sum) + learned.at[i]);

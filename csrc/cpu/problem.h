@@ -71,7 +71,8 @@ struct ForwardProblem {
   bool norm_recurrent = false;
   const void* parameters = nullptr;
   Sequence<void*> y;
-  Sequence<void*> saved;
+  Sequence<void*> saved;  // none: backward will not be called
+  Sequence<void*> cells;  // the second state of every step, where it is wanted
   Sequence<void*> ahat;
   void* rstd = nullptr;
   void* h_n = nullptr;
@@ -90,6 +91,7 @@ struct BackwardProblem {
   Sequence<const void*> grad_y;
   const void* grad_h_n = nullptr;
   const void* grad_c_n = nullptr;
+  Sequence<const void*> grad_cells;
   Sequence<const void*> y;
   Sequence<const void*> saved;
   Sequence<const void*> x;  // and so on to w_ih: where forward had x
@@ -127,8 +129,6 @@ struct CellKernels {
   Plan (*plan)(Dtype, const Shape&, int threads);
 };
 
-constexpr int kCells = 3;
-
 // Calls visit(name, field) for every field. The name is what Python calls it (csrc/keywords.h).
 template <class Visit>
 void visit_fields(Shape& shape, Visit&& visit) {
@@ -163,6 +163,7 @@ void visit_fields(ForwardProblem& problem, Visit&& visit) {
   visit("parameters", problem.parameters);
   visit("y", problem.y);
   visit("saved", problem.saved);
+  visit("cells", problem.cells);
   visit("ahat", problem.ahat);
   visit("rstd", problem.rstd);
   visit("h_n", problem.h_n);
@@ -182,6 +183,7 @@ void visit_fields(BackwardProblem& problem, Visit&& visit) {
   visit("grad_y", problem.grad_y);
   visit("grad_h_n", problem.grad_h_n);
   visit("grad_c_n", problem.grad_c_n);
+  visit("grad_cells", problem.grad_cells);
   visit("y", problem.y);
   visit("saved", problem.saved);
   visit("x", problem.x);

@@ -15,9 +15,9 @@ using RnnSigmoid = cells::Rnn<cells::Sigmoid, Math>;
 
 }  // namespace
 
-extern const CellKernels kRnn[kCells];
-const CellKernels kRnn[kCells] = {KernelsOf<RnnTanh>::named("rnn_tanh"),
-                                  KernelsOf<RnnRelu>::named("rnn_relu"),
-                                  KernelsOf<RnnSigmoid>::named("rnn_sigmoid")};
+extern const CellKernels kRnnTanh, kRnnRelu, kRnnSigmoid;
+const CellKernels kRnnTanh = KernelsOf<RnnTanh>::named("rnn_tanh");
+const CellKernels kRnnRelu = KernelsOf<RnnRelu>::named("rnn_relu");
+const CellKernels kRnnSigmoid = KernelsOf<RnnSigmoid>::named("rnn_sigmoid");
 
 }  // namespace rnnfast::cpu::RNNFAST_LEVEL

@@ -38,6 +38,7 @@ class Problem(NamedTuple):
     groups: int = 1  # directions times heads
     rows: int = 1  # of the batch
     index: int | None = None  # of the device; None: the current one
+    projects_h: bool = False  # an LSTM with proj_size
 
     @property
     def launch(self) -> tuple:
@@ -63,6 +64,12 @@ def select(name: str, problem: Problem) -> str:
         ValueError: there is no backend of this name.
         BackendError: the named one cannot run it; the message says why. There is no fallback.
     """
+    if problem.projects_h:
+        name = "torch" if name == "auto" else name
+        if name != "torch" and name in BACKENDS:
+            raise BackendError(
+                f"backend {name!r} cannot run this call: it has no proj_size; torch's kernels do"
+            )
     if name == "auto":  # the last one can run everything
         return next(n for n in BACKENDS if not passed_over(n, problem))
     if name not in BACKENDS:

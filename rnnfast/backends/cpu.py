@@ -8,11 +8,13 @@ import importlib
 import itertools
 import math
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..cells import CELLS
 from ..cores import quota
 from ..recurrence.checks import check
 from ..recurrence.groups import (
@@ -43,6 +45,7 @@ if _C is not None and os.environ.get("RNNFAST_SIMD"):  # for tests: levels diffe
     except ValueError as error:
         raise ValueError(f"RNNFAST_SIMD: {error}") from None
 
+Order = Callable[[Tensor, Options], Tensor]
 DTYPES = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -73,22 +76,26 @@ def forward(
     check(x, weights, states, options, DTYPES)
     _bind_threads()
     results = empty_results(x, weights, options)
-    y, (h_n, _), (_, ahat, rstd) = results
+    y, (h_n, c_n), (values, ahat, rstd), cells = results
+    if _by_gate(options):
+        weights = _regrouped(weights, options, _heads_first)
+        x = x if weights.w_ih is not None else _heads_first(x.movedim(2, 0), options).movedim(0, 2)
     w_ih, b_ih, b_hh, w_hh, gamma, beta, _ = weights
     x = with_dense_rows(x)
-    tensors = (w_ih, b_ih, b_hh, w_hh, gamma, beta, states.h, *rows)
+    tensors = (w_ih, b_ih, b_hh, w_hh, gamma, beta, *states, *rows)
     held = [v if v is None else v.contiguous() for v in tensors]
     addresses = [v if v is None else v.data_ptr() for v in held]
-    w_ih, b_ih, b_hh, w_hh_at, gamma, beta, h_0, lengths, reset = addresses
+    w_ih, b_ih, b_hh, w_hh_at, gamma, beta, h_0, c_0, lengths, reset = addresses
     _C.rnn_forward(
         cell=options.cell, dtype=DTYPES[x.dtype],
         steps=T, batch=B, size=w_hh.shape[-1], directions=h_n.shape[0], heads=options.heads,
         threads=torch.get_num_threads(), lengths=lengths, reset=reset,
         p=_strided(x) if w_ih is None else None, x=None if w_ih is None else _strided(x),
-        input_size=width, w_ih=w_ih, b_ih=b_ih, w_hh=w_hh_at, b_hh=b_hh, h_0=h_0, c_0=None,
+        input_size=width, w_ih=w_ih, b_ih=b_ih, w_hh=w_hh_at, b_hh=b_hh, h_0=h_0, c_0=c_0,
         gamma=gamma, beta=beta, norm_eps=options.norm_eps,
-        norm_recurrent=False, parameters=None, y=_strided(y), saved=None,
-        ahat=_strided(ahat), rstd=_address(rstd), h_n=h_n.data_ptr(), c_n=None,
+        norm_recurrent=False, parameters=None, y=_strided(y), saved=_strided(values),
+        cells=_strided(cells), ahat=_strided(ahat), rstd=_address(rstd), h_n=h_n.data_ptr(),
+        c_n=_address(c_n),
     )  # fmt: skip
     return results
 
@@ -104,41 +111,75 @@ def backward(
 
     record: [D, T, N, fields] of :mod:`rnnfast.recurrence.record`, to be filled; or None.
     """
-    w_ih, _, _, w_hh, gamma, beta, _ = kept.weights
+    weights, by_gate = kept.weights, _by_gate(options)
+    if by_gate:
+        weights = _regrouped(weights, options, _heads_first)
+    w_ih, _, _, w_hh, gamma, beta, _ = weights
     y, ahat, rstd = with_dense_rows(kept.y), with_dense_rows(kept.saved.ahat), kept.saved.rstd
-    T, B, width = y.shape
+    values = with_dense_rows(kept.saved.cell_values)
+    T, B, _ = y.shape
+    rows = w_hh.shape[0]  # of W_hh, all directions
     gradients = empty_gradients(kept, wanted)
-    dx, (dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, _), (dh_0, _) = gradients
-    others = dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0
+    dx, (dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, _), (dh_0, dc_0) = gradients
+    others = dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0, dc_0
     # The kernel has read da of a point by the time it writes dx there: one memory for both, where
     # it is as wide.
-    dp = dx if dx is not None and dx.shape[2] == width else empty_rows(y, width)
+    dp = dx if dx is not None and dx.shape[2] == rows else empty_rows(y, rows)
     dx = None if w_ih is None else dx
-    grad_y, grad_h_n = with_dense_rows(given.y), given.states.h
+    du = empty_rows(y, rows) if CELLS[options.cell].apart else None
+    grad_y, grad_cells = with_dense_rows(given.y), with_dense_rows(given.cells)
     x = with_dense_rows(kept.x) if w_ih is not None and wanted.weights else None
-    tensors = (w_ih, w_hh, gamma, beta, rstd, kept.states.h, *kept.rows, grad_h_n)
+    tensors = (w_ih, w_hh, gamma, beta, rstd, *kept.states, *kept.rows, *given.states)
     held = [v if v is None else v.contiguous() for v in tensors]
     addresses = [v if v is None else v.data_ptr() for v in held]
-    w_ih_at, w_hh_at, gamma, beta, rstd, h_0, lengths, reset, grad_h_n = addresses
-    dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0 = [
-        v if v is None else v.data_ptr() for v in others
-    ]
+    w_ih_at, w_hh_at, gamma, beta, rstd, h_0, _, lengths, reset, grad_h_n, grad_c_n = addresses
+    dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0, dc_0 = map(_address, others)
     limit = options.clip_state_grad
     _C.rnn_backward(
         cell=options.cell, dtype=DTYPES[y.dtype],
         steps=T, batch=B, size=w_hh.shape[-1], directions=options.directions, heads=options.heads,
         threads=torch.get_num_threads(), lengths=lengths, reset=reset,
         window=options.bptt_window or 0, clip=math.inf if limit is None else limit,
-        grad_y=_strided(grad_y), grad_h_n=grad_h_n, grad_c_n=None, y=_strided(y), saved=None,
+        grad_y=_strided(grad_y), grad_h_n=grad_h_n, grad_c_n=grad_c_n,
+        grad_cells=_strided(grad_cells), y=_strided(y), saved=_strided(values),
         x=_strided(x), input_size=0 if w_ih is None else w_ih.shape[1],
         w_ih=w_ih_at, w_hh=w_hh_at, h_0=h_0, gamma=gamma, beta=beta,
         ahat=_strided(ahat), rstd=rstd, norm_recurrent=False,
-        parameters=None, dp=_strided(dp), du=None, dx=_strided(dx),
+        parameters=None, dp=_strided(dp), du=_strided(du), dx=_strided(dx),
         dw_ih=dw_ih, db_ih=db_ih, db_hh=db_hh, dw_hh=dw_hh, dgamma=dgamma, dbeta=dbeta,
-        dparameters=None, dh_0=dh_0, dc_0=None, record=_address(record),
+        dparameters=None, dh_0=dh_0, dc_0=dc_0, record=_address(record),
         per_sample=options.per_sample,
     )  # fmt: skip
+    if by_gate:
+        of_weights = _regrouped(gradients.weights, options, _gates_first)
+        gradients = gradients._replace(weights=of_weights)
+        if w_ih is None and gradients.x is not None:
+            dp = _gates_first(gradients.x.movedim(2, 0), options).movedim(0, 2)
+            gradients = gradients._replace(x=dp)
     return gradients
+
+
+# The kernels take the gates of a head together, rows [D, heads, gates, S]; torch's order is
+# [D, gates, heads, S].
+
+
+def _by_gate(options: Options) -> bool:
+    """Whether these orders differ."""
+    return options.heads > 1 and len(CELLS[options.cell].gates) > 1
+
+
+def _heads_first(x: Tensor, options: Options) -> Tensor:
+    D, G, n = options.directions, len(CELLS[options.cell].gates), options.heads
+    return x.reshape(D, G, n, -1, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
+
+
+def _gates_first(x: Tensor, options: Options) -> Tensor:
+    D, G, n = options.directions, len(CELLS[options.cell].gates), options.heads
+    return x.reshape(D, n, G, -1, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
+
+
+def _regrouped(weights: Weights, options: Options, order: Order) -> Weights:
+    return Weights(*(None if w is None else order(w, options) for w in weights))
 
 
 def _address(x: Tensor | None) -> int | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import tuning
-from ..cells import CELLS
+from ..cells import CELLS, rnn
 from ..recurrence import products
 from ..recurrence.checks import check
 from ..recurrence.groups import (
@@ -36,6 +36,7 @@ from .estimates import torch_step
 if TYPE_CHECKING:
     from . import Problem
 
+KERNELS_OF = {cell.name for cell in rnn.CELLS}  # the names of cells
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -45,6 +46,8 @@ def unavailable(problem: Problem) -> str:
         return f"it computes on an NVIDIA GPU, and the tensors are on {problem.device}"
     if problem.dtype not in DTYPES:
         return f"it has no kernel for {problem.dtype}"
+    if problem.cell not in KERNELS_OF:
+        return f"it has no kernel for the cell {problem.cell}"
     if cuda_plan.KERNELS is None:
         return "the extension was built without it; see rnnfast.info()"
     return _refused(*problem.launch)
@@ -109,7 +112,7 @@ def forward(
     """As :func:`rnnfast.backends.cpu.forward`. planned: another plan than the one for the size."""
     check(x, weights, states, options, DTYPES)
     results = empty_results(x, weights, options)
-    y, (h_n, _), (_, ahat, rstd) = results
+    y, (h_n, _), (_, ahat, rstd), _ = results
     p = products.projected(x, weights)
     w_hh, gamma, beta, h_0 = map(dense, (weights.w_hh, weights.gamma, weights.beta, states.h))
     lengths, reset = dense(rows.lengths), as_bytes(rows.reset)

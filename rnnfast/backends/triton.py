@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cells import CELLS
+from ..cells import CELLS, rnn
 from ..recurrence import products
 from ..recurrence.checks import check
 from ..recurrence.groups import (
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ..triton_kernels.cells.cell import Cell
     from . import Problem
 
+KERNELS_OF = {cell.name for cell in rnn.CELLS}  # the names of cells
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (8, 0)  # compute capability
 OLDEST_TRITON = (3, 6)
@@ -58,6 +59,8 @@ def unavailable(problem: Problem) -> str:
         return f"it computes on an NVIDIA GPU, and the tensors are on {problem.device}"
     if problem.dtype not in DTYPES:
         return f"it has no kernel for {problem.dtype}"
+    if problem.cell not in KERNELS_OF:
+        return f"it has no kernel for the cell {problem.cell}"
     if INTERPRETED and problem.dtype == torch.bfloat16:
         return "Triton's interpreter has no arithmetic in torch.bfloat16"
     found = _planned(*problem.launch)
@@ -139,7 +142,7 @@ def forward(
 
     check(x, weights, states, options, DTYPES)
     results = empty_results(x, weights, options)
-    y, (h_n, _), (_, ahat, rstd) = results
+    y, (h_n, _), (_, ahat, rstd), _ = results
     p = products.projected(x, weights)
     w_hh, gamma = weights.w_hh, weights.gamma
     T, B, _ = x.shape

@@ -21,6 +21,7 @@ class StepGradients(NamedTuple):
     du: Tensor | None = None  # [G, n, B, S], of the recurrent part W_hh h + b_hh; None: da
     direct: Tensors = ()  # of each state before, beside the part through W_hh; (): 0
     parameters: Tensors = ()  # [n, B, S] of each parameter of the cell
+    total: Tensor | None = None  # [n, B, S], of the second state, with its part through h
 
 
 def _h(states: Tensors) -> Tensor:
@@ -33,6 +34,10 @@ def _same(grad: Tensor, emitted: Tensor) -> Tensor:
 
 def _emitted_alone(emitted: Tensor, saved: Tensors) -> Tensors:
     return (emitted,)
+
+
+def _nothing_saved(grads: Tensors, saved: Tensors) -> StepGradients:
+    raise AssertionError("the cell saves no values")
 
 
 class Cell(NamedTuple):
@@ -51,14 +56,19 @@ class Cell(NamedTuple):
     # (emitted, saved) -> [n, B, S] whose mean magnitude is the record's gain: how much of a state
     # comes straight through the step.
     gain: Callable[[Tensor, Tensors], Tensor]
-    saved: tuple[str, ...] = ()  # per unit, beside what is emitted
+    # Per unit, beside what is emitted. A cell that saves values computes in float32 at least, and
+    # so carries its states.
+    saved: tuple[str, ...] = ()
+    # (gradient of each saved value, saved) -> StepGradients: a second derivative reaches them
+    saved_back: Callable[[Tensors, Tensors], StepGradients] = _nothing_saved
     apart: tuple[str, ...] = ()  # gates whose recurrent part is not simply added to p
     parameters: tuple[str, ...] = ()  # [H] each
     norm: str = "sum"  # norm="layer" normalizes p + u ("sum") or u ("recurrent")
     emit: Callable[[Tensors], Tensor] = _h  # states -> what W_hh multiplies and y holds
     # (gradient of what was emitted, emitted) -> gradient of the first state
     emit_back: Callable[[Tensor, Tensor], Tensor] = _same
-    states_from: Callable[[Tensor, Tensors], Tensors] = _emitted_alone  # (emitted, saved)
+    # (emitted by the step before, saved by this one) -> states before
+    states_before: Callable[[Tensor, Tensors], Tensors] = _emitted_alone
     # Whether step_back takes f' from a, where a norm has saved it and what was emitted is stored
     # in fewer bits.
     recomputes: bool = False

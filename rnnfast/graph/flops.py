@@ -29,7 +29,7 @@ def forward(x: Shape, *shapes: Shape | None, **_) -> int:
 def backward(*inputs, **_) -> int:
     """dx, dW_ih and dW_hh where they are wanted, and da W_hh of every step but the first, which
     has it where the first state has a gradient."""
-    y, *rest = inputs[2 + len(States._fields) :]
+    y, *rest = inputs[3 + len(States._fields) :]
     weights = Weights._make(rest[: len(Weights._fields)])
     states = States._make(rest[len(weights) : len(weights) + len(States._fields)])
     dx_wanted, dw_wanted = rest[_BEFORE_WANTED : _BEFORE_WANTED + 2]
@@ -40,7 +40,7 @@ def backward(*inputs, **_) -> int:
 
 
 def backward_recorded(*inputs, **_) -> int:
-    before = 3 + len(States._fields) + _BEFORE_WANTED
+    before = 4 + len(States._fields) + _BEFORE_WANTED
     return backward(*inputs[:before], *inputs[before + 1 :])
 
 

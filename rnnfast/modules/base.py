@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..backends import torch_native
 from .batch_norm import BatchNorm
@@ -131,11 +131,11 @@ class Recurrent(Recording):
     def _add_parameters(self, factory: dict) -> None:
         """Adds the parameters and buffers that nn.RNNBase does not have, and weight_hh of several
         heads."""
-        H = self.hidden_size
+        H, rows = self.hidden_size, self._weight("weight_ih_l0").shape[0]
         for names in self._all_weights:
             suffix = names[0].removeprefix("weight_ih")
             if self.num_heads > 1:
-                weight = torch.empty(H, H // self.num_heads, **factory)
+                weight = torch.empty(rows, H // self.num_heads, **factory)
                 setattr(self, names[1], nn.Parameter(weight))
             if self.norm is None:
                 continue
@@ -156,6 +156,9 @@ class Recurrent(Recording):
         parametrization. The parameters and buffers of a subclass stay as they are."""
         if self._complete:
             reset(self)
+
+    def _start_gates(self, parameters: dict[str, Tensor]) -> None:
+        """Sets the biases of gates that an argument asks for, once ``init`` has drawn all."""
 
     def flatten_parameters(self) -> None:
         """Packs the parameters for cuDNN, where it has such a cell; otherwise does nothing."""

@@ -18,17 +18,17 @@ def torch_(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -
 
 def orthogonal(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -> None:
     """W_hh orthogonal (Saxe et al. 2014), W_ih Glorot, biases 0."""
-    _draw(parameters, hh=nn.init.orthogonal_, ih=nn.init.xavier_uniform_)
+    _draw(parameters, hidden_size, hh=nn.init.orthogonal_, ih=nn.init.xavier_uniform_)
 
 
 def identity(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -> None:
     """W_hh = I, W_ih normal with standard deviation 0.001, biases 0: IRNN (Le et al. 2015)."""
-    _draw(parameters, hh=nn.init.eye_, ih=lambda x: nn.init.normal_(x, std=0.001))
+    _draw(parameters, hidden_size, hh=nn.init.eye_, ih=lambda x: nn.init.normal_(x, std=0.001))
 
 
 def glorot(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -> None:
     """Both matrices uniform after Glorot and Bengio 2010, biases 0."""
-    _draw(parameters, hh=nn.init.xavier_uniform_, ih=nn.init.xavier_uniform_)
+    _draw(parameters, hidden_size, hh=nn.init.xavier_uniform_, ih=nn.init.xavier_uniform_)
 
 
 def he(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -> None:
@@ -37,18 +37,20 @@ def he(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -> No
     def normal(x: Tensor) -> None:
         nn.init.kaiming_normal_(x, nonlinearity=nonlinearity)
 
-    _draw(parameters, hh=normal, ih=normal)
+    _draw(parameters, hidden_size, hh=normal, ih=normal)
 
 
 @torch.no_grad()
-def _draw(parameters: dict[str, Tensor], hh, ih) -> None:
-    """Applies ``hh`` to W_hh of each head, ``ih`` to W_ih, and sets the biases to 0."""
+def _draw(parameters: dict[str, Tensor], hidden_size: int, hh, ih) -> None:
+    """Applies ``hh`` to W_hh of each gate and head, ``ih`` to W_ih of each gate, and sets the
+    biases to 0."""
     for name, x in parameters.items():
         if name.startswith("weight_hh"):
             for block in x.split(x.shape[1]):
                 hh(block)
         elif name.startswith("weight_ih"):
-            ih(x)
+            for block in x.split(hidden_size):
+                ih(block)
         else:
             nn.init.zeros_(x)
 
@@ -60,6 +62,7 @@ INITS = {
     "glorot": glorot,
     "he": he,
 }
+GATED = ("torch", "orthogonal", "glorot")  # the inits of an LSTM and a GRU
 
 
 def reset(rnn: nn.RNNBase) -> None:
@@ -70,8 +73,38 @@ def reset(rnn: nn.RNNBase) -> None:
         name, below = _own_name(path, own)
         if name is not None:
             drawn[name + below] = x
-    INITS[rnn.init](drawn, rnn.hidden_size, rnn.nonlinearity)
+    INITS[rnn.init](drawn, rnn.hidden_size, getattr(rnn, "nonlinearity", "tanh"))
+    rnn._start_gates(drawn)
     start_norms(rnn)
+
+
+@torch.no_grad()
+def set_gate_bias(
+    parameters: dict[str, Tensor], gate: int, hidden_size: int, value: Tensor | float
+) -> None:
+    """Sets the bias of a gate: ``value`` in b_hh, 0 in b_ih, of all layers and directions."""
+    rows = slice(gate * hidden_size, (gate + 1) * hidden_size)
+    for name, x in parameters.items():
+        if name.startswith("bias_hh"):
+            x[rows] = value
+        elif name.startswith("bias_ih"):
+            x[rows] = 0
+
+
+@torch.no_grad()
+def set_chrono(
+    parameters: dict[str, Tensor], hidden_size: int, steps: int, gate: int, against: int | None
+) -> None:
+    """Chrono initialization (Tallec & Ollivier 2018): b_gate = log u, u uniform in [1, steps - 1],
+    for memories of up to ``steps`` time steps; b_against = -b_gate."""
+    for name, x in parameters.items():
+        if not name.startswith("bias_hh"):
+            continue
+        pair = {name: x, name.replace("_hh", "_ih"): parameters[name.replace("_hh", "_ih")]}
+        bias = torch.empty_like(x[:hidden_size]).uniform_(1, steps - 1).log_()
+        set_gate_bias(pair, gate, hidden_size, bias)
+        if against is not None:
+            set_gate_bias(pair, against, hidden_size, -bias)
 
 
 def start_norms(rnn: nn.RNNBase) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from ..functional import check_reset
 from ..tracing import eager
 
 if TYPE_CHECKING:
-    from .stack import Stack
+    from .stack import Hx, Stack
 
 
 class Packing(NamedTuple):
@@ -29,8 +29,8 @@ class Packing(NamedTuple):
     "padded input with lengths= into a graph"
 )
 def run_packed(
-    stack: Stack, packed: PackedSequence, hx: Tensor | None, reset: Tensor | None
-) -> tuple[PackedSequence, Tensor]:
+    stack: Stack, packed: PackedSequence, hx: Hx | None, reset: Tensor | None
+) -> tuple[Any, ...]:
     """The output, packed, and h_n; hx, reset [T, B] and h_n are in the order of the samples."""
     data, batch_sizes, sorted_indices, unsorted_indices = packed
     stack._check(data, hx, batch_sizes)
@@ -43,15 +43,18 @@ def run_packed(
             hx = stack.permute_hidden(hx, sorted_indices)
         options = stack._torch_options()
         output, h_n = torch_native.packed_layers(stack._cell(), data, hx, batch_sizes, options)
+        cells = []
     else:
-        output, h_n = _run_padded(stack, packed, hx, reset)
-    output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-    return output, stack.permute_hidden(h_n, unsorted_indices)
+        output, h_n, *cells = _run_padded(stack, packed, hx, reset)
+    output, *cells = (
+        PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices) for y in (output, *cells)
+    )
+    return output, stack.permute_hidden(h_n, unsorted_indices), *cells
 
 
 def _run_padded(
-    stack: Stack, packed: PackedSequence, hx: Tensor | None, reset: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    stack: Stack, packed: PackedSequence, hx: Hx | None, reset: Tensor | None
+) -> tuple[Any, ...]:
     """Pads the sequences, runs the layers, and packs the output. h_n is in the order of the
     packed batch, hx and reset in that of the samples."""
     data, batch_sizes, sorted_indices, unsorted_indices = packed
@@ -61,13 +64,14 @@ def _run_padded(
         # The rows of the record are the samples in their own order.
         in_order = lengths[unsorted_indices.cpu()].to(data.device)
         packing = Packing(batch_sizes, data.shape[0], unsorted_indices)
-        y, h_n = stack._layers(u[:, unsorted_indices], hx, in_order, reset, packing)
-        y, h_n = y[:, sorted_indices], stack.permute_hidden(h_n, sorted_indices)
+        y, h_n, *cells = stack._layers(u[:, unsorted_indices], hx, in_order, reset, packing)
+        y, *cells = (v[:, sorted_indices] for v in (y, *cells))
+        h_n = stack.permute_hidden(h_n, sorted_indices)
     else:
         if sorted_indices is not None:
             hx = hx if hx is None else stack.permute_hidden(hx, sorted_indices)
             reset = reset if reset is None else reset[:, sorted_indices]
         packing = Packing(batch_sizes, data.shape[0])
-        y, h_n = stack._layers(u, hx, lengths.to(data.device), reset, packing)
-    output, _ = torch._VF._pack_padded_sequence(y, lengths, False)
-    return output, h_n
+        y, h_n, *cells = stack._layers(u, hx, lengths.to(data.device), reset, packing)
+    output, *cells = (torch._VF._pack_padded_sequence(v, lengths, False)[0] for v in (y, *cells))
+    return output, h_n, *cells

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..argument_types import Backend, Init, Norm, TrackGradientFlow
 from ..backends import BACKENDS
 from ..functional import check_clip_state_grad, check_count, check_options, check_positive
-from .init import INITS
+from .init import GATED, INITS
 
 
 class Settings(NamedTuple):
@@ -70,6 +70,21 @@ def check_bool(name: str, value: object) -> None:
         raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
+def check_gates(bias: bool, init: str, chrono_steps: int | None) -> None:
+    """
+    Raises:
+        TypeError, ValueError: a module with gates cannot have these arguments.
+    """
+    if init not in GATED:
+        raise ValueError(f"init: given {init!r}, wanted one of {list(GATED)} for a cell with gates")
+    if chrono_steps is not None:
+        check_count("chrono_steps", chrono_steps)
+        if chrono_steps < 3:
+            raise ValueError(f"chrono_steps: given {chrono_steps}, wanted 3 or more")
+        if not bias:
+            raise ValueError("chrono_steps: given with bias=False, wanted the bias that carries it")
+
+
 def check_recurrence(rnn: nn.RNNBase, hidden_size: int) -> None:
     """
     Raises:
@@ -114,6 +129,11 @@ def _dropout(rnn: nn.RNNBase, name: str, value: object) -> None:
     number = isinstance(value, numbers.Number) and not isinstance(value, bool)
     if not number or not 0 <= value <= 1:
         raise ValueError(f"dropout: given {value!r}, wanted a number in range [0, 1]")
+
+
+def _gated_init(rnn: nn.RNNBase, name: str, value: object) -> None:
+    check_choice(name, value)
+    check_gates(rnn.bias, value, None)
 
 
 def _norm_eps(rnn: nn.RNNBase, name: str, value: object) -> None:
@@ -177,4 +197,14 @@ CHECKS: dict[str, Check] = {
     "proj_size": _fixed,
     "num_heads": _fixed,
     "norm": _fixed,
+}
+
+# Of a module with gates.
+GATED_CHECKS: dict[str, Check] = {
+    **CHECKS,
+    "init": _gated_init,
+    "mode": _fixed,
+    "chrono_steps": _fixed,
+    "forget_bias": _fixed,
+    "return_cell_states": _bool,
 }

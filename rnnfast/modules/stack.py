@@ -30,6 +30,7 @@ from .packing import Packing, run_packed
 
 # Arguments that nn.RNN lacks and a backend may not have.
 EXTRAS = (
+    "return_cell_states",
     "residual",
     "norm",
     "num_heads",
@@ -53,11 +54,14 @@ class Call(NamedTuple):
 
 def run_layer(
     x: Tensor, weights: Weights, states: States, call: Call, buffer: Tensor | None = None
-) -> tuple[Tensor, States]:
-    """y [T, B, D * H] of one layer, and its states after the last step. Backward fills
-    ``buffer`` with its record."""
+) -> tuple[Tensor, States, Tensor | None]:
+    """y [T, B, D * H] of one layer, its states after the last step, and with
+    ``call.options.all_cells`` c of all steps. Backward fills ``buffer`` with its record."""
     rows, options, backend = call
     return layer(x, weights, states, rows, buffer, options, backend)
+
+
+Hx = Tensor | tuple[Tensor, Tensor]  # one state, or h and c
 
 
 class Stack(Recurrent):
@@ -67,21 +71,23 @@ class Stack(Recurrent):
     with several states overrides the methods of the section on states.
     """
 
+    return_cell_states = False  # whether _run returns c of all steps, too
+
     def _run(
         self,
         input: Tensor | PackedSequence,
-        hx: Tensor | None,
+        hx: Hx | None,
         lengths: Tensor | Sequence[int] | None,
         reset: Tensor | None,
         forward: Callable,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+    ) -> tuple[Any, ...]:
         """The body of ``forward``, the method of the drop-in's class. torch.fx compares it with
         that of the instance's class."""
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths: a PackedSequence has its own")
             return run_packed(self, input, hx, reset)
-        if not (isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))):
+        if not (isinstance(input, Tensor) and (hx is None or self._is_state(hx))):
             traced = as_leaf(self, forward, hx=hx, input=input, lengths=lengths, reset=reset)
             if traced is not None:
                 return traced
@@ -101,9 +107,13 @@ class Stack(Recurrent):
         lengths = check_lengths(lengths, T, B, input.device)
         if reset is not None:
             reset = self._reset_in_time(reset, u, batched)
-        output, h_n = self._layers(u, hx, lengths, reset)
-        output = output.transpose(0, 1) if self.batch_first else output
-        return (output, h_n) if batched else (output.squeeze(batch_dim), self._without_batch(h_n))
+        output, h_n, *cells = self._layers(u, hx, lengths, reset)
+        if self.batch_first:
+            output, *cells = (y.transpose(0, 1) for y in (output, *cells))
+        if batched:
+            return output, h_n, *cells
+        output, *cells = (y.squeeze(batch_dim) for y in (output, *cells))
+        return output, self._without_batch(h_n), *cells
 
     def _reset_in_time(self, reset: Tensor, u: Tensor, batched: bool) -> Tensor:
         """``reset``, shaped like the input, as [T, B]; u is [T, B, I]."""
@@ -116,7 +126,7 @@ class Stack(Recurrent):
 
     # ------------------------------------------------------------------------------------- checks
 
-    def _check(self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> None:
+    def _check(self, input: Tensor, hx: Hx | None, batch_sizes: Tensor | None) -> None:
         """nn.RNN's checks, in its order, before anything runs."""
         weight = self._weight("weight_ih_l0")
         dims = 3 if batch_sizes is None else 2
@@ -133,41 +143,48 @@ class Stack(Recurrent):
 
     # ----------------------------------------------------- states: hx, h_n, and those of each layer
 
-    def _check_axes(self, input: Tensor, hx: Tensor | None) -> None:
+    def _is_state(self, hx: object) -> bool:
+        """Whether it is no proxy of a tracer."""
+        return isinstance(hx, Tensor)
+
+    def _check_axes(self, input: Tensor, hx: Hx | None) -> None:
         """
         Raises:
             ValueError, RuntimeError: input or hx is neither batched nor unbatched, or one of each.
         """
         raise NotImplementedError
 
-    def _check_states(self, input: Tensor, hx: Tensor, batch_sizes: Tensor | None) -> None:
+    def _check_states(self, input: Tensor, hx: Hx, batch_sizes: Tensor | None) -> None:
         self.check_hidden_size(hx, self.get_expected_hidden_size(input, batch_sizes))
-        if hx.dtype != input.dtype and not torch._C._is_any_autocast_enabled():
-            raise RuntimeError(f"hx: given {hx.dtype}, wanted {input.dtype} as input has")
-        if hx.device != input.device:
+        self._check_state(input, hx)
+
+    def _check_state(self, input: Tensor, state: Tensor) -> None:
+        if state.dtype != input.dtype and not torch._C._is_any_autocast_enabled():
+            raise RuntimeError(f"hx: given {state.dtype}, wanted {input.dtype} as input has")
+        if state.device != input.device:
             raise RuntimeError(
                 "Input and hidden tensors are not at the same device, found input tensor at "
-                f"{input.device} and hidden tensor at {hx.device}"
+                f"{input.device} and hidden tensor at {state.device}"
             )
 
-    def _with_batch(self, hx: Tensor) -> Tensor:
+    def _with_batch(self, hx: Hx) -> Hx:
         return hx.unsqueeze(1)
 
-    def _without_batch(self, h_n: Tensor) -> Tensor:
+    def _without_batch(self, h_n: Hx) -> Hx:
         return h_n.squeeze(1)
 
-    def _zeros(self, like: Tensor, batch: int) -> Tensor:
+    def _zeros(self, like: Tensor, batch: int) -> Hx:
         D = 2 if self.bidirectional else 1
         return like.new_zeros(self.num_layers * D, batch, self.hidden_size)
 
-    def _states_before(self, index: int, hx: Tensor | None) -> States:
+    def _states_before(self, index: int, hx: Hx | None) -> States:
         """The states of a layer before the first step."""
         if hx is None:
             return States()
         D = 2 if self.bidirectional else 1
         return States(hx[index * D : (index + 1) * D])
 
-    def _joined(self, states: list[States]) -> Tensor:
+    def _joined(self, states: list[States]) -> Hx:
         """h_n, from the states of each layer after the last step."""
         return torch.cat([h for h, _ in states]) if len(states) > 1 else states[0].h
 
@@ -184,6 +201,7 @@ class Stack(Recurrent):
         device = input.device.type
         dtype = precision.autocast_dtype(device) or input.dtype
         used = (
+            self.return_cell_states,
             self.residual,
             self.norm,
             self.num_heads > 1,
@@ -197,7 +215,7 @@ class Stack(Recurrent):
             rows = 1 if input.dim() == 2 else input.shape[0 if self.batch_first else 1]
         groups = (2 if self.bidirectional else 1) * self.num_heads
         size = self.hidden_size // self.num_heads, groups, rows_for_choice(rows), input.device.index
-        return Problem(device, dtype, self._cell(), False, extras, *size)
+        return Problem(device, dtype, self._cell(), False, extras, *size, bool(self.proj_size))
 
     def _backend(self, problem: Problem) -> str:
         """The backend of this call. Inside a transform of torch.func the eager formula takes the
@@ -221,6 +239,7 @@ class Stack(Recurrent):
         if u.is_cpu and not torch.compiler.is_compiling():
             facts = u.dtype, reset is None, precision.autocast_dtype("cpu"), cpu._C is None
             settings = self.backend, self.norm, self.residual, self.track_gradient_flow
+            settings += (self.return_cell_states,)
             key = options, *settings, *facts
             remembered, choice, problem = self.__dict__.get("_chosen", NOT_CHOSEN)
             if remembered == key:
@@ -246,13 +265,13 @@ class Stack(Recurrent):
     def _layers(
         self,
         u: Tensor,
-        hx: Tensor | None,
+        hx: Hx | None,
         lengths: Tensor | None,
         reset: Tensor | None,
         packing: Packing | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """u [T, B, I] -> output [T, B, D * H] and h_n [L * D, B, H]; reset is [T, B]. The results
-        are time first in memory, as nn.RNN's are."""
+    ) -> tuple[Any, ...]:
+        """u [T, B, I] -> output [T, B, D * H], h_n [L * D, B, H], and with return_cell_states c
+        like output; reset is [T, B]. The results are time first in memory, as nn.RNN's are."""
         T, B = u.shape[:2]
         options, backend, problem = self._choice(u, reset, B)
         if backend == "torch" and lengths is not None and not has_values(lengths):
@@ -268,11 +287,13 @@ class Stack(Recurrent):
         return self._one_by_one(u, hx, call, packing)
 
     def _one_by_one(
-        self, u: Tensor, hx: Tensor | None, call: Call, packing: Packing | None
-    ) -> tuple[Tensor, Tensor]:
+        self, u: Tensor, hx: Hx | None, call: Call, packing: Packing | None
+    ) -> tuple[Any, ...]:
         last = []
         for index in range(self.num_layers):
             x = u
+            if self.return_cell_states and index + 1 == self.num_layers:
+                call = call._replace(options=call.options._replace(all_cells=True))
             weights = self._layer_weights(index)
             norm = None, None
             if self.norm == "batch":
@@ -285,13 +306,13 @@ class Stack(Recurrent):
                 weights, h_0 = cast[:4], cast[4:]
             weights = Weights(*weights, *norm)
             buffer = self._buffer(index, x) if self.track_gradient_flow else None
-            y, states = run_layer(x, weights, States(*h_0), call, buffer)
+            y, states, cells = run_layer(x, weights, States(*h_0), call, buffer)
             last.append(states)
             if index + 1 < self.num_layers:
                 if self.dropout and self.training:
                     y = dropped(y, self.dropout, packing)
                 u = y + u if self.residual and y.shape == u.shape else y
-        return y, self._joined(last)
+        return (y, self._joined(last)) if cells is None else (y, self._joined(last), cells)
 
     def _batch_norm(
         self, index: int, x: Tensor, lengths: Tensor | None, weights: Sequence[Tensor | None]
@@ -361,7 +382,7 @@ class Stack(Recurrent):
                 goes_on = None if rows.lengths is None else rows.lengths[:, None] > 0
                 h_0 = cut if goes_on is None else torch.where(goes_on, cut, h_0)
             (cast,) = precision.autocast(u.device.type, u)
-            y, (h_n, _) = run_layer(cast, weights[index], States(h_0), call._replace(rows=rows))
+            y, (h_n, _), _ = run_layer(cast, weights[index], States(h_0), call._replace(rows=rows))
             through = self.residual and index + 1 < len(weights) and y.shape == u.shape
             return (y + u if through else y), h_n
 

@@ -7,6 +7,7 @@ from collections.abc import Container
 import torch
 from torch import Tensor
 
+from ..cells import CELLS
 from .groups import Kept, Options, OutputGradients, States, Weights
 from .precision import arithmetic
 from .tensors import sizes
@@ -47,6 +48,7 @@ def check(
         ("norm_weight", gamma, accurate, (width,)),
         ("norm_bias", beta, accurate, (width,)),
         ("h_0", states.h, dtype, (D, x.shape[1], H)),
+        ("c_0", states.c, dtype, (D, x.shape[1], H)),
     ):
         if value is None:
             continue
@@ -85,10 +87,16 @@ def check_backward(given: OutputGradients, kept: Kept, options: Options) -> None
         _expect("saved weight_ih", w_ih, dtype, (G * width, features))
         if x is not None:
             _expect("saved input", x, dtype, (T, B, features))
-    if given.states.h is not None:
-        _expect("gradient of h_n", given.states.h, dtype, (D, B, H))
-    if states.h is not None:
-        _expect("saved h_0", states.h, dtype, (D, B, H))
+    for name, gradient, state in zip(States._fields, given.states, states):
+        if gradient is not None:
+            _expect(f"gradient of {name}_n", gradient, dtype, (D, B, H))
+        if state is not None:
+            _expect(f"saved {name}_0", state, dtype, (D, B, H))
+    if given.cells is not None:
+        _expect("gradient of the cell states", given.cells, dtype, points)
+    if saved.cell_values is not None:
+        values = len(CELLS[options.cell].saved) * width
+        _expect("saved values of the cell", saved.cell_values, dtype, (T, B, values))
     if gamma is not None:
         accurate = arithmetic(dtype)
         for name, value, wanted, shape in (

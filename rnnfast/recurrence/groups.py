@@ -21,6 +21,8 @@ class Options(NamedTuple):
     bptt_window: int | None = None
     clip_state_grad: float | None = None
     per_sample: bool = False  # the record keeps the rows of the batch apart
+    saves: bool = True  # forward returns what backward reads
+    all_cells: bool = False  # forward returns the cell states of all steps
 
 
 class Weights(NamedTuple):
@@ -53,7 +55,7 @@ class Rows(NamedTuple):
 class Saved(NamedTuple):
     """Values that forward saves for backward beside y."""
 
-    cell_values: Tensor | None = None  # [T, B, D * k * H]: the k values per unit of the cell
+    cell_values: Tensor | None = None  # [T, B, D * n * k * S]: the k values per unit of the cell
     ahat: Tensor | None = None  # [T, B, D * G * H]: the normalized pre-activations
     rstd: Tensor | None = None  # [T, B, D * n]
 
@@ -64,6 +66,7 @@ class Results(NamedTuple):
     y: Tensor  # [T, B, D * H]
     states: States
     saved: Saved
+    cells: Tensor | None = None  # [T, B, D * H]: c of all steps, with Options.all_cells
 
 
 class OutputGradients(NamedTuple):
@@ -71,6 +74,7 @@ class OutputGradients(NamedTuple):
 
     y: Tensor | None  # [T, B, D * H]
     states: States
+    cells: Tensor | None = None  # [T, B, D * H], at fixed y
 
 
 class Kept(NamedTuple):

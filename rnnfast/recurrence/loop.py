@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..cells import CELLS
-from ..cells.cell import Cell, Tensors
+from ..cells.cell import Cell, StepGradients, Tensors
 from .clipping import clip, clipped_step
 from .edges import Edges, times, where
 from .groups import (
@@ -40,6 +40,7 @@ from .groups import (
 )
 from .measure import Step, measure
 from .norm import layer_norm, layer_norm_back
+from .precision import arithmetic
 
 
 class RecurrenceGradients(NamedTuple):
@@ -64,42 +65,42 @@ def forward(p: Tensor, weights: Weights, states: States, rows: Rows, options: Op
     for d in range(options.directions):
         group = _Direction(d, weights, options)
         found.append(_forward(group, group.split(p), group.first(p, states), edges))
-    ys, lasts, *kept = zip(*found)
-    cell, ahat, rstd = (None if v[0] is None else torch.cat(v, -1) for v in kept)
-    y, last = torch.cat(ys, -1), (torch.stack(s) for s in zip(*lasts))
-    return Results(y, States(*last), Saved(cell, ahat, rstd))
+    lasts, *values = zip(*found)
+    y, cells, *saved = (None if v[0] is None else torch.cat(v, -1) for v in values)
+    last = States(*(torch.stack(s).to(p.dtype) for s in zip(*lasts)))
+    return Results(y, last, Saved(*saved), cells)
 
 
 def _forward(
     group: _Direction, p: Sequence[Tensor], states: Tensors, edges: Edges
-) -> tuple[Tensor, Tensors, Tensor | None, Tensor | None, Tensor | None]:
-    """y, the last states [B, H], and what Saved holds, of one direction."""
+) -> tuple[Tensors | Tensor | None, ...]:
+    """The last states [B, H], y, c of all steps, and the fields of Saved, of one direction."""
     cell, options, d = group.cell, group.options, group.d
     limit, dtype = options.clip_state_grad, p[0].dtype
-    steps: list[list[Tensor]] = [[], [], [], []]  # y, saved, ahat, rstd
+    steps: list[list[Tensor]] = [[], [], [], [], []]  # y, c, cell_values, ahat, rstd
     for t in times(edges.T, d):
         valid = edges.valid(t)
         before = tuple(where(edges.cut(t + d), 0, s) for s in states)
         before = tuple(where(edges.window(t + d), s.detach(), s) for s in before)
-        a, u, ahat, rstd = group.preactivations(p[t], cell.emit(before))
-        inputs = a, u, before, group.parameters
+        a, u, ahat, rstd = group.preactivations(p[t], cell.emit(before).to(dtype))
+        inputs = group.widened(a), group.widened(u), before, group.parameters
         step = cell.step if limit is None else partial(clipped_step, cell, limit)
         new, saved = step(*inputs)
-        new = tuple(s.to(dtype) for s in new)
+        if not cell.saved:
+            new = tuple(s.to(dtype) for s in new)
         states = tuple(where(valid, s, old) for s, old in zip(new, states))
         values = (
-            cell.emit(new),
-            torch.stack(saved).to(dtype) if saved else None,
+            cell.emit(new).to(dtype),
+            new[1].to(dtype) if options.all_cells else None,
+            torch.stack(saved, 1).to(dtype) if saved and options.saves else None,
             None if ahat is None else ahat.to(dtype),
             rstd,
         )
         for of_all_steps, value in zip(steps, values):
             if value is not None:
                 of_all_steps.append(where(valid, value, 0))
-    y, saved, ahat, rstd = (
-        group.join(of_all_steps) if of_all_steps else None for of_all_steps in steps
-    )
-    return y, tuple(s.transpose(0, 1).flatten(1) for s in states), saved, ahat, rstd
+    last = tuple(s.transpose(0, 1).flatten(1) for s in states)
+    return last, *(group.join(of_all_steps) if of_all_steps else None for of_all_steps in steps)
 
 
 def backward(
@@ -116,7 +117,7 @@ def backward(
         kept: x is not read. y and saved carry the dependence on p.
         record: [D, T, N, fields] float64, N = B or 1, to be filled; see
             :mod:`rnnfast.recurrence.record`.
-        grad_saved: gradients of ahat and rstd, which a second derivative reaches.
+        grad_saved: gradients of the saved values, which a second derivative reaches.
     """
     edges = Edges(kept.y.shape[0], kept.rows, options.bptt_window)
     found = []
@@ -141,6 +142,23 @@ def outside(cell: Cell, like: Tensor) -> Tensor:
     return torch.tensor(kinds, device=like.device).view(-1, 1, 1, 1)
 
 
+def _sum(found: StepGradients, more: StepGradients) -> StepGradients:
+    """The gradients of a step whose saved values have gradients of their own, ``more``."""
+    du = found.du
+    if more.du is not None:
+        du = (found.da if du is None else du) + more.du
+    elif du is not None:
+        du = du + more.da
+    if found.direct and more.direct:
+        direct = tuple(a + b for a, b in zip(found.direct, more.direct))
+    else:
+        direct = found.direct or more.direct
+    own = tuple(a + b for a, b in zip(found.parameters, more.parameters))
+    return found._replace(
+        da=found.da + more.da, du=du, direct=direct, parameters=own or found.parameters
+    )
+
+
 class _Direction:
     """One direction: its weights, and the order of its values in memory."""
 
@@ -159,6 +177,10 @@ class _Direction:
         own = () if weights.cell_parameters is None else weights.cell_parameters[d].unbind()
         self.parameters = tuple(v.view(self.heads, 1, self.S) for v in own)
 
+    def widened(self, x: Tensor) -> Tensor:
+        """Values that the cell computes with: in float32 at least where it saves some."""
+        return x.to(arithmetic(x.dtype)) if self.cell.saved else x
+
     def _vector(self, v: Tensor | None) -> Tensor | None:
         """[D * G * H] as [G, n, 1, S]."""
         return None if v is None else self.of_gates(v[None])
@@ -167,6 +189,12 @@ class _Direction:
         """[B, D * G * H] of one step as [G, n, B, S]; ``values`` in the place of G."""
         G, n, S = self.G if values is None else values, self.heads, self.S
         return in_head_order(x, self.d, G * n, S).reshape(G, n, x.shape[0], S)
+
+    def saved(self, x: Tensor) -> Tensors:
+        """Saved.cell_values [B, D * n * k * S] of one step, [n, B, S] each."""
+        k = len(self.cell.saved)
+        values = in_head_order(x, self.d, self.heads, k * self.S)
+        return self.widened(values).reshape(self.heads, -1, k, self.S).unbind(2)
 
     def of_units(self, x: Tensor, width: int | None = None) -> Tensor:
         """[B, D * H] of one step as [n, B, S]; ``width`` in the place of S."""
@@ -180,12 +208,13 @@ class _Direction:
         zeros = like.new_zeros(self.heads, like.shape[1], self.S)
         given = (getattr(states, name) for name in self.cell.states)
         return tuple(
-            zeros if s is None else in_head_order(s[self.d], 0, self.heads, self.S) for s in given
+            self.widened(zeros if s is None else in_head_order(s[self.d], 0, self.heads, self.S))
+            for s in given
         )
 
     def join(self, steps: list[Tensor]) -> Tensor:
-        """Values of all steps, in the order of the direction, [..., n, B, S] each, as
-        [T, B, ... * n * S] in real time."""
+        """Values of all steps, in the order of the direction, [..., B, S] each, as
+        [T, B, ... * S] in real time."""
         x = torch.stack(steps[::-1] if self.d else steps).movedim(-2, 1)
         return x.flatten(2)
 
@@ -261,7 +290,8 @@ class _Backward:
             empty = (lengths == 0).unsqueeze(1)
             carries = tuple(torch.where(empty, last, c) for last, c in zip(self.last, carries))
         B = self.kept.y.shape[1]
-        firsts = tuple(c.transpose(0, 1).reshape(B, group.H) for c in carries)
+        dtype = self.kept.y.dtype
+        firsts = tuple(c.transpose(0, 1).reshape(B, group.H).to(dtype) for c in carries)
         return self._joined(das), self._weights(), firsts
 
     def _joined(self, das: list[Tensor]) -> Tensor:
@@ -288,26 +318,18 @@ class _Backward:
         """The output at step t, and the cell's saved values."""
         group, saved = self.group, self.kept.saved.cell_values
         emitted = group.of_units(self.kept.y[t])
-        if saved is None:
-            return emitted, ()
-        return emitted, group.of_gates(saved[t], len(group.cell.saved)).unbind()
+        return emitted, () if saved is None else group.saved(saved[t])
 
-    def before(self, s: int) -> tuple[Tensor, Tensors]:
-        """The factor of W_hh in the s-th step of this direction, and the states before it."""
+    def before(self, s: int) -> Tensor:
+        """The factor of W_hh in the s-th step of this direction."""
         group, edges, d, t = self.group, self.edges, self.group.d, self.times[s]
-        cell = group.cell
-        start = (cell.emit(self.start), self.start)
-        emitted, states = start
+        emit, y = group.cell.emit, self.kept.y
+        emitted = emit(self.start).to(y.dtype)
         if s:
-            found = self.at(self.times[s - 1])
-            emitted, states = found[0], cell.states_from(*found)
-            begins = edges.begins(t, d)
-            emitted = where(begins, start[0], emitted)
-            states = tuple(where(begins, first, x) for first, x in zip(self.start, states))
-        window, cut = edges.window(t + d), edges.cut(t + d)
-        emitted, *states = (where(window, x.detach(), x) for x in (emitted, *states))
-        states = tuple(where(cut, torch.zeros_like(x), x) for x in states)
-        return where(cut, cell.emit(tuple(torch.zeros_like(x) for x in states)), emitted), states
+            emitted = where(edges.begins(t, d), emitted, group.of_units(y[self.times[s - 1]]))
+        emitted = where(edges.window(t + d), emitted.detach(), emitted)
+        fresh = emit(tuple(torch.zeros_like(x) for x in self.start)).to(y.dtype)
+        return where(edges.cut(t + d), fresh, emitted)
 
     def step(self, s: int, carries: Tensors, record: Tensor | None) -> tuple[Tensor, Tensors]:
         """da of the s-th step of this direction, and the gradients of the states before it."""
@@ -320,13 +342,19 @@ class _Backward:
         if self.given.y is not None:
             into = cell.emit_back(group.of_units(self.given.y[t]), emitted)
             grads = (grads[0] + into, *grads[1:])
+        if self.given.cells is not None:
+            grads = (grads[0], grads[1] + group.of_units(self.given.cells[t]))
         clipped = grads if limit is None else clip(limit, *grads)
-        before, states = self.before(s)
+        before = self.before(s)
+        states = cell.states_before(group.widened(before), saved)
         ahat, rstd = self._norm_values(t)
         a = group.affine(ahat) if ahat is not None and cell.norm == "sum" else None
         found = cell.step_back(clipped, states, emitted, saved, a, group.parameters)
-        da = where(valid, found.da, 0)
-        du = da if found.du is None else where(valid, found.du, 0)
+        if self.grad_saved.cell_values is not None:
+            more = cell.saved_back(group.saved(self.grad_saved.cell_values[t]), saved)
+            found = _sum(found, more)
+        da = where(valid, found.da.to(emitted.dtype), 0)
+        du = da if found.du is None else where(valid, found.du.to(emitted.dtype), 0)
         if group.bias is not None:
             self.sums[1] = self.sums[1] + (du * group.inside).sum(2)
         if ahat is not None:
@@ -335,7 +363,8 @@ class _Backward:
             self.sums[i] = self.sums[i] + where(valid, gradient, 0).sum(1)
         if record is not None:
             carried = edges.carried(t, d)
-            measured = Step(carries, grads, clipped, da, emitted, cell.gain(emitted, saved))
+            gain = cell.gain(emitted, saved)
+            measured = Step(carries, grads, clipped, da, emitted, gain, found.total)
             measure(record, measured, valid, carried)
         self.sums[0] = self.sums[0] + du.mT @ before
         through = cell.emit_back((du @ group.w).sum(0), before)

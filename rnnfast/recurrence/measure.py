@@ -21,6 +21,7 @@ class Step(NamedTuple):
     da: Tensor  # [G, n, B, S]
     state: Tensor  # [n, B, S], as put out
     gain: Tensor  # [n, B, S], how much of the state comes straight through
+    total: Tensor | None = None  # [n, B, S], gradient of the second state with its part through h
 
 
 def measure(record: Tensor, step: Step, valid: Tensor | None, carried: Tensor | bool) -> None:
@@ -37,6 +38,7 @@ def measure(record: Tensor, step: Step, valid: Tensor | None, carried: Tensor | 
     for grad in step.grads:
         finite = finite & grad.isfinite()
     ones = torch.ones_like(state)
+    zero = torch.zeros(state.shape[1], dtype=torch.float64, device=state.device)
     largest = [where(valid, grad.abs(), 0).double().amax((0, 2)) for grad in step.grads]
     values = {
         "state_squares": squares(step.grads),
@@ -49,6 +51,8 @@ def measure(record: Tensor, step: Step, valid: Tensor | None, carried: Tensor | 
         "nonfinite_state": over_units(~state.isfinite()),
         "entries": over_units(ones),
         "carried": over_units(where(carried, ones, torch.zeros_like(state))),
+        "cell_squares": zero if step.total is None else squares((step.total,)),
+        "cell_carry_squares": zero if step.total is None else squares(step.carries[1:]),
     }
     rows = torch.stack([values[name] for name in FIELDS], -1).detach()
     if record.shape[0] != rows.shape[0]:

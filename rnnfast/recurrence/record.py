@@ -16,16 +16,18 @@ from torch import Tensor
 from ..values import has_values
 
 FIELDS = (
-    "state_squares",  # of dh_t before clipping
+    "state_squares",  # of the gradient of all states (dh_t, dc_t) before clipping
     "carry_squares",  # of what came back from the step after
-    "clipped_squares",  # of dh_t after clipping
+    "clipped_squares",  # of state_squares' gradient after clipping
     "preact_squares",  # of da_t
-    "state_max",  # largest |dh_t|
-    "slopes",  # sum of |f'(n_t)|
-    "nonfinite_grad",  # how many entries of dh_t or da_t are not finite
+    "state_max",  # largest magnitude of state_squares' gradient
+    "slopes",  # sum of the cell's gain: |f'(n_t)|, or the mean gate
+    "nonfinite_grad",  # units whose gradient of a state or of a is not finite
     "nonfinite_state",  # how many of h_t
     "entries",  # how many there are
     "carried",  # how many of them the step after has sent a gradient back to
+    "cell_squares",  # of the whole dL/dc_t, through h_t, too; 0 for a cell without c
+    "cell_carry_squares",  # of its part that came back from the step after
 )
 HEADER = 6
 NEVER = -2  # the number of a backward pass; -1 stands for one outside of autograd

@@ -18,16 +18,21 @@ def empty_results(x: Tensor, weights: Weights, options: Options) -> Results:
     """Results of forward, uninitialised."""
     T, B, _ = x.shape
     D, G, H = sizes(weights.w_hh, options)
-    y, h_n, saved = x.new_empty(T, B, D * H), x.new_empty(D, B, H), Saved()
+    cell = CELLS[options.cell]
+    states = States(*(x.new_empty(D, B, H) for _ in cell.states))
+    values = ahat = rstd = None
+    if cell.saved and options.saves:
+        values = x.new_empty(T, B, D * len(cell.saved) * H)
     if weights.gamma is not None:
+        ahat = x.new_empty(T, B, D * G * H)
         rstd = weights.gamma.new_empty(T, B, D * options.heads)
-        saved = Saved(None, x.new_empty(T, B, D * G * H), rstd)
-    return Results(y, States(h_n), saved)
+    cells = x.new_empty(T, B, D * H) if options.all_cells else None
+    return Results(x.new_empty(T, B, D * H), states, Saved(values, ahat, rstd), cells)
 
 
 def empty_gradients(kept: Kept, wanted: Wanted) -> Gradients:
     """Results of backward, uninitialised."""
-    y, weights, h_0 = kept.y, kept.weights, kept.states.h
+    y, weights = kept.y, kept.weights
     w_ih, w_hh, gamma = weights.w_ih, weights.w_hh, weights.gamma
     projects = wanted.weights and w_ih is not None
     normalizes = wanted.weights and gamma is not None
@@ -44,8 +49,11 @@ def empty_gradients(kept: Kept, wanted: Wanted) -> Gradients:
         gamma.new_empty(width) if normalizes else None,
         gamma.new_empty(width) if normalizes else None,
     )
-    dh_0 = None if h_0 is None else torch.empty_like(h_0, memory_format=torch.contiguous_format)
-    return Gradients(dx, of_weights, States(dh_0))
+    states = (
+        None if s is None else torch.empty_like(s, memory_format=torch.contiguous_format)
+        for s in kept.states
+    )
+    return Gradients(dx, of_weights, States(*states))
 
 
 def empty_rows(like: Tensor, width: int) -> Tensor:

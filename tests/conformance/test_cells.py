@@ -29,77 +29,23 @@ T, B, S = 6, 3, 5
 EXACT = torch.float64
 
 
-def lstm_step(a, u, before, parameters):
-    i, f, o = (a[k].sigmoid() for k in (0, 1, 3))
-    g = a[2].tanh()
-    c = f * before[1] + i * g
-    return (o * c.tanh(), c), (i, f, g, o, c)
-
-
-def lstm_step_back(grads, before, h, saved, a, parameters):
-    (dh, dc), (i, f, g, o, c) = grads, saved
-    tanh = c.tanh()
-    dc = dc + dh * o * (1 - tanh * tanh)
-    gates = (
-        dc * g * i * (1 - i),
-        dc * before[1] * f * (1 - f),
-        dc * i * (1 - g * g),
-        dh * tanh * o * (1 - o),
-    )
-    return StepGradients(torch.stack(gates), direct=(torch.zeros_like(dh), dc * f))
-
-
-LSTM = Cell(
-    name="test_lstm",
-    gates=("i", "f", "g", "o"),
-    states=("h", "c"),
-    step=lstm_step,
-    step_back=lstm_step_back,
-    gain=lambda h, saved: saved[1],
-    saved=("i", "f", "g", "o", "c"),
-    norm="recurrent",
-    states_from=lambda h, saved: (h, saved[4]),
-)
-
-
-def gru_step(a, u, before, parameters):
-    r, z = a[0].sigmoid(), a[1].sigmoid()
-    n = (a[2] + r * u[2]).tanh()
-    return (n + z * (before[0] - n),), (r, z, n, u[2])
-
-
-def gru_step_back(grads, before, h, saved, a, parameters):
-    (dh,), (r, z, n, u_n) = grads, saved
-    dn = dh * (1 - z) * (1 - n * n)
-    dr = dn * u_n * r * (1 - r)
-    dz = dh * (before[0] - n) * z * (1 - z)
-    return StepGradients(torch.stack([dr, dz, dn]), torch.stack([dr, dz, dn * r]), (dh * z,))
-
-
-GRU = Cell(
-    name="test_gru",
-    gates=("r", "z", "n"),
-    states=("h",),
-    step=gru_step,
-    step_back=gru_step_back,
-    gain=lambda h, saved: saved[1],
-    saved=("r", "z", "n", "u_n"),
-    apart=("n",),
-    norm="recurrent",
-)
-
-
 def leaky_step(a, u, before, parameters):
     """v' = (1 - leak) v + leak a, with tanh(v) put out (the current form)."""
     (leak,) = parameters
     v = before[0] + leak * (a[0] - before[0])
-    return (v,), (v, a[0])
+    return (v,), (a[0] - before[0],)
 
 
 def leaky_step_back(grads, before, y, saved, a, parameters):
     (dv,), (leak,) = grads, parameters
-    dleak = dv * (saved[1] - before[0])
+    dleak = dv * saved[0]
     return StepGradients((leak * dv)[None], direct=((1 - leak) * dv,), parameters=(dleak,))
+
+
+def leaky_saved_back(grads, saved):
+    return StepGradients(
+        grads[0][None], direct=(-grads[0],), parameters=(torch.zeros_like(grads[0]),)
+    )
 
 
 LEAKY = Cell(
@@ -109,14 +55,15 @@ LEAKY = Cell(
     step=leaky_step,
     step_back=leaky_step_back,
     gain=lambda y, saved: 1 - y * y,
-    saved=("v", "a"),
+    saved=("a - v",),
+    saved_back=leaky_saved_back,
     parameters=("leak",),
     emit=lambda states: states[0].tanh(),
     emit_back=lambda grad, y: grad * (1 - y * y),
-    states_from=lambda y, saved: (saved[0],),
+    states_before=lambda y, saved: (),  # step_back has all it needs
 )
 
-NEW = {cell.name: cell for cell in (LSTM, GRU, LEAKY)}
+NEW = {LEAKY.name: LEAKY}
 EVERY = [*CELLS, *NEW]
 
 
@@ -173,7 +120,7 @@ def test_backward_is_the_derivative_of_forward(name, D, heads, norm, kind, setti
     options, rows = options._replace(**SETTINGS[setting]), rows_of(kind)
     leaves = {n: x.requires_grad_() for n, x in leaves.items()}
     weights, states = grouped(leaves)
-    y, lasts, saved = loop.forward(leaves["p"], weights, states, rows, options)
+    y, lasts, saved, _ = loop.forward(leaves["p"], weights, states, rows, options)
     outputs = [y, *(s for s in lasts if s is not None)]
     grads = [torch.randn_like(x) for x in outputs]
     wanted = torch.autograd.grad(outputs, list(leaves.values()), grads)
@@ -186,7 +133,7 @@ def test_backward_is_the_derivative_of_forward(name, D, heads, norm, kind, setti
         torch.testing.assert_close(by_name[leaf], gradient, rtol=1e-10, atol=1e-10, msg=leaf)
 
 
-@pytest.mark.parametrize(("name", "twin"), [("test_lstm", nn.LSTM), ("test_gru", nn.GRU)])
+@pytest.mark.parametrize(("name", "twin"), [("lstm", nn.LSTM), ("gru", nn.GRU)])
 @pytest.mark.parametrize("D", [1, 2])
 def test_gated_cells_are_those_of_torch(name, twin, D):
     """A whole layer of the reference: results, and the gradients of all weights and states."""
@@ -218,9 +165,9 @@ def test_a_leak_of_one_is_the_rnn():
     leaves, _ = make("test_leaky", 2, 1, False)
     leaves["cell_parameters"] = torch.ones_like(leaves["cell_parameters"])
     weights, states = grouped(leaves)
-    y, last, _ = loop.forward(leaves["p"], weights, states, Rows(), Options("test_leaky", 2))
+    y, last, _, _ = loop.forward(leaves["p"], weights, states, Rows(), Options("test_leaky", 2))
     plain = weights._replace(cell_parameters=None), States(states.h.tanh()), Rows()
-    wanted, (h_n, _), _ = loop.forward(leaves["p"], *plain, Options("rnn_tanh", 2))
+    wanted, (h_n, _), _, _ = loop.forward(leaves["p"], *plain, Options("rnn_tanh", 2))
     torch.testing.assert_close(y, wanted)
     torch.testing.assert_close(last.h.tanh(), h_n)
 
@@ -244,7 +191,7 @@ def test_the_record_has_the_gradients_that_hooks_see(name):
         emitted.append(cell.emit(now))
     g = torch.randn(T, 1, B, S, dtype=EXACT)
     (torch.stack(emitted) * g).sum().backward()
-    y, _, saved = loop.forward(leaves["p"], weights, states, Rows(), options)
+    y, _, saved, _ = loop.forward(leaves["p"], weights, states, Rows(), options)
     record = torch.empty(1, T, B, len(FIELDS), dtype=EXACT)
     given = OutputGradients(g[:, 0], States())
     loop.backward(given, Kept(None, y, weights, states, Rows(), saved), options, record)
