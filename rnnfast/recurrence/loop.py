@@ -355,7 +355,7 @@ class _Backward:
             found = _sum(found, more)
         da = where(valid, found.da.to(emitted.dtype), 0)
         du = da if found.du is None else where(valid, found.du.to(emitted.dtype), 0)
-        if group.bias is not None:
+        if group.inside is not None:
             self.sums[1] = self.sums[1] + (du * group.inside).sum(2)
         if ahat is not None:
             da, du = self._through_norm(t, da, du, ahat, rstd, valid)
