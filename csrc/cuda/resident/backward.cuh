@@ -15,7 +15,8 @@ backward_kernel(Backward a) {
   const int steps = a.shape.steps;
   Weights<K> weights;
   load_weights<K, true>(a.w_hh, place, weights);
-  Step step(a, place);
+  OwnerData<K> own;
+  Step step(a, place, own);
   step.begin();
   Exchange<K>::template begin<Step::kSums>(place);
   step.fetch_inputs(0);
@@ -34,10 +35,10 @@ backward_kernel(Backward a) {
     Exchange<K>::await_state(turn);  // all of da_t is in its half
     if (place.owner()) step.begin_carry();
     Products<K> sums;
-    begin_product<K>(weights, state_of<K>(turn), place, step.carry, sums);
+    begin_product<K>(weights, state_of<K>(turn), place, own.carry, sums);
     Exchange<K>::expect_state(turn, place);
     if (place.owner() && !once_more && i + 1 < steps) step.fetch_inputs(i + 1);
-    finish_product<K>(sums, place, step.carry, [&] {
+    finish_product<K>(sums, place, own.carry, [&] {
       if constexpr (Step::kClipAfterProduct) {
         if (place.owner() && !once_more) again = step.await_clip(i);
         // The first part's warp owns a tile: it tells the band's warps that own nothing.

@@ -22,6 +22,17 @@ struct StepRows {
   RT_DEVICE bool any_last() const { return bits >= 16; }
 };
 
+// What an owner keeps from one step to the next. The arrays are apart from BackwardStep, which
+// refers to the place and to the arguments: until all loops over an array are unrolled, nvcc keeps
+// its struct in memory, and with it all that the struct refers to.
+template <class K>
+struct OwnerData {
+  Values<K> carry = {};                         // c_t
+  TileWords<K> next_grad_y, next_y, next_ahat;  // of the next step to begin
+  StepRows next_rows, rows;                     // of that step, and of this one
+  ClipAfterProduct<K> clip;
+};
+
 // Steps are counted in the order of the loop: step 0 is the last in time, or the first if the
 // direction is 1.
 template <class K, bool kNorm, bool kClip>
@@ -33,11 +44,10 @@ class BackwardStep {
   static constexpr bool kClipAfterProduct = kClip && !kNorm;
   static constexpr int kSums = kNorm ? Norm::kSums : 2;
 
-  Values<K> carry = {};  // c_t
-
-  RT_DEVICE BackwardStep(const Backward& a, const Place<K>& place)
+  RT_DEVICE BackwardStep(const Backward& a, const Place<K>& place, OwnerData<K>& own)
       : a_(a),
         place_(place),
+        own_(own),
         norm_(a, place),
         grad_y_(a.grad_y, place, time_of(0)),
         y_(a.y, place, time_of(0)),
@@ -51,37 +61,37 @@ class BackwardStep {
 
   // Loads the inputs of step i: used one step later, so that the loads run beside the product.
   RT_DEVICE void fetch_inputs(int i) {
-    fetch<K>(grad_y_, true, place_, next_g_);
-    fetch<K>(y_, true, place_, next_h_);
-    if constexpr (kNorm) fetch<K>(ahat_, true, place_, next_ahat_);
+    fetch<K>(grad_y_, true, place_, own_.next_grad_y);
+    fetch<K>(y_, true, place_, own_.next_y);
+    if constexpr (kNorm) fetch<K>(ahat_, true, place_, own_.next_ahat);
     grad_y_.go(!place_.direction);
     y_.go(!place_.direction);
     ahat_.go(!place_.direction);
-    next_ = look_up(time_of(i));
+    own_.next_rows = look_up(time_of(i));
   }
 
   // Step i up to da_t, which goes into the state of a turn and to dp.
   RT_DEVICE void make_da(int i, int turn) {
-    rows_ = next_;
+    own_.rows = own_.next_rows;
     Values<K> da, h;  // da: dh, then dn and da
     [[maybe_unused]] Values<K> ahat;
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-      W::to_values(next_g_[m], da[m]);
-      W::to_values(next_h_[m], h[m]);
-      if constexpr (kNorm) W::to_values(next_ahat_[m], ahat[m]);
+      W::to_values(own_.next_grad_y[m], da[m]);
+      W::to_values(own_.next_y[m], h[m]);
+      if constexpr (kNorm) W::to_values(own_.next_ahat[m], ahat[m]);
     }
     if (a_.grad_h_n != nullptr) {
       bool ends[W::kColumnsOfLane];
-      RT_UNROLL for (int c = 0; c < W::kColumnsOfLane; ++c) ends[c] = rows_.last(c);
-      if (rt::any(rows_.any_last())) add_grad_h_n(ends, da);
+      RT_UNROLL for (int c = 0; c < W::kColumnsOfLane; ++c) ends[c] = own_.rows.last(c);
+      if (rt::any(own_.rows.any_last())) add_grad_h_n(ends, da);
     }
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-      RT_UNROLL for (int v = 0; v < 4; ++v) da[m][v] += carry[m][v];
+      RT_UNROLL for (int v = 0; v < 4; ++v) da[m][v] += own_.carry[m][v];
     }
     if (a_.carry != nullptr) put_carry(time_of(i));  // for the record
     if (a_.lengths != nullptr) {
       RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
-        RT_UNROLL for (int v = 0; v < 4; ++v) waiting_carry(m, v) = carry[m][v];
+        RT_UNROLL for (int v = 0; v < 4; ++v) waiting_carry(m, v) = own_.carry[m][v];
       }
     }
 
@@ -93,45 +103,45 @@ class BackwardStep {
     differentiate(a_.nonlinearity, da, h);
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
       RT_UNROLL for (int v = 0; v < 4; ++v) {
-        da[m][v] = rows_.valid(v % 2) && place_.inside(m, v) ? da[m][v] : 0.0f;
+        da[m][v] = own_.rows.valid(v % 2) && place_.inside(m, v) ? da[m][v] : 0.0f;
       }
     }
-    if constexpr (kNorm) norm_.step_back(i, rows_, ahat, sums, da);
+    if constexpr (kNorm) norm_.step_back(i, own_.rows, ahat, sums, da);
     TileWords<K> out;
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) W::from_values(da[m], out[m]);
     Exchange<K>::put_state(turn, place_, out);
     if constexpr (kClipAfterProduct) {  // while the state is on its way
-      clip_.put(i, place_, sums);
+      own_.clip.put(i, place_, sums);
       if (i > 0) put_clipped_dp();  // of the step before, whose scale is known now
-      clip_.keep_sent(da);
+      own_.clip.keep_sent(da);
     } else {
       put_dp(out);
     }
   }
 
-  RT_DEVICE void put_once_more(int turn) { clip_.put_once_more(turn, place_); }
+  RT_DEVICE void put_once_more(int turn) { own_.clip.put_once_more(turn, place_); }
 
   // Behind the wait for the state: what the product is added to. da_t of 0 adds nothing to the
   // carry of a row that lacks the step.
   RT_DEVICE void begin_carry() {
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
       RT_UNROLL for (int v = 0; v < 4; ++v) {
-        carry[m][v] = kClipAfterProduct ? 0.0f : carry_or_waiting(m, v, 0.0f);
+        own_.carry[m][v] = kClipAfterProduct ? 0.0f : carry_or_waiting(m, v, 0.0f);
       }
     }
   }
 
-  RT_DEVICE bool await_clip(int i) { return clip_.await(i, place_, rows_, a_.clip); }
+  RT_DEVICE bool await_clip(int i) { return own_.clip.await(i, place_, own_.rows, a_.clip); }
 
   // Behind the product.
   RT_DEVICE void finish_carry() {
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
       RT_UNROLL for (int v = 0; v < 4; ++v) {
         if (kClipAfterProduct) {
-          carry[m][v] = carry_or_waiting(m, v, carry[m][v] * clip_.scale[v % 2]);
+          own_.carry[m][v] = carry_or_waiting(m, v, own_.carry[m][v] * own_.clip.scale[v % 2]);
         }
         // Padding stays 0, even where the product has an inf.
-        carry[m][v] = rows_.cut(v % 2) || !place_.inside(m, v) ? 0.0f : carry[m][v];
+        own_.carry[m][v] = own_.rows.cut(v % 2) || !place_.inside(m, v) ? 0.0f : own_.carry[m][v];
       }
     }
   }
@@ -143,10 +153,10 @@ class BackwardStep {
       if (a_.grad_h_n != nullptr) {
         bool empty[W::kColumnsOfLane];
         RT_UNROLL for (int c = 0; c < W::kColumnsOfLane; ++c) empty[c] = last_time(c) < 0;
-        add_grad_h_n(empty, carry);
+        add_grad_h_n(empty, own_.carry);
       }
       TileWords<K> out;
-      RT_UNROLL for (int m = 0; m < K::kOwned; ++m) W::from_values(carry[m], out[m]);
+      RT_UNROLL for (int m = 0; m < K::kOwned; ++m) W::from_values(own_.carry[m], out[m]);
       put<K>(state_track<K>(static_cast<Stored*>(a_.dh_0), a_.shape, place_), place_, out);
     }
     if constexpr (kNorm) norm_.put_gains();
@@ -155,12 +165,10 @@ class BackwardStep {
  private:
   const Backward& a_;
   const Place<K>& place_;
+  OwnerData<K>& own_;
   Norm norm_;
-  ClipAfterProduct<K> clip_;
   Track<K, const Stored> grad_y_, y_, ahat_;
   Track<K, Stored> dp_;
-  TileWords<K> next_g_, next_h_, next_ahat_;  // of the next step to begin
-  StepRows next_, rows_;
 
   RT_DEVICE int time_of(int i) const { return place_.direction ? i : a_.shape.steps - 1 - i; }
 
@@ -214,6 +222,7 @@ class BackwardStep {
     }
   }
 
+  // Few passes have a record: every value computes its address again, so that no register keeps it.
   RT_DEVICE void put_carry(int t) const {
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
       RT_UNROLL for (int v = 0; v < 4; ++v) {
@@ -221,8 +230,8 @@ class BackwardStep {
         const std::int64_t row =
             std::int64_t{t} * a_.shape.batch + place_.row + place_.column(v % 2);
         const std::int64_t unit =
-            std::int64_t{place_.group} * place_.size + place_.padded_unit(m, v);
-        a_.carry[row * a_.shape.groups * place_.size + unit] = carry[m][v];
+            std::int64_t{rt::opaque(place_.group)} * place_.size + place_.padded_unit(m, v);
+        a_.carry[row * a_.shape.groups * place_.size + unit] = own_.carry[m][v];
       }
     }
   }
@@ -242,7 +251,7 @@ class BackwardStep {
 
   // A row that lacks this step keeps its carry.
   RT_DEVICE float carry_or_waiting(int m, int v, float new_carry) const {
-    const bool has_step = rows_.valid(v % 2) || a_.lengths == nullptr;
+    const bool has_step = own_.rows.valid(v % 2) || a_.lengths == nullptr;
     return has_step ? new_carry : waiting_carry(m, v);
   }
 
@@ -250,7 +259,7 @@ class BackwardStep {
     TileWords<K> out;
     RT_UNROLL for (int m = 0; m < K::kOwned; ++m) {
       float da[4];
-      clip_.clipped(m, da);
+      own_.clip.clipped(m, da);
       W::from_values(da, out[m]);
     }
     put_dp(out);
