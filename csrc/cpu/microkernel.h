@@ -64,8 +64,10 @@ struct Packed {
 // side by side for each k (a product over points has its operands so, and would have to transpose
 // one).
 enum class Left { kRows, kStrips };
+// A multiple of half a vector: packing stores whole vectors, and the next k's values overwrite the
+// other half.
 template <class A>
-constexpr int kStrip = (kTileRows + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+constexpr int kStrip = (2 * kTileRows + kLanes<A> - 1) / kLanes<A> * kLanes<A> / 2;
 
 // tile[row * P + panel] = sum over k of x[row][k] * panel[k]. Unrolled over rows and panels in
 // full: GCC 12 keeps an array of accumulators in memory otherwise, at a third of the speed.
@@ -183,6 +185,12 @@ struct Cut {
     return {total, runs, runs > 0 ? total / runs : 0, runs > 0 ? total % runs : 0};
   }
   RNNFAST_INLINE int64_t length(int64_t run) const { return each + (run < longer ? 1 : 0); }
+  // The runs [first, first + most), as far as there are so many.
+  RNNFAST_INLINE Cut part(int64_t first, int64_t most) const {
+    const int64_t count = runs - first < most ? runs - first : most;
+    const int64_t long_ones = longer < first ? 0 : longer - first < count ? longer - first : count;
+    return {count * each + long_ones, count, each, long_ones};
+  }
 };
 
 // How the rows of one slice and the vectors of units are cut into tiles; kGates neighbouring

@@ -12,6 +12,8 @@ namespace rnnfast::cpu::RNNFAST_LEVEL {
 
 // Points taken at a time: a strip and two panels of them fit the L1 cache.
 constexpr int64_t kChunk = 256;
+// So many strips take half of a second-level cache of 1 MiB.
+constexpr int64_t kStripsOfBlock = 64;
 
 // Elements of a panel or strip: never a multiple of 4096 bytes, or all that are being packed would
 // compete for one set of the L1 cache.
@@ -105,8 +107,10 @@ struct PointGradients {
   }
   // Without a du of its own a cell has one sum for both biases.
   int64_t biases() const { return split() ? 2 : 1; }
-  int64_t sums_of_group() const { return whole_blocks<A>(most_tiles() * 2 * kStrip<A>); }
+  int64_t sums_of_group() const { return whole_blocks<A>(most_tiles() * 2 * kStripLanes); }
   int64_t most_tiles() const { return ceil_div(rows(), kTileRows) + 2 * threads; }
+  // The values of a strip for one k, in whole vectors.
+  static constexpr int kStripLanes = (kStrip<A> + L - 1) / L * L;
   static int64_t strip() { return whole_blocks<A>(with_gap<A>(kChunk * kStrip<A>)); }
   PackedLayout<A> input_layout() const {
     return {width(), ceil_div(problem.input_size, L), 1, false, usual_sums<A>(width())};
@@ -207,7 +211,7 @@ struct PointGradients {
       });
       if (problem.db_ih != nullptr)
         for (int64_t i = 0; i < shared.biases() * shared.groups(); ++i)
-          fill_zero<A>(own_sums(i), tiling.rows.runs * 2 * kStrip<A>);
+          fill_zero<A>(own_sums(i), tiling.rows.runs * 2 * kStripLanes);
     }
 
     void pack_weights() const {
@@ -358,7 +362,7 @@ struct PointGradients {
         const S* const from = du[k] + first_row;
         A* strip = to;
         for (int64_t i = 0, row = 0; i < tiles.runs; row += tiles.length(i), ++i, strip += stride) {
-          if (row + kStrip<A> <= rest) {
+          if (row + kStripLanes <= rest) {
             for (int r = 0; r < kStrip<A>; r += L) store_raw(strip + r, load(from + row + r));
           } else {
             for (int r = 0; r < kStrip<A> && row + r < rest; r += L)
@@ -377,32 +381,42 @@ struct PointGradients {
       const bool brief = shape.steps * shape.batch <= 384;
       const Sums sums = brief ? Sums{part_for<A>(32), 1} : usual_sums<A>(points);
       const Packed<A> packed = {at(panels), points, with_gap<A>(points * L), false, sums};
-      for_each_product<A, Left::kStrips>(
-          packed, own_strips(), strip_stride(), 1, tiles, [](int64_t, int64_t) { return false; },
-          [&](const Tile<A>& tile) RNNFAST_INLINE_LAMBDA {
-            const V* product = tile.products;
-            for (int64_t row = tile.row; row < tile.row_end; ++row)
-              for (int64_t column = tile.first * L; column < tile.end * L; column += L, ++product) {
-                A* const to = sum + row * columns + column;
-                const int64_t rest = columns - column;
-                store(to, load(to, rest) + *product, rest);
-              }
-          });
+      // Strips that fit the second-level cache, times all panels.
+      int64_t first = 0;  // row of the block
+      for (int64_t run = 0; run < tiles.rows.runs; run += kStripsOfBlock) {
+        Tiling block = tiles;
+        block.rows = tiles.rows.part(run, kStripsOfBlock);
+        for_each_product<A, Left::kStrips>(
+            packed, own_strips() + run * strip_stride(), strip_stride(), 1, block,
+            [](int64_t, int64_t) { return false; },
+            [&](const Tile<A>& tile) RNNFAST_INLINE_LAMBDA {
+              const V* product = tile.products;
+              for (int64_t row = first + tile.row; row < first + tile.row_end; ++row)
+                for (int64_t column = tile.first * L; column < tile.end * L;
+                     column += L, ++product) {
+                  A* const to = sum + row * columns + column;
+                  const int64_t rest = columns - column;
+                  store(to, load(to, rest) + *product, rest);
+                }
+            });
+        first += block.rows.total;
+      }
     }
 
     // db of this thread's rows, as the strips lie: for each tile the sums, then what they have
     // lost.
     A* own_sums(int64_t index) const {
-      return of_stream(areas.sum_b) + index * shared.sums_of_group() + first_tile() * 2 * kStrip<A>;
+      return of_stream(areas.sum_b) + index * shared.sums_of_group() +
+             first_tile() * 2 * kStripLanes;
     }
 
     void sum_strips(A* sums) const {
       constexpr int64_t kFew = 8;
       const int64_t stride = strip_stride();
-      for (int64_t i = 0; i < tiling.rows.runs; ++i, sums += 2 * kStrip<A>) {
+      for (int64_t i = 0; i < tiling.rows.runs; ++i, sums += 2 * kStripLanes) {
         for (int r = 0; r < kStrip<A>; r += L) {
           const A* const from = own_strips() + i * stride + r;
-          V sum = load(sums + r), lost = load(sums + kStrip<A> + r);
+          V sum = load(sums + r), lost = load(sums + kStripLanes + r);
           for (int64_t begin = 0; begin < points; begin += kFew) {
             const int64_t end = points - begin < kFew ? points : begin + kFew;
             V part = load(from + begin * kStrip<A>);
@@ -410,7 +424,7 @@ struct PointGradients {
             add_exactly(part, sum, lost);
           }
           store_raw(sums + r, sum);
-          store_raw(sums + kStrip<A> + r, lost);
+          store_raw(sums + kStripLanes + r, lost);
         }
       }
     }
@@ -420,13 +434,13 @@ struct PointGradients {
       const A* sums = own_sums(index);
       const A* const other = sums + areas.stream_end;
       S* const to = static_cast<S*>(db) + group * shared.rows() + first_row;
-      for (int64_t i = 0, row = 0; i < tiling.rows.runs; ++i, sums += 2 * kStrip<A>) {
+      for (int64_t i = 0, row = 0; i < tiling.rows.runs; ++i, sums += 2 * kStripLanes) {
         for (int r = 0; r < tiling.rows.length(i); ++r, ++row) {
-          A sum = sums[r], lost = sums[kStrip<A> + r];
+          A sum = sums[r], lost = sums[kStripLanes + r];
           if (shared.streams() > 1) {
             const int64_t place = sums - own_sums(index) + r;
             add_exactly(other[place], sum, lost);
-            lost += other[place + kStrip<A>];
+            lost += other[place + kStripLanes];
           }
           store(to + row, narrow<S>(splat(with_lost(sum, lost))), 1);
         }
