@@ -391,11 +391,13 @@ struct PointGradients {
             [](int64_t, int64_t) { return false; },
             [&](const Tile<A>& tile) RNNFAST_INLINE_LAMBDA {
               const V* product = tile.products;
+              const int64_t next = (tile.row_end - tile.row) * columns;  // to the next tile
               for (int64_t row = first + tile.row; row < first + tile.row_end; ++row)
                 for (int64_t column = tile.first * L; column < tile.end * L;
                      column += L, ++product) {
                   A* const to = sum + row * columns + column;
                   const int64_t rest = columns - column;
+                  prefetch(to, next);
                   store(to, load(to, rest) + *product, rest);
                 }
             });
