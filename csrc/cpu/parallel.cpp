@@ -162,6 +162,7 @@ void expect_to_fill([[maybe_unused]] void* data, [[maybe_unused]] std::size_t by
 Scratch::Scratch(std::size_t bytes) : data_(nullptr), kept_(false) {
   if (bytes > kMostKept || kept_block.busy) {
     data_ = allocate(bytes);
+    expect_to_fill(data_, bytes);
     return;
   }
   if (kept_block.bytes < bytes) {
