@@ -1,4 +1,4 @@
-"""From torch.nn.RNN to rnnfast.RNN and back, inside a model, with the weights shared."""
+"""From torch's recurrent modules to rnnfast's and back, inside a model, with shared weights."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ from typing import TypedDict, TypeVar, overload
 
 import torch
 from torch import nn
-from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to rnnfast.RNN
+from torch.nn.modules import rnn as torch_rnn  # torch.nn.RNN may be set to rnnfast.RNN
 from typing_extensions import Unpack
 
 from .argument_types import Backend, Norm, TrackGradientFlow
 from .backends import torch_native
-from .modules import RNN
+from .modules import GRU, LSTM, RNN
 from .modules.init import start_norms
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T", bound=nn.RNNBase)
 Report = Callable[[str], object]
 
+TorchRNN, TorchLSTM, TorchGRU = torch_rnn.RNN, torch_rnn.LSTM, torch_rnn.GRU
+TWINS: dict[type[nn.RNNBase], type[nn.RNNBase]] = {
+    TorchRNN: RNN,
+    TorchLSTM: LSTM,
+    TorchGRU: GRU,
+}  # of each class of torch
+OURS = tuple(TWINS.values())
 SCRIPTED = {"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"}
-HINTS = {  # for arguments of rnnfast.RNN
+HINTS = {  # for arguments that replace does not take
     "init": "; the weights stay: set rnn.init and call rnn.reset_parameters() to draw others",
     "num_heads": "; the weights stay, and heads have a W_hh of another shape",
 }
@@ -42,7 +49,7 @@ HOOKS = (
 
 
 class Options(TypedDict, total=False):
-    """The arguments of rnnfast.RNN that :func:`replace` accepts."""
+    """The arguments of rnnfast's modules that :func:`replace` accepts."""
 
     norm: Norm | None
     norm_eps: float
@@ -60,57 +67,77 @@ def replace(
 
 
 @overload
+def replace(
+    model: TorchLSTM, *, report: Report | None = print, **options: Unpack[Options]
+) -> LSTM: ...
+
+
+@overload
+def replace(
+    model: TorchGRU, *, report: Report | None = print, **options: Unpack[Options]
+) -> GRU: ...
+
+
+@overload
 def replace(model: M, *, report: Report | None = print, **options: Unpack[Options]) -> M: ...
 
 
 def replace(model, *, report=print, **options):
-    """Swaps every nn.RNN in ``model`` for an rnnfast.RNN that holds the same Parameter objects.
+    """Swaps every nn.RNN, nn.LSTM and nn.GRU in ``model`` for rnnfast's, with the same Parameter
+    objects.
 
     Optimizers, checkpoints and hooks go on working. The model is changed in place and returned. If
-    ``model`` is itself an nn.RNN, its twin is returned.
+    ``model`` is itself such a module, its twin is returned.
 
     Args:
         report: called with one line for each swapped module, one for each recurrent module that
             stays, with the reason, and one for a model without any; None for silence.
         options: norm, norm_eps, residual, track_gradient_flow, clip_state_grad, bptt_window and
-            backend of every new rnnfast.RNN. A norm has parameters of its own; an optimizer that
-            was made before does not know them.
+            backend of every new module. norm and norm_eps are for models whose recurrent modules
+            are all nn.RNN. A norm has parameters of its own; an optimizer that was made before does
+            not know them.
 
     Raises:
         TypeError, ValueError: ``model`` is no module; an option is none of these, or has a value
-            that rnnfast.RNN refuses. The model is unchanged.
+            that the new module refuses. The model is unchanged.
     """
     for name in options.keys() - Options.__annotations__.keys():
         known, hint = ", ".join(Options.__annotations__), HINTS.get(name, "")
         raise TypeError(f"options: given {name}, wanted some of {known}{hint}")
     RNN(2, 2, 2, device="meta", **options)  # raises before anything is changed
+    _check_module(model)
+    for name, module in model.named_modules():
+        of_rnn = [option for option in ("norm", "norm_eps") if option in options]
+        if of_rnn and why_kept(module) == "" and type(module) is not TorchRNN:
+            raise ValueError(
+                f"{of_rnn[0]}: {name or 'model'} is an nn.{type(module).__name__}, and that option "
+                "is for nn.RNN alone"
+            )
 
     def twin(old: nn.Module) -> nn.Module | str | None:
         why = why_kept(old)
-        if why and options and isinstance(old, RNN):
+        if why and options and isinstance(old, OURS):
             why += ", and keeps its own options"
-        return sharing(RNN, old, options) if why == "" else why
+        return sharing(TWINS[type(old)], old, options) if why == "" else why
 
-    return _swap(model, twin, report, "torch.nn.RNN")
+    return _swap(model, twin, report, "nn.RNN, nn.LSTM or nn.GRU")
 
 
 def why_kept(old: nn.Module) -> str | None:
     """The reason why :func:`replace` leaves a recurrent module as it is; "" for a module that it
     swaps, None for one that is not recurrent."""
     kind = type(old).__name__
-    if type(old) is TorchRNN:
+    if type(old) in TWINS:
         return strange_parameters(old)
-    if isinstance(old, RNN):
-        return "it is an rnnfast.RNN already"
-    if isinstance(old, TorchRNN):
-        return f"{kind} is a subclass of nn.RNN"
-    for known in (nn.LSTM, nn.GRU):
-        if isinstance(old, known):
-            return f"rnnfast has no {known.__name__} yet, only RNN"
+    for theirs, ours in TWINS.items():
+        if isinstance(old, ours):
+            return f"it is an rnnfast.{ours.__name__} already"
+        if isinstance(old, theirs):
+            return f"{kind} is a subclass of nn.{theirs.__name__}"
     if isinstance(old, nn.RNNBase):
-        return f"{kind} is no nn.RNN"
+        return f"{kind} is no nn.RNN, nn.LSTM or nn.GRU"
     if isinstance(old, nn.RNNCellBase):
-        return "a cell computes one step in a call, and rnnfast.RNN a whole sequence"
+        return "a cell computes one step in a call, and rnnfast's modules a whole sequence"
     if isinstance(old, torch.jit.ScriptModule) and old.original_name in SCRIPTED:
         return f"it is {old.original_name} in TorchScript; replace it before torch.jit"
     return None
@@ -121,38 +148,49 @@ def to_torch(model: RNN, *, report: Report | None = print) -> TorchRNN: ...
 
 
 @overload
+def to_torch(model: LSTM, *, report: Report | None = print) -> TorchLSTM: ...
+
+
+@overload
+def to_torch(model: GRU, *, report: Report | None = print) -> TorchGRU: ...
+
+
+@overload
 def to_torch(model: M, *, report: Report | None = print) -> M: ...
 
 
 def to_torch(model, *, report=print):
-    """Swaps every rnnfast.RNN in ``model`` for an nn.RNN that holds the same Parameter objects, for
-    ONNX and other tools that know nn.RNN alone.
+    """Swaps every rnnfast.RNN, LSTM and GRU in ``model`` for torch's module, which holds the same
+    Parameter objects, for tools that know torch's modules alone.
 
     Args:
         report: as in :func:`replace`.
 
     Raises:
-        ValueError: an rnnfast.RNN has an option that nn.RNN does not have (sigmoid, residual, a
-            norm and so on). The model is unchanged.
+        ValueError: a module has an option that torch's does not have (sigmoid, residual, a norm and
+            so on). The model is unchanged.
         TypeError: ``model`` is no module.
     """
     _check_module(model)
     for name, module in model.named_modules():
-        if type(module) is RNN:
+        if type(module) in OURS:
+            where, kind = name or "model", type(module).__name__
             if module._cell() not in torch_native.KERNELS:
-                raise ValueError(f"{name or 'model'}: nn.RNN has no {module.nonlinearity}")
+                raise ValueError(f"{where}: nn.{kind} has no {module.nonlinearity}")
             extras = module._problem(torch.empty(1, 1, 1)).extras
             if extras:
-                raise ValueError(f"{name or 'model'}: nn.RNN has no {', '.join(extras)}")
+                raise ValueError(f"{where}: nn.{kind} has no {', '.join(extras)}")
+    of_torch = {ours: theirs for theirs, ours in TWINS.items()}
 
     def twin(old: nn.Module) -> nn.Module | str | None:
-        if type(old) is RNN:
-            return strange_parameters(old) or sharing(TorchRNN, old)
-        if isinstance(old, RNN):
-            return f"{type(old).__name__} is a subclass of rnnfast.RNN"
+        if type(old) in of_torch:
+            return strange_parameters(old) or sharing(of_torch[type(old)], old)
+        for ours in OURS:
+            if isinstance(old, ours):
+                return f"{type(old).__name__} is a subclass of rnnfast.{ours.__name__}"
         return None
 
-    return _swap(model, twin, report, "rnnfast.RNN")
+    return _swap(model, twin, report, "rnnfast.RNN, LSTM or GRU")
 
 
 def _adopt_hooks(new: nn.Module, old: nn.Module) -> None:
@@ -167,11 +205,16 @@ def sharing(kind: type[T], old: nn.RNNBase, options: Options | None = None) -> T
     """A new module of class ``kind`` with the parameters and mode of ``old``, which stays as it
     is."""
     own, options = old._flat_weights_names, options or {}
+    special = {}
+    if isinstance(old, (TorchRNN, RNN)):
+        special["nonlinearity"] = old.nonlinearity
+    elif old.proj_size:
+        special["proj_size"] = old.proj_size
     new = kind(
         old.input_size,
         old.hidden_size,
         old.num_layers,
-        old.nonlinearity,
+        **special,
         bias=old.bias,
         batch_first=old.batch_first,
         bidirectional=old.bidirectional,
@@ -189,7 +232,7 @@ def sharing(kind: type[T], old: nn.RNNBase, options: Options | None = None) -> T
     return new
 
 
-def _leave_meta(rnn: RNN, device: torch.device, shared: Sequence[str]) -> None:
+def _leave_meta(rnn: nn.RNNBase, device: torch.device, shared: Sequence[str]) -> None:
     """Makes the tensors that the old module did not have, on ``device``: the parameters and buffers
     of a norm, and the record.
 

@@ -20,7 +20,7 @@ from . import backends, convert
 from . import watch as calls
 from ._version import __version__
 from .backends import cpu, cuda_plan
-from .modules import RNN
+from .convert import OURS, TWINS
 
 BUILD_REPORT = Path(__file__).with_name("_build.json")  # written by setup.py
 WITHOUT_KERNELS = (
@@ -79,11 +79,11 @@ def info(full: bool = False) -> Report:
 
 def explain(model: nn.Module, /, *args: Any, **named: Any) -> Report:
     """Names the backend that computes each recurrent module in ``model(*args, **named)``, and says
-    why each other backend does not. torch computes its own modules. For an nn.RNN the report names
-    the backend that it would have after :func:`rnnfast.replace`.
+    why each other backend does not. torch computes its own modules. For one that
+    :func:`rnnfast.replace` swaps, the report names the backend that it would have afterwards.
 
-    An RNN alone is not called. Any other model is called once, in eval mode and without gradients,
-    to see the arguments of its RNNs.
+    A recurrent module alone is not called. Any other model is called once, in eval mode and without
+    gradients, to see the arguments of its recurrent modules.
 
     Args:
         args, named: the arguments of the model.
@@ -101,7 +101,7 @@ def explain(model: nn.Module, /, *args: Any, **named: Any) -> Report:
         return Report("\n".join(_of_module(model, args, named)))
     if not found:
         return Report(f"{type(model).__name__} holds no recurrent module")
-    ours = {n: m for n, m in found.items() if isinstance(m, RNN) or not convert.why_kept(m)}
+    ours = {n: m for n, m in found.items() if isinstance(m, OURS) or not convert.why_kept(m)}
     seen: dict[str, list[list[str]]] = {name: [] for name in ours}
 
     def see(name: str, module: nn.Module, args: tuple, named: dict) -> None:
@@ -121,22 +121,23 @@ def explain(model: nn.Module, /, *args: Any, **named: Any) -> Report:
 
 def _of_module(module: nn.Module, args: tuple, named: Mapping[str, Any]) -> list[str]:
     """The lines about one recurrent module and its arguments."""
-    if isinstance(module, RNN):
+    if isinstance(module, OURS):
         return _of_rnn(module, *args, **named)
     kind, why = type(module).__name__, convert.why_kept(module)
     if why:
         return [f"torch's own kernels compute {kind}: {why}"]
-    lines = _of_rnn(convert.sharing(RNN, module), *args, **named)
-    return ["torch's own kernels compute nn.RNN; after rnnfast.replace(model):"] + [
+    lines = _of_rnn(convert.sharing(TWINS[type(module)], module), *args, **named)
+    return [f"torch's own kernels compute nn.{kind}; after rnnfast.replace(model):"] + [
         f"  {line}" for line in lines
     ]
 
 
-def _of_rnn(rnn: RNN, *args: Any, **named: Any) -> list[str]:
-    own = type(rnn).forward is not RNN.forward  # a subclass: its first argument is the input
+def _of_rnn(rnn: nn.RNNBase, *args: Any, **named: Any) -> list[str]:
+    base = next(ours for ours in OURS if isinstance(rnn, ours))
+    own = type(rnn).forward is not base.forward  # a subclass: its first argument is the input
     given = {"input": next(iter((*args, *named.values())), None)}
     if not own:
-        given = inspect.signature(RNN.forward).bind(rnn, *args, **named).arguments
+        given = inspect.signature(base.forward).bind(rnn, *args, **named).arguments
     input, reset = given["input"], given.get("reset")
     if not isinstance(input, (Tensor, PackedSequence)):
         kind = type(input).__name__
@@ -170,7 +171,7 @@ def _of_rnn(rnn: RNN, *args: Any, **named: Any) -> list[str]:
     return lines
 
 
-def _steps(rnn: RNN, input: Tensor | PackedSequence) -> int:
+def _steps(rnn: nn.RNNBase, input: Tensor | PackedSequence) -> int:
     if isinstance(input, PackedSequence):
         return input.batch_sizes.numel()
     return input.shape[1 if rnn.batch_first and input.dim() == 3 else 0]

@@ -72,7 +72,7 @@ def judge_forward(
     Past a row's length y, ahat and rstd must be 0; h_n must be the last valid y (or h_0), to the
     bit. of_p: the error allowed to p itself, where a module made it; like p.
     """
-    y, (h_n, _), (_, ahat, rstd) = results
+    y, (h_n, _), (_, ahat, rstd), _ = results
     gamma, beta = weights.gamma, weights.beta
     case = _Case(Kept(None, y, weights, states, rows, results.saved), options, u_operand)
     p = case.by_group(p)

@@ -133,3 +133,6 @@ def measure(
     store_field(p_step + 7, b_bad_states, i_b, B, PER_SAMPLE, FIELDS)
     store_field(p_step + 8, b_entries, i_b, B, PER_SAMPLE, FIELDS)
     store_field(p_step + 9, b_carried, i_b, B, PER_SAMPLE, FIELDS)
+    # The two sums of a cell state, which these cells do not have.
+    store_field(p_step + 10, b_carried * 0, i_b, B, PER_SAMPLE, FIELDS)
+    store_field(p_step + 11, b_carried * 0, i_b, B, PER_SAMPLE, FIELDS)

@@ -72,3 +72,6 @@ class Cell(NamedTuple):
     # Whether step_back takes f' from a, where a norm has saved it and what was emitted is stored
     # in fewer bits.
     recomputes: bool = False
+    gain_name: str = "|f'|"
+    steepest: float | None = None  # the largest |f'| of a cell without gates
+    idles: bool = False  # f' is 0 on one side: a unit can be dead

@@ -49,5 +49,6 @@ GRU = Cell(
     saved_back=_saved_back,
     apart=("n",),
     norm="recurrent",
+    gain_name="z",
 )
 CELLS = (GRU,)

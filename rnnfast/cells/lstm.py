@@ -58,5 +58,6 @@ LSTM = Cell(
     saved_back=_saved_back,
     states_before=_states_before,
     norm="recurrent",
+    gain_name="f",
 )
 CELLS = (LSTM,)

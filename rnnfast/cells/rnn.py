@@ -16,6 +16,7 @@ BACKWARD = {  # dh f'(a), from h = f(a)
     "relu": lambda dh, h: torch.where(h <= 0, 0, dh),  # as torch: an idle unit stops a NaN of dh
     "sigmoid": lambda dh, h: dh * (h * (1 - h)),
 }
+STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25}  # the largest f'
 SIGN_ALONE = {"relu"}  # f' needs the sign of h alone
 
 
@@ -41,7 +42,17 @@ def _cell(nonlinearity: str) -> Cell:
         return through(torch.ones_like(h), h)
 
     name = f"rnn_{nonlinearity}"
-    return Cell(name, ("a",), ("h",), step, step_back, gain, recomputes=recomputes)
+    return Cell(
+        name,
+        ("a",),
+        ("h",),
+        step,
+        step_back,
+        gain,
+        recomputes=recomputes,
+        steepest=STEEPEST[nonlinearity],
+        idles=nonlinearity == "relu",
+    )
 
 
 CELLS = tuple(_cell(nonlinearity) for nonlinearity in NONLINEARITIES)

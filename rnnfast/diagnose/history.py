@@ -117,7 +117,7 @@ class _Block:
     def __init__(self, name: str, entries: list[Entry], whole: GradientFlow) -> None:
         self.name = name
         self.labels = [(entry.step, entry.passes, entry.skipped) for entry in entries]
-        self.nonlinearity = whole.network["nonlinearity"]
+        self.cell = whole.cell
         there = whole.entries > 0
         steps = there.sum(2)
         last = (steps - 1).clamp(min=0).unsqueeze(2)
@@ -157,7 +157,7 @@ class _Block:
                 here["nonfinite_state"],
                 here["nonfinite_grad"],
                 bad,
-                self.nonlinearity,
+                self.cell,
             )
             yield Row(
                 step,

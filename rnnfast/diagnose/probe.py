@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to rnnfast.RNN
 from torch.nn.utils.rnn import PackedSequence
 
-from ..convert import sharing, strange_parameters
+from ..convert import OURS, TWINS, sharing, strange_parameters
 from ..extras import need
 from ..gradient_flow import reading, text
 from ..gradient_flow.flow import FIELDS, GradientFlow
 from ..gradient_flow.reading import NonFinite, Verdict
-from ..modules import RNN
+from ..modules.stack import Hx, Stack
 
 if TYPE_CHECKING:
     from ..drawing import Picture
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 def probe(
     rnn: nn.Module,
     x: Tensor | PackedSequence,
-    hx: Tensor | None = None,
+    hx: Hx | None = None,
     *,
     lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
@@ -44,7 +43,7 @@ def probe(
     Batch norm follows the mode. No hook runs, and no global random generator is used.
 
     Args:
-        rnn: an rnnfast.RNN, or a torch.nn.RNN, which is measured as its rnnfast.RNN would be.
+        rnn: an RNN, LSTM or GRU of rnnfast or of torch.nn.
         x, hx, lengths, reset: the arguments of its call.
         seed: of the vectors.
 
@@ -55,11 +54,12 @@ def probe(
     whole = _as_rnnfast(rnn)
     with torch.inference_mode(False), torch.enable_grad():
         x, start = _leaf(x)
-        hx = hx if hx is None else hx.detach().clone()
+        hx = _copied(hx)
         twin = _measuring(whole)
         # twin(x) would run the hooks, and twin.forward may be one that somebody put into the
         # instance, which calls the other module.
-        _, h_n = type(twin).forward(twin, x, hx, lengths=lengths, reset=reset)
+        h_n = type(twin).forward(twin, x, hx, lengths=lengths, reset=reset)[1]
+        h_n = h_n if isinstance(h_n, Tensor) else h_n[0]
         flows = []
         for grad in _unit_vectors(h_n, 2 if whole.bidirectional else 1, seed):
             torch.autograd.grad(h_n, start, grad, retain_graph=True)
@@ -73,24 +73,23 @@ def probe(
     return GradientProbe(replace(flows[0], **fields, network=network))
 
 
-def _as_rnnfast(rnn: nn.Module) -> RNN:
-    if isinstance(rnn, RNN):
+def _as_rnnfast(rnn: nn.Module) -> Stack:
+    if isinstance(rnn, OURS):
         return rnn
-    if type(rnn) is not TorchRNN:
-        name, hint = type(rnn).__name__, ""
-        if isinstance(rnn, TorchRNN):
-            hint = ", not a subclass of it"
-        elif isinstance(rnn, nn.RNNBase):
-            hint = f"; rnnfast has no {name} yet"
-        raise TypeError(f"rnn: given {name}, wanted rnnfast.RNN or torch.nn.RNN{hint}")
+    if type(rnn) not in TWINS:
+        hint = ", not a subclass of it" if isinstance(rnn, tuple(TWINS)) else ""
+        raise TypeError(
+            f"rnn: given {type(rnn).__name__}, wanted an RNN, LSTM or GRU of rnnfast or "
+            f"torch.nn{hint}"
+        )
     strange = strange_parameters(rnn)
     if strange:
         raise ValueError(f"rnn: {strange}")
-    return sharing(RNN, rnn)
+    return sharing(TWINS[type(rnn)], rnn)
 
 
-def _measuring(rnn: RNN) -> RNN:
-    """An RNN with the parameters of ``rnn``, and with its own record and running statistics."""
+def _measuring(rnn: Stack) -> Stack:
+    """A module with the parameters of ``rnn``, and with its own record and running statistics."""
     state = {
         "track_gradient_flow": "sample",
         "clip_state_grad": None,
@@ -99,9 +98,15 @@ def _measuring(rnn: RNN) -> RNN:
         "_buffers": {name: b if b is None else b.clone() for name, b in rnn._buffers.items()},
         "_records": [],
     }
-    twin = RNN.__new__(type(rnn))  # copy.copy refuses a parametrized one
+    twin = type(rnn).__new__(type(rnn))  # copy.copy refuses a parametrized one
     twin.__setstate__(vars(rnn) | state)
     return twin
+
+
+def _copied(hx: Hx | None) -> Hx | None:
+    if hx is None or isinstance(hx, Tensor):
+        return hx if hx is None else hx.detach().clone()
+    return tuple(s.detach().clone() for s in hx)
 
 
 def _leaf(x: Tensor | PackedSequence) -> tuple[Tensor | PackedSequence, Tensor]:
@@ -201,7 +206,7 @@ class GradientProbe:
             whole.entries,
             whole.nonfinite_state,
             whole.nonfinite_grad,
-            self.flow.network["nonlinearity"],
+            self.flow.cell,
         )
 
     @property
@@ -300,10 +305,10 @@ class GradientProbe:
         return found
 
     def __repr__(self) -> str:
-        return text.as_text(self._title(), self._rows(), self._remarks())
+        return text.as_text(self._title(), self._rows(), self._remarks(), self.flow.cell.gain_name)
 
     def __rich__(self):
-        return text.as_table(self._title(), self._rows(), self._remarks())
+        return text.as_table(self._title(), self._rows(), self._remarks(), self.flow.cell.gain_name)
 
     def _remarks(self) -> list[str]:
         return [self.summary, *self.notes, *text.to_try(self.advice)]

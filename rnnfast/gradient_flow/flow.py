@@ -18,6 +18,7 @@ from .reading import NonFinite, Verdict
 from .sums import SQUARES, Sums, measured, take, together
 
 if TYPE_CHECKING:
+    from ..cells.cell import Cell
     from ..drawing import Picture
 
 
@@ -31,16 +32,18 @@ class GradientFlow:
     that no row has.
     """
 
-    state_norm: Tensor  # norm of dh_t = dL/dh_t, before clipping
-    carry_norm: Tensor  # norm of the part of dh_t that came back through time
-    clipped_norm: Tensor  # norm of dh_t after clipping
+    state_norm: Tensor  # norm of dh_t = dL/dh_t, of an LSTM (dh_t, dc_t), before clipping
+    carry_norm: Tensor  # norm of its part that came back through time
+    clipped_norm: Tensor  # its norm after clipping
     preact_norm: Tensor  # norm of da_t, after clipping and layer norm
-    state_max: Tensor  # largest |dh_t|, before clipping
-    gain: Tensor  # mean of |f'|
-    nonfinite_grad: Tensor  # number of entries of dh_t or da_t that are not finite
+    state_max: Tensor  # its largest magnitude, before clipping
+    gain: Tensor  # mean of |f'|; of the forget gate f of an LSTM, of z of a GRU
+    nonfinite_grad: Tensor  # number of units whose gradients are not all finite
     nonfinite_state: Tensor  # number of entries of h_t that are not finite
     entries: Tensor  # number of entries: valid rows times units
     carried: Tensor  # number of entries to which the step after has sent a gradient back
+    cell_norm: Tensor  # norm of the whole dL/dc_t, also through h_t; 0 without a cell state
+    cell_carry_norm: Tensor  # norm of its part that came back from the step after
     network: Mapping = field(default_factory=dict)  # arguments of the RNN
     smallest: float = reading.SMALLEST  # a smaller norm is no measurement
 
@@ -54,15 +57,21 @@ class GradientFlow:
     def factors(self) -> Tensor:
         """carry_norm_t / clipped_norm_{t+1}, shaped like the fields: one step back through time
         multiplies the norm of the gradient by this number. The loss adds its part at step t later.
+        An LSTM's memory is c: its factors are cell_carry_norm_t / cell_norm_{t+1}.
 
         A factor is NaN where no gradient comes back to step t, where a reset stops some rows and
         not others (track_gradient_flow="sample" keeps rows apart), and where the norm at the step
         after t is below ``smallest``: 1e-30, or 1e-4 in float16, whose range ends early. In the
         reverse direction the step after t is t - 1.
         """
-        return reading.factors(
-            self.carry_norm, self.clipped_norm, self.carried, self.entries, self.smallest
-        )
+        norms = self.carry_norm, self.clipped_norm
+        if "c" in self.cell.states:
+            norms = self.cell_carry_norm, self.cell_norm
+        return reading.factors(*norms, self.carried, self.entries, self.smallest)
+
+    @property
+    def cell(self) -> Cell:
+        return reading.cell_of(self.network)
 
     @cached_property
     def log_growth(self) -> Tensor:
@@ -94,7 +103,7 @@ class GradientFlow:
         | exploding | growth is 1000 or more |
         | dead | growth is 1/1000 or less; the gain of a ReLU is below 0.05 at half of the steps |
         | saturated | growth is 1/1000 or less; the gain is below a tenth of the largest slope |
-        | vanishing | growth is 1/1000 or less, and neither cause shows |
+        | vanishing | growth is 1/1000 or less, and neither cause shows, or the cell has gates |
         | healthy | none of these |
         | unknown | no gradient came to the layer, or no factor can be measured |
         """
@@ -105,7 +114,7 @@ class GradientFlow:
             whole.entries,
             whole.nonfinite_state,
             whole.nonfinite_grad,
-            self.network["nonlinearity"],
+            self.cell,
         )
 
     @property
@@ -157,10 +166,12 @@ class GradientFlow:
     # ------------------------------------------------------------------------- text and a picture
 
     def __repr__(self) -> str:
-        return text.as_text(self._title(), self._rows(), text.to_try(self.advice))
+        notes = text.to_try(self.advice)
+        return text.as_text(self._title(), self._rows(), notes, self.cell.gain_name)
 
     def __rich__(self):
-        return text.as_table(self._title(), self._rows(), text.to_try(self.advice))
+        notes = text.to_try(self.advice)
+        return text.as_table(self._title(), self._rows(), notes, self.cell.gain_name)
 
     def _rows(self) -> list[tuple[str, ...]]:
         whole = self.pooled()

@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..cells import CELLS
+from ..cells.cell import Cell
+
 # The smallest norm that is a measurement. Below it float32 runs out of digits; so does float16,
 # in which da may be stored, at 100 sqrt(H) units in the last place.
 SMALLEST, SMALLEST_HALF = 1e-30, 1e-4
@@ -19,7 +22,6 @@ HORIZON = 1e-3  # the part of the gradient that is left at the horizon
 GROWTH = 1e3  # a gradient that grows so much over all steps explodes; the inverse: it vanishes
 DEAD = 0.05  # the gain of a ReLU step with hardly a unit active
 SATURATED = 0.1  # a mean gain below this part of the steepest slope
-STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25}  # the largest f'
 
 
 def step_after(x: Tensor) -> Tensor:
@@ -140,7 +142,7 @@ def judge(
     entries: Tensor,
     nonfinite_state: Tensor,
     nonfinite_grad: Tensor,
-    nonlinearity: str,
+    cell: Cell,
 ) -> list[list[Verdict]]:
     """The verdicts on all layers and directions; rate is [L, D], the other tensors [L, D, T]."""
     L, D, _ = gain.shape
@@ -151,7 +153,7 @@ def judge(
         states, grads = (int(x[i, d].nansum()) for x in (nonfinite_state, nonfinite_grad))
         mean, idle = here.mean().item(), (here < DEAD).double().mean().item()
         numbers = rate[i, d].item(), len(here), mean, idle, states, grads
-        return Verdict(*judge_one(*numbers, bad, nonlinearity), i, d)
+        return Verdict(*judge_one(*numbers, bad, cell), i, d)
 
     return [[verdict(i, d) for d in range(D)] for i in range(L)]
 
@@ -164,7 +166,7 @@ def judge_one(
     states: int,
     grads: int,
     bad: NonFinite | None,
-    nonlinearity: str,
+    cell: Cell,
 ) -> tuple[str, str]:
     """The word for a layer and direction, and the evidence in words.
 
@@ -188,14 +190,15 @@ def judge_one(
         return "exploding", text
     if growth > -math.log(GROWTH):
         return "healthy", text
+    if cell.steepest is None:
+        return "vanishing", f"{text} (gates closed: mean {cell.gain_name} = {mean:.2g})"
     # A gradient can come back undiminished through one unit. So few active units, or flat ones, are
     # called a cause only where the gradient vanishes.
-    steepest = STEEPEST[nonlinearity]
-    if nonlinearity == "relu" and idle >= 0.5:
+    if cell.idles and idle >= 0.5:
         cause = f"fewer than {DEAD:.0%} of the units are active at {idle:.0%} of the steps"
         return "dead", f"{text}: {cause}"
-    if nonlinearity != "relu" and mean < SATURATED * steepest:
-        return "saturated", f"{text}: mean |f'| is {mean:.2g}, of {steepest:g} at most"
+    if not cell.idles and mean < SATURATED * cell.steepest:
+        return "saturated", f"{text}: mean |f'| is {mean:.2g}, of {cell.steepest:g} at most"
     return "vanishing", text
 
 
@@ -216,11 +219,12 @@ def power(log: float) -> str:
 
 
 class Cure(NamedTuple):
-    """A remedy, in arguments of rnnfast.RNN."""
+    """A remedy, in arguments of the module."""
 
     text: str
     settings: Mapping = {}  # a network with these has the remedy; "any": every value but None
     of_tanh: bool = False  # measured with tanh alone
+    of_all: bool = False  # known to help cells with gates, too
 
 
 _LAYER_NORM, _ANY_CLIP = {"norm": "layer"}, {"clip_state_grad": "any"}
@@ -233,9 +237,11 @@ _ORTHOGONAL = Cure('init="orthogonal"', {"init": "orthogonal"}, True)
 _GLOROT = Cure('init="glorot"', {"init": "glorot"}, True)
 _CURES = {
     "non-finite": (
-        Cure("look at the data and the loss at the step named"),
-        Cure("a smaller learning rate"),
-        Cure("clip_state_grad=1.0, if the gradient grew until it overflowed", _ANY_CLIP),
+        Cure("look at the data and the loss at the step named", of_all=True),
+        Cure("a smaller learning rate", of_all=True),
+        Cure(
+            "clip_state_grad=1.0, if the gradient grew until it overflowed", _ANY_CLIP, of_all=True
+        ),
         Cure('norm="layer", which keeps the pre-activations in range', _LAYER_NORM),
     ),
     "dead": (
@@ -251,12 +257,17 @@ _CURES = {
         _GLOROT,
     ),
     "exploding": (
-        Cure("clip_state_grad=1.0", _ANY_CLIP),
+        Cure("clip_state_grad=1.0", _ANY_CLIP, of_all=True),
         Cure('init="orthogonal"', {"init": "orthogonal"}),
         Cure('norm="layer"', _LAYER_NORM),
     ),
     "vanishing": (_IDENTITY, _ORTHOGONAL, _GLOROT, Cure('norm="layer"', _LAYER_NORM, True)),
 }
+
+
+def cell_of(network: Mapping) -> Cell:
+    """The cell of a module with these arguments."""
+    return CELLS[network["cell"]]
 
 
 def advice(word: str, network: Mapping) -> tuple[str, ...]:
@@ -266,7 +277,10 @@ def advice(word: str, network: Mapping) -> tuple[str, ...]:
         network: arguments of the RNN, by name.
     """
     found = []
+    gated = cell_of(network).steepest is None
     for cure in _CURES.get(word, ()):
+        if gated and not cure.of_all:
+            continue
         used = [
             network.get(name) not in (None, False) if value == "any" else network.get(name) == value
             for name, value in cure.settings.items()

@@ -13,6 +13,7 @@ from ..values import has_values
 from . import reading
 
 SQUARES = tuple(name for name in record.FIELDS if name.endswith("squares"))
+OF_SQUARES = [record.FIELDS.index(name) for name in SQUARES]
 STATE_MAX, ENTRIES = map(record.FIELDS.index, ("state_max", "entries"))
 
 
@@ -27,7 +28,7 @@ class Sums(NamedTuple):
         if number == 1:
             return self
         values = self.values.clone()
-        values[..., : len(SQUARES)] /= number**2
+        values[..., OF_SQUARES] /= number**2
         values[..., STATE_MAX] /= number
         return Sums(values, self.smallest / number)
 

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from .reading import Verdict
 
-HEADINGS = ("layer", "half-life", "horizon", "mean |f'|", "verdict", "because")
+
+def headings(gain_name: str) -> tuple[str, ...]:
+    return "layer", "half-life", "horizon", f"mean {gain_name}", "verdict", "because"
 
 
 def name_of(layer: int, direction: int) -> str:
@@ -54,22 +56,23 @@ def rows_of(
     ]
 
 
-def as_text(title: str, rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    table = [HEADINGS, *rows]
+def as_text(title: str, rows: Sequence[Sequence[str]], notes: Sequence[str], gain_name: str) -> str:
+    table = [headings(gain_name), *rows]
     widths = [max(map(len, column)) for column in zip(*table)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
     return "\n".join([title, *lines, *notes])
 
 
-def as_table(title: str, rows: Sequence[Sequence[str]], notes: Sequence[str]):
+def as_table(title: str, rows: Sequence[Sequence[str]], notes: Sequence[str], gain_name: str):
     """A rich.console.Group: a table and, below it, the notes."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title, title_justify="left")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right" if heading in HEADINGS[1:4] else "left")
+    names = headings(gain_name)
+    for heading in names:
+        table.add_column(heading, justify="right" if heading in names[1:4] else "left")
     for row in rows:
         table.add_row(*row)
     return Group(table, *map(Text, notes))

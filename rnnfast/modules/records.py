@@ -64,7 +64,7 @@ class Recording(WeightLookup):
 
     def _network(self) -> dict:
         """The arguments of the module, which advice on its gradient depends on."""
-        return {name: getattr(self, name) for name in self._defaults}
+        return {"cell": self._cell(), **{name: getattr(self, name) for name in self._defaults}}
 
     @property
     def gradient_flow(self) -> GradientFlow:
@@ -79,16 +79,16 @@ class Recording(WeightLookup):
     def _read_records(self) -> GradientFlow:
         if not self.track_gradient_flow:
             raise NoGradientFlow(
-                "gradient_flow: this RNN does not record it; make it with track_gradient_flow=True "
-                '(or "sample")'
+                f"gradient_flow: this {type(self).__name__} does not record it; make it with "
+                'track_gradient_flow=True (or "sample")'
             )
         if torch._C._len_torch_dispatch_stack() and detect_fake_mode() is not None:
             raise NoGradientFlow("gradient_flow: a record cannot be read under FakeTensorMode")
         found = read(self._records, self.track_gradient_flow == "sample", self._network())
         if found is None:
             raise NoGradientFlow(
-                "gradient_flow: no backward pass has come through this RNN yet; call it, and "
-                "backward() on a loss made of its results"
+                f"gradient_flow: no backward pass has come through this {type(self).__name__} yet; "
+                "call it, and backward() on a loss made of its results"
             )
         return found
 

@@ -58,7 +58,7 @@ def run(
 
 
 def by_name(results: Results) -> dict[str, Tensor | None]:
-    y, (h_n, _), (_, ahat, rstd) = results
+    y, (h_n, _), (_, ahat, rstd), _ = results
     return {"y": y, "h_n": h_n, "ahat": ahat, "rstd": rstd}
 
 

@@ -318,7 +318,7 @@ def test_the_formula_of_backward_is_the_derivative_of_forward(case, of_norm):
     weights = Weights(None, None, None, w_hh.flatten(0, 1), gamma, beta)
     states = States(h_0)
     rows = Rows(case.lengths, case.reset)
-    y, (h_n, _), saved = loop.forward(p, weights, states, rows, case.options)
+    y, (h_n, _), saved, _ = loop.forward(p, weights, states, rows, case.options)
     _, ahat, rstd = saved
     grads = [case.grad_y, case.grad_h_n, None, None]
     if of_norm and ahat is not None:

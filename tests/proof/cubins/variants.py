@@ -132,7 +132,7 @@ def launches(
     weights = Weights(None, None, None, w_hh, given["norm"], given["beta"])
     states, rows = States(given["h_0"]), Rows(given["lengths"], given["reset"])
     with recorded(device, tf32) as found:
-        y, last, saved = backend.forward(meta(T, B, H), weights, states, rows, how)
+        y, last, saved, _ = backend.forward(meta(T, B, H), weights, states, rows, how)
         kept = Kept(None, y, weights, states, rows, saved)
         backend.backward(OutputGradients(y, last), kept, given["record"], Wanted(), how)
     return found

@@ -48,7 +48,7 @@ def launches(B: int) -> list[tuple]:
     rows = Rows(meta(B, dtype=torch.int64), meta(T, B, dtype=torch.bool))
     buffer = meta(D, T, B, len(FIELDS), dtype=torch.float64)
     with mock.patch.object(backend, "_run", lambda *launch, **_: found.append(launch)):
-        y, last, saved = backend.forward(meta(T, B, D * S), weights, states, rows, options)
+        y, last, saved, _ = backend.forward(meta(T, B, D * S), weights, states, rows, options)
         kept = Kept(None, y, weights, states, rows, saved)
         backend.backward(OutputGradients(y, last), kept, buffer, Wanted(), options)
     return found
