@@ -148,7 +148,7 @@ def _rnn_backward_recorded(*inputs):
         found = _backward(BACKENDS[backend], given, kept, buffer, wanted, Options(*settings))
     found = _flat(found)
     if backend == "reference":
-        found = _laid_out(found, _flat(empty_gradients(kept, wanted)))
+        found = _laid_out(found, _flat(empty_gradients(kept, wanted, Options(*settings))))
     return _with_empty(kept.y, found)
 
 
@@ -179,9 +179,10 @@ def _rnn_backward_shapes(*inputs):
 
 def _rnn_backward_recorded_shapes(*inputs):
     given, kept = _backward_inputs(inputs)
-    buffer, dx_wanted, dw_wanted = inputs[_KEPT_END : _KEPT_END + 3]
+    buffer, dx_wanted, dw_wanted, *settings = inputs[_KEPT_END:-1]
     _check_devices_of_saved(given, kept, buffer)
-    return _with_empty(kept.y, _flat(empty_gradients(kept, Wanted(dx_wanted, dw_wanted))))
+    wanted = Wanted(dx_wanted, dw_wanted)
+    return _with_empty(kept.y, _flat(empty_gradients(kept, wanted, Options(*settings))))
 
 
 def _laid_out(

@@ -77,6 +77,8 @@ def forward(
     _bind_threads()
     results = empty_results(x, weights, options)
     y, (h_n, c_n), (values, ahat, rstd), cells = results
+    if weights.w_ih is None and weights.b_hh is not None:
+        weights = weights._replace(b_hh=_apart(weights.b_hh, options))
     if _by_gate(options):
         weights = _regrouped(weights, options, _heads_first)
         x = x if weights.w_ih is not None else _heads_first(x.movedim(2, 0), options).movedim(0, 2)
@@ -119,8 +121,10 @@ def backward(
     values = with_dense_rows(kept.saved.cell_values)
     T, B, _ = y.shape
     rows = w_hh.shape[0]  # of W_hh, all directions
-    gradients = empty_gradients(kept, wanted)
+    gradients = empty_gradients(kept, wanted, options)
     dx, (dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, _), (dh_0, dc_0) = gradients
+    if db_hh is not None and db_ih is None:
+        db_ih = torch.empty_like(db_hh)  # the kernel sums both or neither
     others = dw_ih, db_ih, db_hh, dw_hh, dgamma, dbeta, dh_0, dc_0
     # The kernel has read da of a point by the time it writes dx there: one memory for both, where
     # it is as wide.
@@ -156,7 +160,18 @@ def backward(
         if w_ih is None and gradients.x is not None:
             dp = _gates_first(gradients.x.movedim(2, 0), options).movedim(0, 2)
             gradients = gradients._replace(x=dp)
+    if w_ih is None and gradients.weights.b_hh is not None:
+        of_weights = gradients.weights._replace(b_hh=_apart(gradients.weights.b_hh, options))
+        gradients = gradients._replace(weights=of_weights)
     return gradients
+
+
+def _apart(b_hh: Tensor, options: Options) -> Tensor:
+    """b_hh [D * G * H] with 0 for the gates that have it in p. A kernel adds all of it to u."""
+    cell = CELLS[options.cell]
+    kinds = torch.tensor([gate in cell.apart for gate in cell.gates])
+    by_gate = b_hh.view(options.directions, len(cell.gates), -1)
+    return torch.where(kinds.view(1, -1, 1), by_gate, 0).flatten()
 
 
 # The kernels take the gates of a head together, rows [D, heads, gates, S]; torch's order is

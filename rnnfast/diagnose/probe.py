@@ -69,7 +69,7 @@ def probe(
         raise ValueError(
             "no sample has a step to begin at: the batch is empty, or all lengths are 0"
         )
-    network = {name: getattr(whole, name) for name in flows[0].network}
+    network = whole._network()
     return GradientProbe(replace(flows[0], **fields, network=network))
 
 

@@ -35,7 +35,8 @@ def check(
     if w_hh.dim() != 2 or w_hh.shape[0] != width:
         wanted = "a square matrix" if heads == 1 else f"{heads} square matrices, one below another"
         raise RuntimeError(f"weight_hh: given shape {tuple(w_hh.shape)}, wanted {wanted}")
-    if (b_ih is None) != (b_hh is None):
+    apart = bool(CELLS[options.cell].apart) and w_ih is None  # then b_hh may be given alone
+    if (b_ih is None) != (b_hh is None) and not apart:
         raise RuntimeError("bias_ih, bias_hh: given one of them, wanted both or neither")
     if w_ih is None and features != width:
         raise RuntimeError(f"p: given {features} features, wanted {width}")

@@ -30,9 +30,9 @@ def empty_results(x: Tensor, weights: Weights, options: Options) -> Results:
     return Results(x.new_empty(T, B, D * H), states, Saved(values, ahat, rstd), cells)
 
 
-def empty_gradients(kept: Kept, wanted: Wanted) -> Gradients:
+def empty_gradients(kept: Kept, wanted: Wanted, options: Options) -> Gradients:
     """Results of backward, uninitialised."""
-    y, weights = kept.y, kept.weights
+    y, weights, cell = kept.y, kept.weights, CELLS[options.cell]
     w_ih, w_hh, gamma = weights.w_ih, weights.w_hh, weights.gamma
     projects = wanted.weights and w_ih is not None
     normalizes = wanted.weights and gamma is not None
@@ -44,7 +44,7 @@ def empty_gradients(kept: Kept, wanted: Wanted) -> Gradients:
     of_weights = Weights(
         torch.empty_like(w_ih, memory_format=torch.contiguous_format) if projects else None,
         y.new_empty(width) if projects else None,
-        y.new_empty(width) if projects else None,
+        y.new_empty(width) if projects or (wanted.weights and cell.apart) else None,
         torch.empty_like(w_hh, memory_format=torch.contiguous_format) if wanted.weights else None,
         gamma.new_empty(width) if normalizes else None,
         gamma.new_empty(width) if normalizes else None,

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
 from rnnfast.backends import cpu
+from rnnfast.cells import CELLS
 from rnnfast.recurrence.groups import Options, Rows, States, Weights
 from rnnfast.recurrence.precision import arithmetic
 
@@ -329,20 +330,22 @@ def op_inputs(
 ) -> tuple:
     """w_ih: "biased", "unbiased", or None for an input that is the projection."""
     T, B = 5, 3
-    width = IN if w_ih else D * H
+    cell = CELLS[options.get("cell", "rnn_tanh")]
+    rows = D * len(cell.gates) * H
+    width = IN if w_ih else rows
     x = torch.randn(B, T, width).transpose(0, 1) if batch_first else torch.randn(T, B, width)
     biased = w_ih == "biased"
-    w_ih = torch.randn(D * H, IN) if w_ih else None
-    b_ih, b_hh = torch.randn(2, D * H) if biased else (None, None)
-    w_hh = torch.randn(D * H, H)
-    start = torch.randn(D, B, H) if h_0 else None
-    x, w_ih, b_ih, b_hh, w_hh, start = (
-        v if v is None else v.to(dtype) for v in (x, w_ih, b_ih, b_hh, w_hh, start)
+    w_ih = torch.randn(rows, IN) if w_ih else None
+    b_ih, b_hh = torch.randn(2, rows) if biased else (None, None)
+    w_hh = torch.randn(rows, H)
+    starts = [torch.randn(D, B, H) if h_0 else None for _ in cell.states]
+    x, w_ih, b_ih, b_hh, w_hh, *starts = (
+        v if v is None else v.to(dtype) for v in (x, w_ih, b_ih, b_hh, w_hh, *starts)
     )
     gamma, beta = torch.randn(2, D * H).to(arithmetic(dtype)) if norm else (None, None)
     reset = torch.rand(T, B) < 0.3 if norm else None
     n = torch.tensor([5, 0, 3]) if lengths else None
-    weights, states = Weights(w_ih, b_ih, b_hh, w_hh, gamma, beta), States(start)
+    weights, states = Weights(w_ih, b_ih, b_hh, w_hh, gamma, beta), States(*starts)
     return (x, *weights, *states, *Rows(n, reset), None, *Options(directions=D, **options))
 
 
@@ -367,11 +370,14 @@ CASES = [
     {"w_ih": "unbiased", "lengths": True, "batch_first": True},
     {"norm": True, "batch_first": True, "bptt_window": 2, "clip_state_grad": 0.5},
     {"norm": True, "dtype": torch.bfloat16, "lengths": True},
+    {"cell": "lstm", "lengths": True, "all_cells": True},
+    {"cell": "gru", "D": 1, "w_ih": None, "clip_state_grad": 0.5},
+    {"cell": "lstm", "saves": False, "h_0": False},
 ]
 # `make test` runs one case of the oracle and two of the kernels, `make prove` all.
 OPS = [pytest.param("reference", c, marks=[pytest.mark.proof] * (c > 0)) for c in range(len(CASES))]
 OPS += [
-    pytest.param("cpu", c, marks=[needs_cpu] + [pytest.mark.proof] * (c not in (0, 6)))
+    pytest.param("cpu", c, marks=[needs_cpu] + [pytest.mark.proof] * (c not in (0, 6, 8)))
     for c in range(len(CASES))
 ]
 
@@ -385,19 +391,21 @@ def test_opcheck(backend, case, autocast):
     gamma, ops = weights.gamma, torch.ops.rnnfast
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         torch.library.opcheck(ops.rnn.default, (*inputs, backend))
-        y, h_n, _, *saved = ops.rnn(*inputs, backend)
-        saved = present(saved)
+        y, h_n, c_n, *saved, cells = ops.rnn(*inputs, backend)
+        saved, (of_c, of_cells) = present(saved), present([c_n, cells])
+        if not options.saves:  # there is nothing for backward
+            return
         assert y.dtype == h_n.dtype == x.dtype  # autocast does not leak in
         for grads, dx_wanted, dw_wanted in (
-            ((torch.randn_like(y), torch.randn_like(h_n), None), True, True),
-            ((None, h_n, None), False, True),
-            ((y, None, None), True, False),
+            ((torch.randn_like(y), torch.randn_like(h_n), of_c, of_cells), True, True),
+            ((None, h_n, None, None), False, True),
+            ((y, None, of_c, None), True, False),
         ):
             kept = (x, y, *weights, *states, *rows, *saved)
             args = (*grads, *kept, dx_wanted, dw_wanted, *options, backend)
             torch.library.opcheck(ops.rnn_backward.default, args)
-            dx, *dw, dgamma, dbeta, _, dh_0, _ = ops.rnn_backward(*args)
-            assert {g.dtype for g in (dx, *dw, dh_0)} == {x.dtype}
+            dx, *dw, dgamma, dbeta, _, dh_0, dc_0 = ops.rnn_backward(*args)
+            assert {g.dtype for g in (dx, *dw, dh_0, dc_0)} == {x.dtype}
             if dw_wanted and gamma is not None:
                 assert dgamma.dtype == dbeta.dtype == gamma.dtype
 
@@ -407,9 +415,12 @@ def test_the_shapes_that_a_graph_is_built_on_are_the_real_ones(backend, case):
     """Strides too: inductor relies on them."""
     inputs = op_inputs(**CASES[case])
     ops = torch.ops.rnnfast
-    made = y, h_n, _, *saved = ops.rnn(*inputs, backend)
+    made = y, h_n, c_n, *saved, cells = ops.rnn(*inputs, backend)
     x, weights, states, rows, options = groups(inputs)
-    kept = (y, h_n, None, x, y, *weights, *states, *rows, *present(saved))
+    if not options.saves:
+        return  # there is nothing for backward
+    of_c, of_cells = present([c_n, cells])
+    kept = (y, h_n, of_c, of_cells, x, y, *weights, *states, *rows, *present(saved))
     wanted = (True, True, *options, backend)
     grads = ops.rnn_backward(*kept, *wanted)
 
