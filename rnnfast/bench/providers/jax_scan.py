@@ -56,8 +56,7 @@ def _functions(cell: str):
     s = jax.nn.sigmoid
 
     def rnn_tanh(states, p_t, u):
-        h = jnp.tanh(p_t + u)
-        return (h,)
+        return (jnp.tanh(p_t + u),)
 
     def lstm(states, p_t, u):
         i, f, g, o = jnp.split(p_t + u, 4, -1)
@@ -73,16 +72,14 @@ def _functions(cell: str):
     number = 2 if cell == "lstm" else 1
 
     def layer(x, w_ih, w_hh, b_ih, b_hh):
-        H = w_hh.shape[1]
-        apart = b_hh if cell == "gru" else None  # b_hn stays inside the reset product
+        inside = b_hh if cell == "gru" else 0  # b_hn is in the reset product
         p = x @ w_ih.T + (b_ih if cell == "gru" else b_ih + b_hh)
 
         def step(states, p_t):
-            u = states[0] @ w_hh.T
-            states = of_cell(states, p_t, u if apart is None else u + apart)
+            states = of_cell(states, p_t, states[0] @ w_hh.T + inside)
             return states, states[0]
 
-        zeros = jnp.zeros((x.shape[1], H), x.dtype)
+        zeros = jnp.zeros((x.shape[1], w_hh.shape[1]), x.dtype)
         last, y = jax.lax.scan(step, (zeros,) * number, p)
         return y, last
 
