@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -41,6 +43,13 @@ def start(kind: str, h: Tensor) -> Hx:
 def tensors(hx: Hx | None) -> tuple[Tensor, ...]:
     """The states of hx or h_n, one by one."""
     return () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+
+
+def mapped(f: Callable, *of: Hx) -> Hx:
+    """f of each state, or of the states of that name in several hx."""
+    if isinstance(of[0], Tensor):
+        return f(*of)
+    return tuple(map(f, *of))
 
 
 def leaf(hx: Hx) -> Hx:
