@@ -30,9 +30,9 @@ def pinned(make: type, w: float, backend: str = "cpu", **options) -> nn.Module:
             if name.startswith("weight_hh"):
                 p.zero_()
             elif name.startswith(("weight_ih", "bias_ih")):
-                p[rows] = 0
+                p[rows].zero_()
             else:
-                p[rows] = math.log(w / (1 - w))
+                p[rows].fill_(math.log(w / (1 - w)))
     return rnn
 
 
