@@ -16,6 +16,15 @@ from rnnfast.gradient_flow import GradientFlow
 KEEPS = {rnnfast.LSTM: 1, rnnfast.GRU: 1}  # the number of the gate that keeps the state: f, z
 BOTH = pytest.mark.parametrize("make", list(KEEPS))
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
+LENGTHS = pytest.mark.parametrize(
+    ("backend", "T"),
+    [
+        ("cpu", 50),
+        ("cpu", 200),
+        ("reference", 50),
+        pytest.param("reference", 200, marks=pytest.mark.proof),
+    ],
+)
 IN, H, B = 3, 16, 4
 
 
@@ -48,8 +57,7 @@ def flow_of(rnn: nn.Module, T: int, each: bool, **more) -> GradientFlow:
 
 
 @BOTH
-@BACKENDS
-@pytest.mark.parametrize("T", [50, 200])
+@LENGTHS
 @pytest.mark.parametrize("each", [False, True], ids=["last", "every"])
 @pytest.mark.parametrize("w", [0.9, 0.99])
 def test_half_life_of_a_pinned_gate(make, backend, T, each, w):
@@ -61,8 +69,7 @@ def test_half_life_of_a_pinned_gate(make, backend, T, each, w):
 
 
 @BOTH
-@BACKENDS
-@pytest.mark.parametrize("T", [50, 200])
+@LENGTHS
 @pytest.mark.parametrize("each", [False, True], ids=["last", "every"])
 @pytest.mark.parametrize("w", [0.99, 0.999])
 def test_half_life_of_a_pinned_gate_in_bfloat16(make, backend, T, each, w):

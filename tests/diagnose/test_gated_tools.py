@@ -32,7 +32,7 @@ def texts(picture) -> str:
 
 
 @BOTH
-@BACKENDS
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("reference", marks=pytest.mark.proof)])
 @pytest.mark.parametrize("w", [0.8, 0.99])
 def test_the_probe_finds_the_decay_of_a_pinned_gate(make, backend, w):
     rnn = pinned(make, w, backend, num_layers=2, bidirectional=True, dtype=torch.float64)
@@ -127,7 +127,7 @@ def test_the_monitor_has_the_numbers_of_each_record():
             whole = flow.pooled()
             for verdict in (v for layer in whole.verdicts for v in layer):
                 place = verdict.layer, verdict.direction
-                row = rows[step, name, *place]
+                row = rows[(step, name, *place)]
                 assert (row.verdict, row.evidence) == (verdict.word, verdict.evidence)
                 assert row.half_life == pytest.approx(whole.half_life[place].item(), rel=1e-9)
                 assert row.log_growth == pytest.approx(whole.log_growth[place].item(), rel=1e-9)
