@@ -11,6 +11,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
+#include "fields.h"
 #include "keywords.h"
 
 namespace py = pybind11;
@@ -20,6 +21,10 @@ namespace {
 
 using std::int64_t;
 using Address = std::uintptr_t;
+
+static_assert(rnnfast::count_visited<cpu::Shape>() == rnnfast::count_fields<cpu::Shape>());
+static_assert(rnnfast::visits_all_fields<cpu::ForwardProblem, cpu::Shape>());
+static_assert(rnnfast::visits_all_fields<cpu::BackwardProblem, cpu::Shape>());
 
 // name(*, every field of Problem): runs the kernel of the cell that the problem names.
 template <class Problem, void (*cpu::CellKernels::*kKernel)(const Problem&)>

@@ -8,9 +8,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from . import command_arguments as arguments
 from ._version import __version__
+from .argument_types import Nonlinearity
 from .backends import BACKENDS
 from .modules import RNN
 from .modules.settings import CHOICES
@@ -120,7 +122,7 @@ def _add_probe(command: argparse.ArgumentParser) -> None:
     ):
         group.add_argument(flag, type=kind, metavar="N", default=argparse.SUPPRESS)
     for flag, choices in (
-        ("--nonlinearity", ["tanh", "relu", "sigmoid"]),
+        ("--nonlinearity", get_args(Nonlinearity)),
         ("--norm", CHOICES["norm"][1:]),
     ):
         group.add_argument(flag, choices=choices, default=argparse.SUPPRESS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-Nonlinearity = Literal["tanh", "relu", "sigmoid"]
+Nonlinearity = Literal["tanh", "relu", "sigmoid", "softplus"]
 Norm = Literal["layer", "batch"]
 Init = Literal["torch", "orthogonal", "identity", "glorot", "he"]
 GatedInit = Literal["torch", "orthogonal", "glorot"]

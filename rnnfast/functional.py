@@ -53,7 +53,7 @@ def rnn(
             clamped, not checked.
         reset: [T, B] bool: step t is the first of a new segment of row b, and nothing crosses
             between t - 1 and t, in either direction. reset[0] drops h_0.
-        nonlinearity: "tanh", "relu" or "sigmoid".
+        nonlinearity: "tanh", "relu", "sigmoid" or "softplus".
         norm_weight, norm_bias: [D * H]; with norm_weight each head's pre-activation goes through
             layer norm (Ba et al. 2016), with norm_eps beside the variance. 16-bit inputs
             take them in 16 bits or in float32.

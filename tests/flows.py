@@ -61,6 +61,7 @@ SLOPES = {
     "tanh": lambda n: 1 - n.tanh() ** 2,
     "relu": lambda n: (~(n <= 0)).to(n.dtype),  # as torch: NaN passes
     "sigmoid": lambda n: n.sigmoid() * (1 - n.sigmoid()),
+    "softplus": lambda n: n.sigmoid(),
 }
 
 

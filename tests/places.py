@@ -11,7 +11,7 @@ import torch
 from cases import FLOATS, NONLINEARITIES, Case, examples, make_case, needs_cpu, own_rounding
 from hypothesis import strategies as st
 
-from rnnfast.backends import cuda_plan, triton
+from rnnfast.backends import BACKENDS, cuda_plan, triton
 
 CELLS = [f"rnn_{f}" for f in NONLINEARITIES]
 EVERYTHING = {
@@ -46,11 +46,16 @@ class Place(NamedTuple):
     def rounding(self, dtype: torch.dtype) -> dict[str, float]:
         return own_rounding(self.backend, dtype)
 
-    def combinations(self, cells: list[str] = CELLS) -> st.SearchStrategy[dict]:
+    @property
+    def cells(self) -> list[str]:
+        """Those of CELLS that the backend has kernels for."""
+        return [c for c in CELLS if c in getattr(BACKENDS[self.backend], "KERNELS_OF", CELLS)]
+
+    def combinations(self, cells: list[str] | None = None) -> st.SearchStrategy[dict]:
         """Arguments of case_of."""
         return st.fixed_dictionaries(
             {
-                "cell": st.sampled_from(cells),
+                "cell": st.sampled_from(cells or self.cells),
                 "T": st.integers(1, 6),
                 "B": st.integers(1, self.rows),
                 "H": st.sampled_from(self.units),

@@ -80,6 +80,11 @@ def tanh_over_x(x):
     return mp.tanh(x) / x
 
 
+def atanh_over_x(x):
+    """log(1 + f) = 2 atanh(x) with x = f / (2 + f), at most 1/3 for f in [0, 1]."""
+    return mp.atanh(x) / x
+
+
 def main():
     third, seam = mp.mpf(1) / 3, mp.mpf("0.5625")
     fits = {
@@ -87,6 +92,8 @@ def main():
         "exp tail, double": fit_exp_tail(11),
         "tanh near 0, float": fit_in_square(tanh_over_x, -third, 5, seam),
         "tanh near 0, double": fit_in_square(tanh_over_x, -third, 11, seam),
+        "atanh to 1/3, float": fit_in_square(atanh_over_x, third, 4, third),
+        "atanh to 1/3, double": fit_in_square(atanh_over_x, third, 10, third),
         "x coth(x), float (ladder)": fit_in_square(lambda x: x * mp.coth(x), third, 2),
         "tanh(x)/x, float (ladder)": fit_in_square(tanh_over_x, -third, 3),
     }

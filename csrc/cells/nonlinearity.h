@@ -2,7 +2,8 @@
 // alone, so that a is never kept.
 //
 // kSignAlone: f' needs only the sign of h.
-// Math supplies Scalar, Vector (a scalar on a device), tanh and sigmoid.
+// Math supplies Scalar, Vector (a scalar on a device), tanh and sigmoid, and on the host softplus
+// and one_minus_exp.
 #pragma once
 
 #include <stdexcept>
@@ -17,7 +18,7 @@
 
 namespace rnnfast::cells {
 
-enum class Nonlinearity { kTanh, kRelu, kSigmoid };
+enum class Nonlinearity { kTanh, kRelu, kSigmoid };  // those of the kernels for devices
 
 struct Tanh {
   static constexpr bool kSignAlone = false;
@@ -59,6 +60,20 @@ struct Sigmoid {
   RNNFAST_CELL static typename Math::Vector backward(typename Math::Vector dh,
                                                      typename Math::Vector h) {
     return dh * (h * (typename Math::Scalar(1) - h));
+  }
+};
+
+// Where h is next to 0 so is f', and 1 - exp(-h) would cancel.
+struct Softplus {
+  static constexpr bool kSignAlone = false;
+  template <class Math>
+  RNNFAST_CELL static typename Math::Vector value(typename Math::Vector a) {
+    return Math::softplus(a);
+  }
+  template <class Math>
+  RNNFAST_CELL static typename Math::Vector backward(typename Math::Vector dh,
+                                                     typename Math::Vector h) {
+    return dh * Math::one_minus_exp(h);
   }
 };
 

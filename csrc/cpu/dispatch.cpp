@@ -27,19 +27,19 @@ const std::vector<Kernels>& usable() {
 #ifdef RNNFAST_BUILT_PORTABLE
     found.push_back({"portable",
                      {&portable::kRnnTanh, &portable::kRnnRelu, &portable::kRnnSigmoid,
-                      &portable::kLstm, &portable::kGru}});
+                      &portable::kRnnSoftplus, &portable::kLstm, &portable::kGru}});
 #endif
 #ifdef RNNFAST_BUILT_AVX2
     if (runs_avx2())
-      found.push_back(
-          {"avx2",
-           {&avx2::kRnnTanh, &avx2::kRnnRelu, &avx2::kRnnSigmoid, &avx2::kLstm, &avx2::kGru}});
+      found.push_back({"avx2",
+                       {&avx2::kRnnTanh, &avx2::kRnnRelu, &avx2::kRnnSigmoid, &avx2::kRnnSoftplus,
+                        &avx2::kLstm, &avx2::kGru}});
 #endif
 #ifdef RNNFAST_BUILT_AVX512
     if (runs_avx512())
       found.push_back({"avx512",
-                       {&avx512::kRnnTanh, &avx512::kRnnRelu, &avx512::kRnnSigmoid, &avx512::kLstm,
-                        &avx512::kGru}});
+                       {&avx512::kRnnTanh, &avx512::kRnnRelu, &avx512::kRnnSigmoid,
+                        &avx512::kRnnSoftplus, &avx512::kLstm, &avx512::kGru}});
 #endif
     if (found.empty())
       throw std::runtime_error("none of the SIMD levels that were built runs on this processor");

@@ -10,13 +10,13 @@ namespace rnnfast::cpu {
 
 // Each cell's source file defines its own, once per level.
 namespace portable {
-extern const CellKernels kRnnTanh, kRnnRelu, kRnnSigmoid, kLstm, kGru;
+extern const CellKernels kRnnTanh, kRnnRelu, kRnnSigmoid, kRnnSoftplus, kLstm, kGru;
 }
 namespace avx2 {
-extern const CellKernels kRnnTanh, kRnnRelu, kRnnSigmoid, kLstm, kGru;
+extern const CellKernels kRnnTanh, kRnnRelu, kRnnSigmoid, kRnnSoftplus, kLstm, kGru;
 }
 namespace avx512 {
-extern const CellKernels kRnnTanh, kRnnRelu, kRnnSigmoid, kLstm, kGru;
+extern const CellKernels kRnnTanh, kRnnRelu, kRnnSigmoid, kRnnSoftplus, kLstm, kGru;
 }
 
 struct Kernels {

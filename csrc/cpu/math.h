@@ -1,5 +1,5 @@
-// Vectorised tanh and sigmoid, one source for float and double. The polynomials are our own:
-// bench/ladder/polynomials.py. Largest errors, and what else was tried:
+// Vectorised tanh, sigmoid and softplus, one source for float and double. The polynomials are our
+// own: bench/ladder/polynomials.py. Largest errors, and what else was tried:
 // bench/ladder/activations.md.
 #pragma once
 
@@ -37,6 +37,12 @@ struct MathConstants<float> {
       0.4999999815397110884f,    0.1666654362180036946f,    0.041667199922470474636f,
       0.0083665205264429919151f, 0.0013882516842670304814f,
   };
+  static constexpr float kAtanh[] = {
+      0.33333208089780884917f,
+      0.20010767121380456987f,
+      0.14000839089151978934f,
+      0.14006333795314827849f,
+  };
 };
 
 template <>
@@ -67,6 +73,12 @@ struct MathConstants<double> {
       0.0083333333333216916518,   0.0013888888888962385109, 0.0001984126988596576839,
       0.000024801587172517582703, 2.755724437424932442e-6,  2.7557402654290011346e-7,
       2.5108978885952181978e-8,   2.0875328209992652596e-9,
+  };
+  static constexpr double kAtanh[] = {
+      0.33333333333333154661,  0.20000000000077633139,  0.14285714274048888552,
+      0.11111111977486458941,  0.090908722150695419917, 0.076932747389801351565,
+      0.066505533050248261317, 0.060525327927524528883, 0.041722141464373904398,
+      0.085053957492628028586,
   };
 };
 
@@ -118,6 +130,39 @@ struct Math {
     const Vector slope = polynomial(C::kExpTail, r, k, A(-1)) * r - k;
     const Vector sum = slope * r + (lifted * (C::kLower * k) + k);
     return k / sum * lifted * C::kLower;
+  }
+
+  // log(1 + exp(x)) = max(x, 0) + log(1 + z) with z = exp(-|x|) = 2^n exp(r), and with
+  // s = z / (2 + z) log(1 + z) = 2 atanh(s) = z - s (z - 2 s^2 P(s^2)): z, the largest part, is
+  // added last.
+  RNNFAST_INLINE static Vector softplus(Vector x) {
+    const Vector bottom = splat(C::kSigmoidBottom);
+    const Vector zero = {};
+    const Vector below = bit_cast<Vector>(bit_cast<Bits>(x) | kSign);
+    const Vector a = below < bottom ? bottom : below;
+    constexpr A kShift = shift(C::kLift);  // as in sigmoid: 2^n is no number for the least results
+    const Vector shifted = a * C::kInverseLog2 + kShift;
+    const Vector n = shifted - kShift;
+    const Vector r = (a - n * C::kLog2High) - n * C::kLog2Low;
+    const Vector tail = (polynomial(C::kExpTail, r, A(1), A(1)) * r) * r + r;
+    const Vector z = (tail + A(1)) * power_of_two(shifted) * C::kLower;
+    const Vector s = z / (z + A(2));
+    const Vector w = s * s;
+    const Vector rest = z - polynomial(C::kAtanh, w, A(2), A(1)) * w;
+    return (x < zero ? zero : x) + (z - s * rest);
+  }
+
+  // 1 - exp(-x) of x >= 0, exact near 0.
+  RNNFAST_INLINE static Vector one_minus_exp(Vector x) {
+    const Vector top = splat(C::kSigmoidTop);  // beyond it the result rounds to 1
+    const Vector a = x > top ? top : x;
+    constexpr A kShift = shift(0);
+    const Vector shifted = a * -C::kInverseLog2 + kShift;
+    const Vector n = shifted - kShift;
+    const Vector r = (-a - n * C::kLog2High) - n * C::kLog2Low;
+    const Vector tail = (polynomial(C::kExpTail, r, A(1), A(1)) * r) * r + r;
+    const Vector scale = power_of_two(shifted);
+    return (A(1) - scale) - tail * scale;
   }
 
  private:

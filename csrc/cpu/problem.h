@@ -131,7 +131,7 @@ struct CellKernels {
 
 // Calls visit(name, field) for every field. The name is what Python calls it (csrc/keywords.h).
 template <class Visit>
-void visit_fields(Shape& shape, Visit&& visit) {
+constexpr void visit_fields(Shape& shape, Visit&& visit) {
   visit("steps", shape.steps);
   visit("batch", shape.batch);
   visit("size", shape.size);
@@ -140,7 +140,7 @@ void visit_fields(Shape& shape, Visit&& visit) {
 }
 
 template <class Visit>
-void visit_fields(ForwardProblem& problem, Visit&& visit) {
+constexpr void visit_fields(ForwardProblem& problem, Visit&& visit) {
   visit("cell", problem.cell);
   visit("dtype", problem.dtype);
   visit_fields(problem.shape, visit);
@@ -171,7 +171,7 @@ void visit_fields(ForwardProblem& problem, Visit&& visit) {
 }
 
 template <class Visit>
-void visit_fields(BackwardProblem& problem, Visit&& visit) {
+constexpr void visit_fields(BackwardProblem& problem, Visit&& visit) {
   visit("cell", problem.cell);
   visit("dtype", problem.dtype);
   visit_fields(problem.shape, visit);

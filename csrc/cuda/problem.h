@@ -96,7 +96,7 @@ struct Measured {
 };
 
 template <class Visit>
-void visit_fields(Shape& shape, Visit&& visit) {
+constexpr void visit_fields(Shape& shape, Visit&& visit) {
   visit("steps", shape.steps);
   visit("batch", shape.batch);
   visit("size", shape.size);
@@ -106,7 +106,7 @@ void visit_fields(Shape& shape, Visit&& visit) {
 }
 
 template <class Visit>
-void visit_fields(Forward& problem, Visit&& visit) {
+constexpr void visit_fields(Forward& problem, Visit&& visit) {
   visit_fields(problem.shape, visit);
   visit("cell", problem.nonlinearity);
   visit("norm_eps", problem.norm_eps);
@@ -125,7 +125,7 @@ void visit_fields(Forward& problem, Visit&& visit) {
 }
 
 template <class Visit>
-void visit_fields(Backward& problem, Visit&& visit) {
+constexpr void visit_fields(Backward& problem, Visit&& visit) {
   visit_fields(problem.shape, visit);
   visit("cell", problem.nonlinearity);
   visit("window", problem.window);
@@ -150,7 +150,7 @@ void visit_fields(Backward& problem, Visit&& visit) {
 }
 
 template <class Visit>
-void visit_fields(Measured& problem, Visit&& visit) {
+constexpr void visit_fields(Measured& problem, Visit&& visit) {
   visit_fields(problem.shape, visit);
   visit("cell", problem.nonlinearity);
   visit("window", problem.window);

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import tuning
-from ..cells import CELLS, rnn
+from ..cells import CELLS
 from ..recurrence import products
 from ..recurrence.checks import check
 from ..recurrence.groups import (
@@ -36,7 +36,7 @@ from .estimates import torch_step
 if TYPE_CHECKING:
     from . import Problem
 
-KERNELS_OF = {cell.name for cell in rnn.CELLS}  # the names of cells
+KERNELS_OF = {"rnn_tanh", "rnn_relu", "rnn_sigmoid"}  # the names of cells
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cells import CELLS, rnn
+from ..cells import CELLS
 from ..recurrence import products
 from ..recurrence.checks import check
 from ..recurrence.groups import (
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ..triton_kernels.cells.cell import Cell
     from . import Problem
 
-KERNELS_OF = {cell.name for cell in rnn.CELLS}  # the names of cells
+KERNELS_OF = {"rnn_tanh", "rnn_relu", "rnn_sigmoid"}  # the names of cells
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (8, 0)  # compute capability
 OLDEST_TRITON = (3, 6)

@@ -27,6 +27,15 @@ LISTED = {
     (5, 4, 8): NEVER_SLOWER,
     (1, 1, 1): 1 / 1.5,  # almost all of this time is the call itself
 }
+# LSTM: GATED_LARGE_H is where oneDNN's kernel is bound by its products, too.
+GATED_SIZES = (
+    *((128, 1, 64), (128, 16, 64), (512, 32, 128), (256, 32, 256), (128, 64, 512), (64, 64, 1024)),
+    *((50, 256, 64), (20, 3, 2048), (20, 8, 32), (1, 1, 1)),
+)
+GATED_LARGE_H = 512
+OVER_LSTM, OVER_GRU = 1.0, 2.0  # GRU from 16 units on
+OVER_LSTM_OR_GEMM = 1.5, 0.8  # at H = 128 to 512 the one or the other
+OVER_PACKED_LSTM = 3.0
 OVER_JAX = 1.0  # the target: not slower than jax.lax.scan
 AIM_OVER_JAX = 1.2  # the aim
 GEMM_SHARE = 0.85  # of the rate of a large GEMM, from these sizes on:
@@ -48,6 +57,12 @@ def target(work: Workload, how: str) -> float | None:
     if work.device == "cuda":
         inside = how == "cuDNN persistent" and work.precision == "float16"
         return OVER_CUDNN_PERSISTENT if inside else OVER_CUDNN
+    if work.cell == "gru" and work.H >= 16:
+        return OVER_GRU
+    if work.cell == "lstm":
+        if work.packed:
+            return OVER_PACKED_LSTM
+        return OVER_LSTM if work.H <= GATED_LARGE_H else NEVER_SLOWER
     return LISTED.get(work.size, NEVER_SLOWER) if work.plain else NEVER_SLOWER
 
 
@@ -92,7 +107,19 @@ def quick(device: str) -> list[Workload]:
         ]
         return [*plain, *variants(256, 16, 512, device)]
     small = [Workload(1, 1, 1, "listed"), Workload(5, 4, 8, "listed"), *sweep((16, 64), (1, 8))]
-    return [*small, *variants(30, 4, 32)]
+    return [*small, *variants(30, 4, 32), *gated([(5, 4, 8), (30, 4, 32)], packed=(30, 4, 32))]
+
+
+def gated(sizes: Sequence[tuple[int, int, int]], packed: tuple[int, int, int]) -> list[Workload]:
+    """LSTM and GRU at these sizes, and packed at one."""
+    return [
+        work
+        for cell in ("lstm", "gru")
+        for work in (
+            *(Workload(*size, "gated", cell=cell) for size in sizes),
+            Workload(*packed, "gated", packed=True, cell=cell),
+        )
+    ]
 
 
 def everything(device: str) -> list[Workload]:
@@ -105,4 +132,5 @@ def everything(device: str) -> list[Workload]:
         return [*plain, *variants(512, 16, 512, device), short]
     listed = [Workload(*size, "listed") for size in LISTED]
     short = Workload(SHORT_LOOP, 32, 128, "variant", norm="layer")
-    return [*listed, *drawn(20), *sweep(), *variants(128, 32, 128), short]
+    cells = gated(GATED_SIZES, packed=(128, 32, 128))
+    return [*listed, *drawn(20), *sweep(), *variants(128, 32, 128), short, *cells]

@@ -52,7 +52,9 @@ class Row:
     over_jax: float | None
     target_over_torch: float | None
     saved_bytes: int | None
-    estimated_us_per_step: float | None = None  # the default reads older files, which lack it
+    # The defaults read older files, which lack these.
+    estimated_us_per_step: float | None = None
+    cell: str = "rnn_tanh"
 
     @property
     def work(self) -> Workload:

@@ -37,6 +37,11 @@ def targets(row: Row) -> list[Target]:
         wanted.append(Target(f"{at} over torch", row.over_torch, row.target_over_torch))
     if row.over_jax:
         wanted.append(Target(f"{at} over jax", row.over_jax, points.OVER_JAX))
+    if row.cell == "lstm" and not row.packed and 128 <= row.H <= 512 and row.floor_share:
+        ratio, share = points.OVER_LSTM_OR_GEMM
+        best = max((row.over_torch or 0) / ratio, row.floor_share / share)
+        name = f"{at} over torch by {ratio:g}x, or share of GEMM by {share:.0%}"
+        wanted.append(Target(name, best, 1.0))
     large = row.H >= points.GEMM_SHARE_H and row.B >= points.GEMM_SHARE_B
     if row.device == "cpu" and large and row.work.plain and row.floor_share:
         share = Target(f"{at} share of GEMM", row.floor_share, points.GEMM_SHARE, "{:.0%}")

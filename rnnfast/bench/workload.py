@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..modules import RNN
+from ..cells import CELLS
+from ..modules import GRU, LSTM, RNN
+from ..modules.stack import Stack
 
 FORWARD, BOTH = "forward", "forward+backward"
 STEP, GRAPH = "training step", "forward+backward, CUDA graph"
@@ -25,6 +27,9 @@ PRECISIONS = {  # tf32: float32 tensors; products on a GPU round operands to 10 
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+MODULES: dict[str, type[Stack]] = {"rnn_tanh": RNN, "lstm": LSTM, "gru": GRU}
 
 
 class Data(NamedTuple):
@@ -44,7 +49,7 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """A stack of tanh layers with I = H and h_0 = 0. ``kind`` says why we measure it."""
+    """A stack of layers with I = H and states that begin at 0. ``kind`` says why we measure it."""
 
     T: int
     B: int
@@ -56,6 +61,7 @@ class Workload:
     norm: str = ""  # or "layer"
     packed: bool = False  # rows of unequal length, from T / 2 to T
     device: str = "cpu"
+    cell: str = "rnn_tanh"  # a key of MODULES
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -63,8 +69,12 @@ class Workload:
 
     @property
     def plain(self) -> bool:
-        """One layer in float32 with nothing special."""
-        return not self.beyond()
+        """One tanh layer in float32 with nothing special."""
+        return not self.beyond() and self.cell == "rnn_tanh"
+
+    @property
+    def gates(self) -> int:
+        return len(CELLS[self.cell].gates)
 
     def beyond(self) -> list[str]:
         """Differences from a plain layer, in words."""
@@ -78,7 +88,8 @@ class Workload:
 
     def __str__(self) -> str:
         scarce = [self.kind] if self.kind in (MANY, BUSY) else []
-        return ", ".join([f"({self.T}, {self.B}, {self.H})", *self.beyond(), *scarce])
+        cell = [] if self.cell == "rnn_tanh" else [MODULES[self.cell].__name__]
+        return ", ".join([f"({self.T}, {self.B}, {self.H})", *cell, *self.beyond(), *scarce])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,7 +113,8 @@ class Workload:
     def flops(self, what: str) -> int:
         """FLOP of projection and recurrence. Each has two more products in backward."""
         forward = sum(
-            2 * self.points * self.directions * self.H * (i + self.H) for i in self._widths()
+            2 * self.points * self.directions * self.gates * self.H * (i + self.H)
+            for i in self._widths()
         )
         return forward if what == FORWARD else 3 * forward
 
@@ -112,7 +124,7 @@ class Workload:
         width, rows = self.directions * self.H, self.points
         total = 0
         for i in self._widths():
-            weights = width * (i + self.H + 2)
+            weights = self.gates * width * (i + self.H + 2)
             total += rows * (i + width) + weights
             if what != FORWARD:
                 total += rows * (2 * i + 2 * width) + 2 * weights
@@ -128,6 +140,8 @@ class Workload:
             weights = self.module("reference").state_dict()
         return Data(x, g, self.lengths, weights)
 
-    def module(self, backend: str, **options) -> RNN:
+    def module(self, backend: str, **options) -> Stack:
         both = {"num_layers": self.layers, "bidirectional": self.directions == 2}
-        return RNN(self.H, self.H, **both, norm=self.norm or None, backend=backend, **options)
+        norm = {"norm": self.norm} if self.norm else {}
+        kind = MODULES[self.cell]
+        return kind(self.H, self.H, **both, **norm, backend=backend, **options)

@@ -9,14 +9,26 @@ from torch import Tensor
 
 from .cell import Cell, StepGradients, Tensors
 
-NONLINEARITIES = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
+
+def softplus(a: Tensor) -> Tensor:
+    """log(1 + exp(a)). Beyond 40 it is a in float64, too; beyond 20, torch's threshold, not yet."""
+    return torch.nn.functional.softplus(a, threshold=40)
+
+
+NONLINEARITIES = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "softplus": softplus,
+}
 
 BACKWARD = {  # dh f'(a), from h = f(a)
     "tanh": lambda dh, h: dh * (1 - h * h),
     "relu": lambda dh, h: torch.where(h <= 0, 0, dh),  # as torch: an idle unit stops a NaN of dh
     "sigmoid": lambda dh, h: dh * (h * (1 - h)),
+    "softplus": lambda dh, h: dh * -torch.expm1(-h),
 }
-STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25}  # the largest f'
+STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "softplus": 1.0}  # the largest f'
 SIGN_ALONE = {"relu"}  # f' needs the sign of h alone
 
 

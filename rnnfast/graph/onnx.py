@@ -9,7 +9,12 @@ from torch import Tensor
 
 from ..recurrence.groups import Options, Rows, States, Weights
 
-ACTIVATIONS = {"rnn_tanh": "Tanh", "rnn_relu": "Relu", "rnn_sigmoid": "Sigmoid"}
+ACTIVATIONS = {
+    "rnn_tanh": "Tanh",
+    "rnn_relu": "Relu",
+    "rnn_sigmoid": "Sigmoid",
+    "rnn_softplus": "Softplus",
+}
 DTYPES = {torch.float32, torch.float64, torch.float16}
 OPSET = 14  # the newest RNN but that of 22, which adds bfloat16
 

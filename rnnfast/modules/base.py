@@ -56,7 +56,8 @@ class Recurrent(Recording):
         for name, value in settings._asdict().items():
             setattr(self, name, value)
         self._complete = False  # nn.RNNBase resets the parameters before all of them are there
-        # nn.RNNBase knows no RNN_SIGMOID. All modes of an RNN have the same parameters.
+        # nn.RNNBase does not know RNN_SIGMOID and RNN_SOFTPLUS. All modes of an RNN have the same
+        # parameters.
         known = "RNN_TANH" if mode.startswith("RNN_") else mode
         super().__init__(known, *arguments, **factory)
         self.mode = mode

@@ -32,10 +32,12 @@ def glorot(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -
 
 
 def he(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -> None:
-    """Both matrices normal after He et al. 2015 with the gain of the nonlinearity, biases 0."""
+    """Both matrices normal after He et al. 2015 with the gain of the nonlinearity, biases 0. The
+    gain of softplus is that of ReLU, to which it comes close where its input is large."""
+    known = "relu" if nonlinearity == "softplus" else nonlinearity
 
     def normal(x: Tensor) -> None:
-        nn.init.kaiming_normal_(x, nonlinearity=nonlinearity)
+        nn.init.kaiming_normal_(x, nonlinearity=known)
 
     _draw(parameters, hidden_size, hh=normal, ih=normal)
 

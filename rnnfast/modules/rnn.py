@@ -17,7 +17,12 @@ from .base import refuse_unknown
 from .settings import CHECKS, DEFAULTS, Check, Settings
 from .stack import Stack
 
-MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU", "sigmoid": "RNN_SIGMOID"}  # of a nonlinearity
+MODES = {  # of a nonlinearity
+    "tanh": "RNN_TANH",
+    "relu": "RNN_RELU",
+    "sigmoid": "RNN_SIGMOID",
+    "softplus": "RNN_SOFTPLUS",
+}
 
 
 def _nonlinearity(rnn: nn.RNNBase, name: str, value: object) -> None:
@@ -45,7 +50,7 @@ class RNN(Stack):
         n_t = norm_weight * (a_t - mean(a_t)) / sqrt(var(a_t) + norm_eps) + norm_bias
 
     Args:
-        nonlinearity: "tanh", "relu", or "sigmoid", which nn.RNN does not have.
+        nonlinearity: "tanh", "relu", or "sigmoid" and "softplus", which nn.RNN does not have.
         norm: "layer" adds the parameters norm_weight_l0 and norm_bias_l0 [H]. "batch" normalizes
             x_t W_ih^T over the valid points of the batch, before the biases (Laurent et al. 2015).
             It adds the same parameters and, as nn.BatchNorm1d, running statistics (momentum 0.1),

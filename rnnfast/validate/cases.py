@@ -12,7 +12,7 @@ from ..recurrence.groups import Kept, Options, OutputGradients, Rows, Saved, Sta
 from ..recurrence.precision import arithmetic
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-NONLINEARITIES = ["tanh", "relu", "sigmoid"]
+NONLINEARITIES = ["tanh", "relu", "sigmoid", "softplus"]
 
 
 class Case(NamedTuple):

@@ -20,6 +20,7 @@ def in_long_double(case: Case, bias: Tensor) -> tuple[tuple[Tensor, Tensor], ...
         "tanh": (np.tanh, lambda h: 1 - h * h),
         "relu": (lambda a: np.maximum(a, 0), lambda h: 1.0 * (h > 0)),
         "sigmoid": (lambda a: 1 / (1 + np.exp(-a)), lambda h: h * (1 - h)),
+        "softplus": (lambda a: np.logaddexp(a, 0), lambda h: -np.expm1(-h)),
     }[case.nonlinearity]
     (T, B, _), (D, H, _) = x.shape, w_hh.shape
     p = x + bias.numpy()

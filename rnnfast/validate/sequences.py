@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends import torch_native
 from ..testing import StepError, error_ratio, worst_step
 from .cases import Case
 from .layers import LAYER_RESULTS, PEER, as_layer, exact_layer
@@ -67,7 +68,8 @@ def compare(name: str, ours: Pairs, theirs: Pairs, peer: str, over_time: bool) -
 def compare_layers(
     cases: Sequence[Case], backend: str, batch_first: bool = False, device: str = "cpu"
 ) -> dict[str, Comparison]:
-    """Compares cases as layers (:mod:`.layers`) with nn.RNN, or for sigmoid with the eager loop."""
+    """Compares cases as layers (:mod:`.layers`) with nn.RNN, or with the eager loop
+    where nn.RNN lacks the nonlinearity."""
     return compare_layer_runs(*layer_runs(cases, backend, batch_first, device))
 
 
@@ -82,7 +84,7 @@ def layer_runs(
     cases: Sequence[Case], backend: str, batch_first: bool, device: str
 ) -> tuple[list[list[dict]], str]:
     """Pairs (found, exact) of the backend and of its peer for each case, and the peer's name."""
-    peer = "reference" if cases[0].nonlinearity == "sigmoid" else PEER
+    peer = PEER if cases[0].options.cell in torch_native.KERNELS else "reference"
     runs: list[list[dict]] = [[], []]
     for case in cases:
         D, H, _ = case.w_hh.shape

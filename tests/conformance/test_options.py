@@ -35,7 +35,12 @@ pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),
 ]
 
-NONLINEARITIES = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
+NONLINEARITIES = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "softplus": lambda a: torch.log1p(torch.exp(a)),  # a is small
+}
 
 needs_cpu = pytest.mark.skipif(cpu._C is None, reason="the extension rnnfast._C is not built")
 BACKENDS = [pytest.param("cpu", marks=needs_cpu), "reference"]

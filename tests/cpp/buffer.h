@@ -1,6 +1,7 @@
 // Random numbers, and memory for the tests of the kernels.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -14,10 +15,19 @@ inline int64_t pick(int64_t n) {
   return static_cast<int64_t>(engine() % static_cast<std::uint64_t>(n));
 }
 
-// From and to a storage type; the one of 2 bytes is BFloat16.
+// A program says so of its type of 2 bytes that is IEEE's half; another one is BFloat16.
+template <class S>
+constexpr bool kHalf = false;
+
+// From and to a storage type.
 template <class S>
 double value(S x) {
-  if constexpr (sizeof(S) == 2) {
+  if constexpr (kHalf<S>) {
+    const int exponent = x.bits >> 10 & 31, mantissa = x.bits & 1023;
+    const double sign = x.bits >> 15 ? -1 : 1;
+    if (exponent == 31) return mantissa ? std::nan("") : sign * HUGE_VAL;
+    return sign * std::ldexp(exponent ? 1024 + mantissa : mantissa, (exponent ? exponent : 1) - 25);
+  } else if constexpr (sizeof(S) == 2) {
     const std::uint32_t bits = static_cast<std::uint32_t>(x.bits) << 16;
     float wide;
     std::memcpy(&wide, &bits, sizeof(wide));
@@ -29,7 +39,15 @@ double value(S x) {
 
 template <class S>
 S stored(double x) {
-  if constexpr (sizeof(S) == 2) {
+  if constexpr (kHalf<S>) {  // x in half's range
+    if (x == 0) return {0};
+    int exponent;
+    std::frexp(x, &exponent);
+    const int lifted = exponent + 14 > 0 ? exponent + 14 : 0;
+    const int mantissa = static_cast<int>(std::ldexp(std::fabs(x), 25 - (lifted > 0 ? lifted : 1)));
+    return {static_cast<std::uint16_t>((std::signbit(x) ? 0x8000 : 0) | lifted << 10 |
+                                       (mantissa & 1023))};
+  } else if constexpr (sizeof(S) == 2) {
     const float narrow = static_cast<float>(x);
     std::uint32_t bits;
     std::memcpy(&bits, &narrow, sizeof(bits));

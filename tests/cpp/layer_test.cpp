@@ -10,16 +10,21 @@
 #define RNNFAST_WORTH_THREADS 0
 #define RNNFAST_WORTH_WAITING 0
 #define RNNFAST_WORTH_STARTING 0
+#include "../../csrc/cells/gru.h"
+#include "../../csrc/cells/lstm.h"
 #include "../../csrc/cells/rnn.h"
 #include "../../csrc/cpu/launch.h"
 #include "../../csrc/cpu/math.h"
 #include "buffer.h"
-#include "gru.h"
-#include "lstm.h"
+#include "reference.h"
 
 namespace cpu = rnnfast::cpu;
 namespace level = rnnfast::cpu::RNNFAST_LEVEL;
 namespace cells = rnnfast::cells;
+using reference::Kind;
+
+template <>
+constexpr bool kHalf<level::Float16> = true;
 
 namespace {
 
@@ -34,6 +39,7 @@ struct Sizes {
 
 template <class Cell, class S>
 struct Layer {
+  Kind kind;
   Sizes n;
   int64_t W = n.D * Cell::kGates * n.H, Y = n.D * n.H, states = n.D * n.B * n.H;
   int64_t points = n.T * n.B;
@@ -131,7 +137,8 @@ struct Layer {
   }
 
   std::vector<const Data*> outputs(const Results& r) const {
-    std::vector<const Data*> all = {&r.y, &r.h_n, &r.dp};
+    std::vector<const Data*> all = {&r.y, &r.h_n, &r.c_n, &r.saved, &r.dp, &r.dc_0};
+    if (Cell::kSplitGradient) all.push_back(&r.du);
     if (n.wanted & 1) all.push_back(&r.dx);
     if (n.wanted & 2)
       for (const Data* data : {&r.dw_ih, &r.db_ih, &r.db_hh, &r.dw_hh}) all.push_back(data);
@@ -182,35 +189,51 @@ struct Layer {
     }
   }
 
-  // h of the first step of each row: tanh(x W_ih^T + b + h_0 W_hh^T), forward direction; with layer
-  // norm before tanh.
+  static reference::Row row_of(const Data& data, int64_t first, int64_t count) {
+    reference::Row row(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) row[static_cast<size_t>(i)] = data.at(first + i);
+    return row;
+  }
+
+  // h and the saved values of the first step of each row, forward direction.
   void check_first_step(const Results& r) const {
-    for (int64_t b = 0; b < n.B; ++b) {
-      if (n.lengths && lengths.data[b] == 0) continue;
-      std::vector<double> row(static_cast<size_t>(n.H));
-      for (int64_t j = 0; j < n.H; ++j) {
-        double& a = row[static_cast<size_t>(j)];
-        a = n.bias ? b_ih.at(j) + b_hh.at(j) : 0;
-        for (int64_t i = 0; i < n.I; ++i) a += x.at(place(0, b, n.I) + i) * w_ih.at(j * n.I + i);
-        for (int64_t k = 0; k < n.H; ++k) a += h_0.at(b * n.H + k) * w_hh.at(j * n.H + k);
+    const int64_t gates = Cell::kGates * n.H;
+    const reference::Row w = row_of(w_hh, 0, gates * n.H), b = row_of(b_hh, 0, gates);
+    const reference::Row scale = row_of(gamma, 0, n.H), shift = row_of(beta, 0, n.H);
+    const bool inner_bias = n.bias && Cell::kRecurrentBias;
+    const reference::Layer layer{kind,
+                                 n.H,
+                                 w.data(),
+                                 inner_bias ? b.data() : nullptr,
+                                 n.norm ? scale.data() : nullptr,
+                                 n.norm ? shift.data() : nullptr,
+                                 kEps,
+                                 HUGE_VAL};
+    for (int64_t row = 0; row < n.B; ++row) {
+      if (n.lengths && lengths.data[row] == 0) continue;
+      reference::Step step;
+      step.p.assign(static_cast<size_t>(gates), 0);
+      for (int64_t j = 0; j < gates; ++j) {
+        double& p = step.p[static_cast<size_t>(j)];
+        if (n.bias) p += b_ih.at(j) + (inner_bias ? 0 : b_hh.at(j));
+        for (int64_t i = 0; i < n.I; ++i) p += x.at(place(0, row, n.I) + i) * w_ih.at(j * n.I + i);
       }
-      double mean = 0, variance = 0;
-      for (double a : row) mean += a / static_cast<double>(n.H);
-      for (double a : row) variance += (a - mean) * (a - mean) / static_cast<double>(n.H);
-      for (int64_t j = 0; j < n.H; ++j) {
-        double& a = row[static_cast<size_t>(j)];
-        if (n.norm) a = (a - mean) / std::sqrt(variance + kEps) * gamma.at(j) + beta.at(j);
-        expect("y", r.y.at(place(0, b, Y) + j), std::tanh(a));
-      }
+      layer.forward(step, row_of(h_0, row * n.H, n.H), row_of(c_0, row * n.H, n.H));
+      for (int64_t j = 0; j < n.H; ++j)
+        expect("y", r.y.at(place(0, row, Y) + j), step.h[static_cast<size_t>(j)]);
+      const int64_t kept = Cell::kSaved * n.H;
+      for (int64_t j = 0; j < kept; ++j)
+        expect("saved", r.saved.at(place(0, row, Cell::kSaved * Y) + j),
+               step.saved[static_cast<size_t>(j)]);
     }
   }
 
-  void check(bool is_tanh) {
+  void check() {
     for (int64_t b = 0; b < n.B; ++b)
       lengths.data[b] = b == 0 && n.B > 1 ? 0 : b == 1 ? n.T : b * 5 % (n.T + 1);
     const Results first = run(1);
     check_products(first);
-    if (is_tanh) check_first_step(first);
+    check_first_step(first);
     for (int threads = 2; threads <= 5; ++threads) {
       const Results again = run(threads);
       const auto wanted = outputs(first), found = outputs(again);
@@ -226,6 +249,8 @@ template <class S>
 void check_type() {
   using Math = level::Math<level::Arithmetic<S>>;
   using Tanh = cells::Rnn<cells::Tanh, Math>;
+  using Lstm = cells::Lstm<Math>;
+  using Gru = cells::Gru<Math>;
   int variant = 0;
   for (int64_t H : {1, 3, 17, 33})
     for (int64_t I : {1, 5, 16, 40})
@@ -242,26 +267,24 @@ void check_type() {
                            variant % 4 >= 2,
                            variant % 5 == 0,
                            1 + variant % 7};
-          Layer<Tanh, S>{n}.check(true);
+          Layer<Tanh, S>{Kind::kTanh, n}.check();
           if constexpr (sizeof(S) == 4) {
             Sizes with_norm = n;
             with_norm.norm = true;
-            Layer<Tanh, S>{with_norm}.check(true);
+            Layer<Tanh, S>{Kind::kTanh, with_norm}.check();
           }
-          if constexpr (sizeof(S) > 2) {
-            if (variant % 3 > 0) continue;
-            Layer<cells::Lstm<Math>, S>{n}.check(false);
-            Sizes with_bias = n;
-            with_bias.bias = true;
-            Layer<cells::Gru<Math>, S>{with_bias}.check(false);
-          }
+          if (variant % 3 > 0) continue;
+          Layer<Lstm, S>{Kind::kLstm, n}.check();
+          Sizes with_bias = n;
+          with_bias.bias = true;
+          Layer<Gru, S>{Kind::kGru, with_bias}.check();
         }
-  Layer<Tanh, S>{{70, 9, 13, 5, 2, true, true, false, 7}}.check(true);
-  Layer<Tanh, S>{{3, 300, 5, 3, 1, true, true, true, 7}}.check(true);
+  Layer<Tanh, S>{Kind::kTanh, {70, 9, 13, 5, 2, true, true, false, 7}}.check();
+  Layer<Tanh, S>{Kind::kTanh, {3, 300, 5, 3, 1, true, true, true, 7}}.check();
   // Points enough for two sums of them.
-  Layer<Tanh, S>{{23, 91, 13, 5, 2, true, true, false, 7}}.check(true);
-  if constexpr (sizeof(S) > 2)
-    Layer<cells::Gru<Math>, S>{{30, 70, 5, 5, 1, true, true, true, 7}}.check(false);
+  Layer<Tanh, S>{Kind::kTanh, {23, 91, 13, 5, 2, true, true, false, 7}}.check();
+  Layer<Lstm, S>{Kind::kLstm, {23, 91, 5, 5, 1, true, true, false, 7}}.check();
+  Layer<Gru, S>{Kind::kGru, {30, 70, 5, 5, 1, true, true, true, 7}}.check();
 }
 
 }  // namespace
@@ -271,6 +294,7 @@ int main() {
   check_type<float>();
   check_type<double>();
   check_type<level::BFloat16>();
+  check_type<level::Float16>();
   std::printf(failures ? "%d failures\n" : "all layers agree with naive sums\n", failures);
   return failures != 0;
 }

@@ -20,8 +20,12 @@ inline double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 struct Step {
   Row p, h_prev, c_prev, u, ahat, gate, h, c;
   double rstd;
-  Row inner;  // what a cell takes for u where p is in it already
-  Row grad_y, carry, dh, clipped, dn, dp, du, dleak;
+  Row preact;  // p + u
+  Row inner;   // what a cell takes for u where p is in it already
+  Row saved;   // values that the kernel keeps, [values * S]
+  // Gradients. carry: from the step after. dh, dc: with those from outside; dc at fixed h.
+  Row grad_y, grad_c, carry, carry_c, dh, dc, clipped, clipped_c, dn, dp, du, dleak;
+  Row total_c;  // of c, through h, too
 };
 
 struct Layer {
@@ -71,14 +75,22 @@ struct Layer {
     if (!recurrent) s.dp = s.du;
   }
 
-  Row clipped(const Row& dh) const {
+  // Whether c is a state beside h, whose gradient is clipped and recorded together with dh.
+  bool beside() const { return kind == Kind::kLstm; }
+
+  // Scales the joint vector (dh, dc) of a row.
+  void clip_gradients(Step& s) const {
     double squares = 0;
-    for (double x : dh) squares += x * x;
+    for (double x : s.dh) squares += x * x;
+    if (beside())
+      for (double x : s.dc) squares += x * x;
     const double norm = std::sqrt(squares);
-    Row result = dh;
-    if (std::isfinite(norm) && norm > clip)
-      for (double& x : result) x *= clip / norm;
-    return result;
+    const double scale = std::isfinite(norm) && norm > clip ? clip / norm : 1;
+    s.clipped = s.dh;
+    s.clipped_c = s.dc;
+    for (double& x : s.clipped) x *= scale;
+    if (beside())
+      for (double& x : s.clipped_c) x *= scale;
   }
 
   // The factor that passes straight through unit i.
@@ -109,6 +121,7 @@ struct Layer {
     const bool joint = gamma && !recurrent;
     if (joint) normalize(s, n_or_a);
     s.inner = joint ? n_or_a : s.u;
+    s.preact = n_or_a;
     s.gate.assign(s.u.size(), 0);
     s.h.assign(n, 0);
     s.c.assign(n, 0);
@@ -143,6 +156,22 @@ struct Layer {
           break;
       }
     }
+    save(s);
+  }
+
+  // The forget gate of an LSTM and z of a GRU are kept as they are before the sigmoid.
+  void save(Step& s) const {
+    const auto part = [&](const Row& from, int64_t value) {
+      s.saved.insert(s.saved.end(), from.begin() + value * size, from.begin() + (value + 1) * size);
+    };
+    if (kind == Kind::kLeaky) part(s.gate, 0);
+    if (kind != Kind::kLstm && kind != Kind::kGru) return;
+    part(s.gate, 0);
+    part(s.preact, 1);
+    part(s.gate, 2);
+    if (kind == Kind::kGru) return part(s.inner, 2);
+    part(s.gate, 3);
+    part(s.c_prev, 0);
   }
 
   // dh, dc: in, the gradient of what the step left; out, of what it found.
@@ -152,11 +181,17 @@ struct Layer {
     s.dp.assign(s.u.size(), 0);
     s.du.assign(s.u.size(), 0);
     s.carry = dh;
-    for (int64_t i = 0; i < n; ++i) dh[i] += s.grad_y[i];
+    s.carry_c = dc;
+    for (int64_t i = 0; i < n; ++i) {
+      dh[i] += s.grad_y[i];
+      dc[i] += s.grad_c[i];
+    }
     s.dh = dh;
-    s.clipped = clipped(dh);
+    s.dc = dc;
+    clip_gradients(s);
     Row before(n, 0);
     s.dleak.assign(n, 0);
+    s.total_c.assign(n, 0);
     for (int64_t i = 0; i < n; ++i) {
       const double g = s.clipped[i];
       double* const dp = &s.dp[i];
@@ -170,7 +205,8 @@ struct Layer {
           break;
         case Kind::kLstm: {
           const double tanh_c = std::tanh(s.c[i]);
-          const double d = dc[i] + g * gate[3 * n] * (1 - tanh_c * tanh_c);
+          const double d = s.clipped_c[i] + g * gate[3 * n] * (1 - tanh_c * tanh_c);
+          s.total_c[i] = d;
           dp[0] = d * gate[2 * n] * gate[0] * (1 - gate[0]);
           dp[n] = d * s.c_prev[i] * gate[n] * (1 - gate[n]);
           dp[2 * n] = d * gate[0] * (1 - gate[2 * n] * gate[2 * n]);

@@ -18,7 +18,7 @@ from rnnfast.backends import cpu
 # forward mode loads decompositions that torch itself still scripts
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
-NONLINEARITIES = ["tanh", "relu", "sigmoid"]
+NONLINEARITIES = ["tanh", "relu", "sigmoid", "softplus"]
 LENGTHS = [None, [3, 0, 2]]
 T, B, IN, H = 3, 3, 2, 3
 

@@ -61,8 +61,8 @@ def test_constructor_refuses_as_torch_does(case):
     args, options = BAD_ARGUMENTS[case]
     kind, text = outcome(lambda: nn.RNN(*args, **options))
     assert issubclass(kind, Exception)
-    if text.startswith("Unknown nonlinearity"):  # there is a third one to select here
-        text = text.replace("'tanh' or 'relu'", "'tanh', 'relu', 'sigmoid'")
+    if text.startswith("Unknown nonlinearity"):  # there are more of them to select here
+        text = text.replace("'tanh' or 'relu'", "'tanh', 'relu', 'sigmoid', 'softplus'")
     assert outcome(lambda: rnnfast.RNN(*args, **options)) == (kind, text)
 
 
@@ -248,7 +248,8 @@ def test_glorot_init():
 
 
 @pytest.mark.parametrize(
-    ("nonlinearity", "gain"), [("relu", 2**0.5), ("tanh", 5 / 3), ("sigmoid", 1)]
+    ("nonlinearity", "gain"),
+    [("relu", 2**0.5), ("tanh", 5 / 3), ("sigmoid", 1), ("softplus", 2**0.5)],
 )
 def test_he_init(nonlinearity, gain):
     rnn = rnnfast.RNN(300, 200, 2, nonlinearity, init="he")
@@ -512,7 +513,8 @@ def test_dropout_gradient_uses_the_mask_of_the_forward_pass(backend):
 
 def loop(rnn, x, hx):
     """The equations, written once more: one cell call a step, all in plain operations."""
-    f = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}[rnn.nonlinearity]
+    name = rnn.nonlinearity
+    f = nn.functional.softplus if name == "softplus" else getattr(torch, name)
     D = 2 if rnn.bidirectional else 1
     u, h_n = x, []
     for layer in range(rnn.num_layers):
@@ -531,7 +533,7 @@ def loop(rnn, x, hx):
     return y, torch.stack(h_n)
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "sigmoid"])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "sigmoid", "softplus"])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("input_size", [3, 8])

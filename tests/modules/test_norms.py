@@ -214,7 +214,7 @@ def test_init_of_each_head():
         assert (largest <= bound).all()
         assert (largest > 0.8 * bound).all()
     # normal: the sum of squares over the variance is chi-square of 2560, 5 deviations from the mean
-    for f, gain in (("relu", 2**0.5), ("tanh", 5 / 3), ("sigmoid", 1.0)):
+    for f, gain in (("relu", 2**0.5), ("tanh", 5 / 3), ("sigmoid", 1.0), ("softplus", 2**0.5)):
         squares = head_blocks("he", f).square().sum() * 8 / gain**2
         assert abs(squares - 2560) <= 5 * (2 * 2560) ** 0.5
 

@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "cuda/host/launch.h"
+#include "fields.h"
 #include "keywords.h"
 
 namespace rnnfast::cuda {
@@ -22,6 +23,12 @@ inline Mode mode_named(const std::string& name) {
   if (name == "exact") return Mode::kExact;
   throw std::invalid_argument("unknown mode '" + name + "'");
 }
+
+constexpr std::size_t kSetByTheLaunch = 2;  // columns and inv_size, which no caller gives
+static_assert(count_visited<Shape>() == count_fields<Shape>() - kSetByTheLaunch);
+static_assert(visits_all_fields<Forward, Shape>());
+static_assert(visits_all_fields<Backward, Shape>());
+static_assert(visits_all_fields<Measured, Shape>());
 
 // A problem with the stream that its kernels go to.
 template <class Problem>

@@ -22,6 +22,8 @@ class FlashRNN:
             return "flashrnn is not installed"
         if work.device != "cuda":
             return "it computes on a GPU"
+        if work.cell != "rnn_tanh":
+            return "it is asked for its RNN alone"
         if work.dtype == torch.float64 or work.norm or work.packed:
             return "it has no float64, norm or lengths"
         if work.layers * work.directions > 1:

@@ -18,7 +18,8 @@ class Layer:
     returns when the results are there."""
 
     calls: dict[str, Callable[[], object]]
-    results: Callable[[], dict[str, Tensor]]  # y, h_n, dx, and d<name> of each of data.weights
+    # y, h_n, c_n of an LSTM, dx, and d<name> of each of data.weights
+    results: Callable[[], dict[str, Tensor]]
     saved_bytes: Callable[[], int | None] = lambda: None  # for backward; None: unknown
     how: str = ""  # the algorithm or kernel
     estimated_us_per_step: float | None = None  # of forward; None: there is no estimate
@@ -26,27 +27,27 @@ class Layer:
 
 def differentiated(
     module: nn.Module,
-    call: Callable[[Tensor], tuple[Tensor, Tensor]],
+    call: Callable[[Tensor], tuple],
     data: Data,
     how: str = "",
 ) -> Layer:
     """
     Args:
         module: has the parameters of data.weights.
-        call: x [T, B, H] -> y [T, B, D * H] and h_n [D, B, H].
+        call: x [T, B, H] -> y [T, B, D * H] and h_n [D, B, H], or (h_n, c_n).
     """
     parameters = dict(module.named_parameters())
     x = data.x.clone().requires_grad_()
     leaves = [x, *parameters.values()]
     optimizer = torch.optim.SGD(parameters.values(), lr=0.0)  # a rate of 0 keeps the weights
 
-    def forward() -> tuple[Tensor, Tensor]:
+    def forward() -> tuple:
         with torch.no_grad():
             return call(x)
 
-    def both() -> tuple[Tensor, ...]:
-        y, h_n = call(x)
-        return y, h_n, *torch.autograd.grad(y, leaves, data.g)
+    def both() -> tuple:
+        y, last = call(x)
+        return y, last, *torch.autograd.grad(y, leaves, data.g)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -55,17 +56,20 @@ def differentiated(
         optimizer.step()
 
     def results() -> dict[str, Tensor]:
-        y, h_n, *gradients = both()
+        y, last, *gradients = both()
         names = ["dx", *(f"d{name}" for name in parameters)]
-        return {"y": y.detach(), "h_n": h_n.detach()} | dict(zip(names, gradients))
+        found = {name: x.detach() for name, x in zip(("y", "h_n", "c_n"), (y, *states(last)))}
+        return found | dict(zip(names, gradients))
 
     calls = {FORWARD: forward, BOTH: both, STEP: step}
     return Layer(calls, results, lambda: saved_bytes(call, x, list(parameters.values())), how)
 
 
-def saved_bytes(
-    call: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, parameters: list[Tensor]
-) -> int:
+def states(last: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    return (last,) if isinstance(last, Tensor) else tuple(last)
+
+
+def saved_bytes(call: Callable[[Tensor], tuple], x: Tensor, parameters: list[Tensor]) -> int:
     """Bytes that only backward needs, without input, parameters and outputs."""
     kept: list[Tensor] = []  # kept until they are counted, so that addresses differ
 
@@ -74,8 +78,8 @@ def saved_bytes(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y, h_n = call(x)
+        y, last = call(x)
     storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in kept)}
-    for tensor in (x, *parameters, y, h_n):
+    for tensor in (x, *parameters, y, *states(last)):
         storages.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(storages.values())

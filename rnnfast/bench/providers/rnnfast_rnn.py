@@ -1,4 +1,4 @@
-"""rnnfast.RNN, one provider for each of its own backends."""
+"""rnnfast's modules, one provider for each of our own backends."""
 
 from __future__ import annotations
 
@@ -35,4 +35,4 @@ def problem(work: Workload) -> Problem:
     """The problem that the module passes to the choice of a backend."""
     extras = ("norm",) if work.norm else ()
     size = work.H, work.directions, work.B
-    return Problem(work.device, work.dtype, "rnn_tanh", False, extras, *size)
+    return Problem(work.device, work.dtype, work.cell, False, extras, *size)

@@ -1,4 +1,4 @@
-"""torch.nn.RNN: cuDNN on a GPU, a loop of operations on a CPU."""
+"""torch.nn.RNN, LSTM and GRU: cuDNN on a GPU, oneDNN (LSTM) or a loop of operations on a CPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ..workload import Data, Workload
 from .layer import Layer, differentiated
 
+MODULES = {"rnn_tanh": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+
 
 class TorchRNN:
     name = "torch"
@@ -18,13 +20,13 @@ class TorchRNN:
 
     def build(self, work: Workload, data: Data) -> Layer:
         both = work.directions == 2
-        rnn = nn.RNN(work.H, work.H, work.layers, bidirectional=both)
+        rnn = MODULES[work.cell](work.H, work.H, work.layers, bidirectional=both)
         rnn = rnn.to(data.x.device, data.x.dtype)
         rnn.load_state_dict(data.weights)
 
-        def packed(x: Tensor) -> tuple[Tensor, Tensor]:
-            y, h_n = rnn(pack_padded_sequence(x, data.lengths))
-            return pad_packed_sequence(y, total_length=work.T)[0], h_n
+        def packed(x: Tensor) -> tuple:
+            y, last = rnn(pack_padded_sequence(x, data.lengths))
+            return pad_packed_sequence(y, total_length=work.T)[0], last
 
         call = rnn if data.lengths is None else packed
         return differentiated(rnn, call, data, algorithm(work))

@@ -13,13 +13,19 @@ from rnnfast.backends import cpu
 _C = pytest.importorskip("rnnfast._C")
 pytestmark = pytest.mark.usefixtures("one_torch_thread", "cores_enough")
 
-NONLINEARITIES = ("tanh", "relu", "sigmoid")
+NONLINEARITIES = ("tanh", "relu", "sigmoid", "softplus")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-VALUE = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
+VALUE = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "softplus": lambda a: a.clamp(min=0) + torch.log1p(torch.exp(-a.abs())),
+}
 SLOPE = {
     "tanh": lambda h: 1 - h * h,
     "relu": lambda h: (h > 0).to(h.dtype),
     "sigmoid": lambda h: h * (1 - h),
+    "softplus": lambda h: -torch.expm1(-h),
 }
 
 
@@ -345,7 +351,12 @@ def exact_float32(nonlinearity, a):
     """float64, and zero."""
     wide = a.astype(np.float64)
     with np.errstate(all="ignore"):
-        exact = np.tanh(wide) if nonlinearity == "tanh" else np.exp(-np.logaddexp(0, -wide))
+        if nonlinearity == "tanh":
+            exact = np.tanh(wide)
+        elif nonlinearity == "sigmoid":
+            exact = np.exp(-np.logaddexp(0, -wide))
+        else:
+            exact = np.maximum(wide, 0) + np.log1p(np.exp(-np.abs(wide)))
     return exact, 0.0
 
 
@@ -355,7 +366,12 @@ def exact_float64(nonlinearity, a):
     def exact(x):
         if nonlinearity == "tanh":
             return mpmath.tanh(x)
-        return mpmath.mpf(x > 0) if math.isinf(x) else 1 / (1 + mpmath.exp(-x))
+        if math.isinf(x):
+            return mpmath.mpf(max(x, 0) if nonlinearity == "softplus" else x > 0)
+        rest = mpmath.exp(-abs(x))
+        if nonlinearity == "softplus":
+            return max(x, 0) + mpmath.log1p(rest)
+        return 1 / (1 + mpmath.exp(-x))
 
     with mpmath.workdps(40):
         values = [exact(x) for x in a.tolist()]
@@ -364,7 +380,7 @@ def exact_float64(nonlinearity, a):
     return nearest, np.array(missing)
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid"])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid", "softplus"])
 @pytest.mark.parametrize(
     ("sweep", "judge"),
     [(sweep_float32, exact_float32), (sweep_float64, exact_float64)],
@@ -382,7 +398,8 @@ def test_nonlinearities_are_within_two_ulp(level, nonlinearity, sweep, judge):
     if nonlinearity == "tanh":  # but for -0, which p + u loses before f sees it
         np.testing.assert_array_equal(np.signbit(actual[a != 0]), np.signbit(a[a != 0]))
         assert (np.abs(actual[np.abs(a) >= 20]) == 1).all()
-    assert np.abs(actual).max() <= 1
+    if nonlinearity != "softplus":
+        assert np.abs(actual).max() <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
@@ -418,7 +435,7 @@ def test_openmp_and_own_threads_give_the_same_bits(level):
 
 def test_unknown_names_are_value_errors():
     given = Case((1, 1, 1, 1, 1), torch.float32, "tanh").common(1)
-    with pytest.raises(ValueError, match=r"swish.*rnn_tanh, rnn_relu, rnn_sigmoid"):
+    with pytest.raises(ValueError, match=r"swish.*rnn_tanh, rnn_relu, rnn_sigmoid, rnn_softplus"):
         rnn_forward(**given | {"cell": "swish"})
     with pytest.raises(ValueError, match=r"float8.*float32"):
         rnn_forward(**given | {"dtype": "float8"})
