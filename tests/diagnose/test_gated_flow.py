@@ -4,6 +4,8 @@ loop of the equations see."""
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 import rnnfast
 from rnnfast.gradient_flow import GradientFlow
+from rnnfast.recurrence import record
 
 KEEPS = {rnnfast.LSTM: 1, rnnfast.GRU: 1}  # the number of the gate that keeps the state: f, z
 BOTH = pytest.mark.parametrize("make", list(KEEPS))
@@ -51,6 +54,18 @@ def flow_of(rnn: nn.Module, T: int, each: bool, **more) -> GradientFlow:
     y, _ = rnn(inputs(T, B, IN, dtype=dtype), **more)
     (y if each else y[-1]).float().square().sum().backward()
     return rnn.gradient_flow
+
+
+@pytest.mark.parametrize("source", ["csrc/record.h", "triton_kernels/record.py"])
+def test_kernels_write_every_field_in_the_order_of_the_record(source):
+    text = (Path(__file__).parents[2] / source).read_text()
+    if source.endswith(".h"):
+        names = re.findall(r"^  k(\w+),$", text, re.MULTILINE)
+        snake = tuple(re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower() for name in names)
+        assert snake == record.FIELDS
+    else:
+        places = {int(place) for place in re.findall(r"p_step \+ (\d+)", text)}
+        assert places == set(range(len(record.FIELDS)))
 
 
 # -------------------------------------------------------------------------- with known answers
