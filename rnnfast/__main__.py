@@ -90,13 +90,13 @@ def _add_probe(command: argparse.ArgumentParser) -> None:
         "source",
         metavar="SOURCE",
         help="module:factory, a function without arguments that returns a model (its module may be "
-        "in this folder); or a checkpoint, with the flags of its RNN",
+        "in this folder); or a checkpoint, with the flags of its module",
     )
     command.add_argument(
         "--data",
         metavar="MODULE:FUNCTION",
         help="a function that returns the input of the model: a tensor, or a tuple of arguments "
-        "(default: normal noise into every RNN)",
+        "(default: normal noise into every RNN, LSTM and GRU)",
     )
     command.add_argument(
         "--steps", type=arguments.positive, metavar="N", help="steps of the noise (default: 250)"
@@ -112,7 +112,7 @@ def _add_probe(command: argparse.ArgumentParser) -> None:
         help="the seed of weights, noise and vectors",
     )
     _add_out(command, "rnnfast-probe")
-    group = command.add_argument_group("checkpoint", "the arguments of its RNN, as in rnnfast.RNN")
+    group = command.add_argument_group("checkpoint", "the arguments of its module, as in rnnfast")
     for flag, kind in (
         ("--input-size", arguments.positive),
         ("--hidden-size", arguments.positive),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +12,8 @@ from torch import Tensor, nn
 import rnnfast
 from rnnfast.demo.tasks import Task
 from rnnfast.demo.training import BATCH_SIZE, Classifier, accuracy, training_step
-from rnnfast.gradient_flow import reading
 
+CHRONO = {"chrono_steps": 108}  # the steps of the task
 LAYER_NORM, IDENTITY = {"norm": "layer"}, {"nonlinearity": "relu", "init": "identity"}
 OPTIMIZERS = {
     "Adam": lambda weights: torch.optim.Adam(weights, 1e-3),
@@ -26,7 +24,7 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True, eq=False)
 class Cure:
-    """One line of the table: an RNN of this package, or a gated one of torch's."""
+    """One line of the table."""
 
     kind: str
     name: str
@@ -56,8 +54,14 @@ CURES = (
     Cure("optimizer", "tanh, layer norm, RMSprop", LAYER_NORM, "RMSprop"),
     Cure("optimizer", "tanh, SGD", {}, "SGD"),
     Cure("optimizer", "tanh, RMSprop", {}, "RMSprop"),
-    Cure("gating", "torch.nn.GRU", {}, make=nn.GRU),
-    Cure("gating", "torch.nn.LSTM", {}, make=nn.LSTM),
+    Cure("gating", "GRU, torch's init", {}, make=rnnfast.GRU),
+    Cure("gating", "GRU, orthogonal", {"init": "orthogonal"}, make=rnnfast.GRU),
+    Cure("gating", "GRU, chrono_steps=108", CHRONO, make=rnnfast.GRU),
+    Cure("gating", "LSTM, torch's init", {}, make=rnnfast.LSTM),
+    Cure("gating", "LSTM, orthogonal", {"init": "orthogonal"}, make=rnnfast.LSTM),
+    Cure("gating", "LSTM, forget_bias=1", {"forget_bias": 1.0}, make=rnnfast.LSTM),
+    Cure("gating", "LSTM, forget_bias=3", {"forget_bias": 3.0}, make=rnnfast.LSTM),
+    Cure("gating", "LSTM, chrono_steps=108", CHRONO, make=rnnfast.LSTM),
 )
 
 
@@ -70,10 +74,7 @@ class Outcome:
 
 def run(cure: Cure, task: Task, seed: int) -> Outcome:
     torch.manual_seed(seed)
-    options = cure.options
-    if cure.make is rnnfast.RNN:
-        options = options | {"track_gradient_flow": True}
-    model = Classifier(cure.make, **options)
+    model = Classifier(cure.make, track_gradient_flow=True, **cure.options)
     x, labels = task.train
     optimizer = OPTIMIZERS[cure.optimizer](model.parameters())
     batches = len(labels) // BATCH_SIZE
@@ -93,34 +94,9 @@ def run(cure: Cure, task: Task, seed: int) -> Outcome:
 def log_growth(model: Classifier, x: Tensor, labels: Tensor) -> float:
     """Mean logarithm of the factor of the loss's gradient per step back. With several layers, that
     of the layer where it lasts longest."""
-    if isinstance(model.rnn, rnnfast.RNN):
-        F.cross_entropy(model(x), labels).backward()
-        model.zero_grad()
-        return model.rnn.gradient_flow.log_growth[:, 0].max().item()
-    return log_growth_by_steps(model, x, labels)
-
-
-def log_growth_by_steps(model: Classifier, x: Tensor, labels: Tensor) -> float:
-    """The same for a module of torch, which runs one step at a time. Its state is h; an LSTM also
-    has c."""
-    states: list[tuple[Tensor, ...]] = []
-    state = None
-    for step in x.split(1, dim=1):
-        _, state = model.rnn(step, state)
-        if not states:  # the graph begins here
-            if isinstance(state, tuple):
-                state = tuple(part.detach().requires_grad_() for part in state)
-            else:
-                state = state.detach().requires_grad_()
-        states.append(state if isinstance(state, tuple) else (state,))
-    loss = F.cross_entropy(model.head(states[-1][0][-1]), labels)
-    parts = [part for state in states for part in state]
-    grads = torch.autograd.grad(loss, parts, allow_unused=True)  # the loss uses h and not c
-    squares = [0.0 if g is None else g.double().square().sum().item() for g in grads]
-    each = len(states[0])
-    norms = [math.sqrt(sum(squares[i : i + each])) for i in range(0, len(squares), each)]
-    logs = [math.log(a / b) for a, b in pairwise(norms) if b >= reading.SMALLEST and a > 0]
-    return sum(logs) / len(logs)
+    F.cross_entropy(model(x), labels).backward()
+    model.zero_grad()
+    return model.rnn.gradient_flow.log_growth[:, 0].max().item()
 
 
 def outcomes(cures: tuple[Cure, ...], task: Task, seeds: int) -> Iterator[tuple[Cure, Outcome]]:

@@ -75,3 +75,13 @@ class Cell(NamedTuple):
     gain_name: str = "|f'|"
     steepest: float | None = None  # the largest |f'| of a cell without gates
     idles: bool = False  # f' is 0 on one side: a unit can be dead
+
+    @property
+    def gated(self) -> bool:
+        """Whether gates decide how much of a state stays. Their gain is the mean of such a gate."""
+        return self.steepest is None
+
+    @property
+    def memory(self) -> str:
+        """The state that carries the memory, whose gradient decays: c, or h without a c."""
+        return self.states[-1]

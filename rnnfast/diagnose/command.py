@@ -1,4 +1,5 @@
-"""``python -m rnnfast probe``: every RNN of a model probed, in words, a table and a picture."""
+"""``python -m rnnfast probe``: each RNN, LSTM and GRU of a model in words, a table and a
+picture."""
 
 from __future__ import annotations
 
@@ -16,18 +17,19 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to rnnfast.RNN
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import watch as calls
-from ..modules import RNN
+from ..cells import CELLS
+from ..convert import OURS, TWINS
+from ..modules.stack import Stack
 from .picture import draw_probes
 from .probe import GradientProbe, probe
 
 STEPS, BATCH = 250, 32  # the size of the random input
 LEGEND = (
     "half-life, horizon: steps until half, until a thousandth of a step's influence on the state "
-    "is left. Try: arguments of rnnfast.RNN, which takes the place of torch.nn.RNN."
+    "is left. Try: arguments of rnnfast's RNN, LSTM and GRU, which take the place of torch's."
 )
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
@@ -160,24 +162,36 @@ def _function(spec: str, what: str) -> Callable[[], object]:
 
 
 def _rnns(model: nn.Module, source: str) -> dict[str, nn.Module]:
-    """The RNNs that can be probed, by name."""
+    """The RNNs, LSTMs and GRUs that can be probed, by name."""
     modules = dict(model.named_modules())
-    found = {n: m for n, m in modules.items() if type(m) is TorchRNN or isinstance(m, RNN)}
+    found = {n: m for n, m in modules.items() if type(m) in TWINS or isinstance(m, OURS)}
     if found:
         return found
     others = {n: m for n, m in modules.items() if isinstance(m, RECURRENT)}
     kinds = {type(m).__name__: n for n, m in reversed(list((others or modules).items()))}
     listed = ", ".join(f"{kind} ({name or 'the model itself'})" for kind, name in kinds.items())
-    hint = "; rnnfast has no LSTM, GRU, cell or subclass of them yet" if others else ""
-    raise BadInput(f"{source}: no torch.nn.RNN or rnnfast.RNN in it, but {listed}{hint}")
+    hint = "; rnnfast has no cell module or subclass of torch's" if others else ""
+    raise BadInput(f"{source}: no RNN, LSTM or GRU in it, but {listed}{hint}")
 
 
-def _from_checkpoint(path: Path, checkpoint: Checkpoint) -> RNN:
+def _module_of(state: Mapping[str, Tensor], hidden_size: object) -> type[Stack]:
+    """The module with so many gates: W_hh has a row for each gate of each unit. RNN where none
+    has."""
+    rows = len(state["weight_hh_l0"]) if "weight_hh_l0" in state else 0
+    for made in OURS:
+        gates = CELLS[made(1, 1, device="meta")._cell()].gates
+        if rows == len(gates) * hidden_size:
+            return made
+    return OURS[0]
+
+
+def _from_checkpoint(path: Path, checkpoint: Checkpoint) -> Stack:
     state, flags = _state_dict(path, checkpoint.prefix, checkpoint.key), checkpoint.flags
     if not {"input_size", "hidden_size"} <= flags.keys():
         raise BadInput(f"{path}: its RNN needs --input-size and --hidden-size, at least")
+    module = _module_of(state, flags["hidden_size"])
     try:
-        wanted = RNN(**flags, device="meta").state_dict()
+        wanted = module(**flags, device="meta").state_dict()
     except (TypeError, ValueError) as error:
         raise BadInput(str(error)) from None
     problems = []
@@ -192,15 +206,11 @@ def _from_checkpoint(path: Path, checkpoint: Checkpoint) -> RNN:
         if shape != flagged:
             problems.append(f"{name}: {shape} in the file, {flagged} by the flags")
     if problems:
-        w = state.get("weight_hh_l0", torch.empty(1, 1))
-        gates = w.shape[0] // max(w.shape[-1], 1)
-        if gates in (3, 4) and not flags.get("num_heads"):
-            problems.append(f"{gates} gates look like {'GRU' if gates == 3 else 'LSTM'}, not RNN")
         raise BadInput(f"{path} does not fit the flags: {'; '.join(problems)}")
     dtype = state["weight_ih_l0"].dtype
     if not dtype.is_floating_point:
         raise BadInput(f"{path}: weight_ih_l0 is {dtype}, wanted a floating-point dtype")
-    rnn = RNN(**flags, dtype=dtype)
+    rnn = module(**flags, dtype=dtype)
     rnn.load_state_dict(state)
     return rnn
 

@@ -65,6 +65,7 @@ class History:
 
     def __init__(self, name: str, network: Mapping, first: int, every: int, keep: int) -> None:
         self.name, self.network, self.first, self.keep = name, network, first, keep
+        self.cell = reading.cell_of(network)
         self.width = every  # training steps to a column
         self.maps: dict[int, Tensor] = {}  # by training step: [MAPS, L, D, T], float32
         self.nonfinite: list[int] = []  # training steps with inf or NaN

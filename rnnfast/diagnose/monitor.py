@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.rnn import RNN as TorchRNN  # torch.nn.RNN may be set to rnnfast.RNN
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
+from ..convert import TWINS
 from ..extras import need
 from ..gradient_flow.sums import Pass, newest
 from ..gradient_flow.text import name_of, number_of_steps
-from ..modules import RNN
+from ..modules.stack import Stack
 from ..recurrence import record
 from .history import MAPS, Entry, Field, History, Row
 
@@ -47,7 +47,8 @@ class _Attempt(NamedTuple):
 
 
 class GradientMonitor:
-    """Records the gradient in every rnnfast.RNN of a model, at each step of a training.
+    """Records the gradient in every RNN, LSTM and GRU of rnnfast in a model, at each step of a
+    training.
 
         with rnnfast.GradientMonitor(model, optimizer, out="flow") as monitor:
             train(model, optimizer)  # your training, unchanged
@@ -81,8 +82,8 @@ class GradientMonitor:
             writes.
 
     Raises:
-        TypeError, ValueError: an argument has a wrong type or value, the model has no rnnfast.RNN,
-            or one of them does not record.
+        TypeError, ValueError: an argument has a wrong type or value, the model has no RNN, LSTM
+            or GRU of rnnfast, or one of them does not record.
         ModuleNotFoundError: ``out`` needs matplotlib (``pip install rnnfast[plots]``).
     """
 
@@ -344,7 +345,9 @@ class GradientMonitor:
             panels.append(HeatMap(title, below, *where, values.numpy(), history.nonfinite))
         part = ", the part that came back through time" if field == "carry_norm" else ""
         heading = "The gradient at each time step, as training goes on"
-        return draw(panels, heading, f"norm of $dL/dh_t${part}")
+        states = max((self._histories[name].cell.states for name, _, _ in norms), key=len)
+        each = " and ".join(f"$dL/d{state}_t$" for state in states)
+        return draw(panels, heading, f"norm of {each}{part}")
 
     def _read(self, name: str) -> None:
         rows = self._histories[name].read()
@@ -410,24 +413,27 @@ def _is_closed(writer) -> bool:
     return getattr(writer, "file_writer", writer) is None
 
 
-def tracked_rnns(model: nn.Module) -> dict[str, RNN]:
-    """Every rnnfast.RNN of a model, once, by its first name there without the names of wrappers.
+def tracked_rnns(model: nn.Module) -> dict[str, Stack]:
+    """Every RNN, LSTM and GRU of rnnfast in a model, once, by its first name there without the
+    names of wrappers.
 
     Raises:
         TypeError: the model is no module.
-        ValueError: it has no rnnfast.RNN, or one that does not record.
+        ValueError: it has none of them, or one that does not record.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: given {type(model).__name__}, wanted a torch.nn.Module")
     parallel = DistributedDataParallel, DataParallel
     around = {path for path, module in model.named_modules() if isinstance(module, parallel)}
     modules = model.named_modules()
-    found = {_plain_name(path, around): m for path, m in modules if isinstance(m, RNN)}
+    found = {_plain_name(path, around): m for path, m in modules if isinstance(m, Stack)}
     if not found:
         hint = ""
-        if any(isinstance(module, TorchRNN) for module in model.modules()):
-            hint = "; rnnfast.replace(model, track_gradient_flow=True) makes them of its nn.RNN"
-        raise ValueError(f"model: given one without any rnnfast.RNN{hint}")
+        theirs = [type(m).__name__ for m in model.modules() if isinstance(m, tuple(TWINS))]
+        if theirs:
+            converted = "rnnfast.replace(model, track_gradient_flow=True)"
+            hint = f"; {converted} makes one of its nn.{theirs[0]}"
+        raise ValueError(f"model: given one without any RNN, LSTM or GRU of rnnfast{hint}")
     silent = [name for name, rnn in found.items() if not rnn.track_gradient_flow]
     if silent:
         raise ValueError(

@@ -36,8 +36,9 @@ def draw_probes(probes: Mapping[str, GradientProbe]) -> Picture:
         lags = range(int(probe.samples.any(0).sum()))
         for layer, verdicts in enumerate(probe.verdicts):
             for d, verdict in enumerate(verdicts):
+                state = probe.flow.cell.memory
                 curves = {
-                    "$v^T dh_{end}/dh_t$, root mean square over samples": norm[layer, d],
+                    f"$v^T dh_{{end}}/d{state}_t$, root mean square over samples": norm[layer, d],
                     "by this layer's own steps alone": own[layer, d],
                 }
                 panels.append(

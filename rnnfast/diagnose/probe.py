@@ -149,9 +149,9 @@ class GradientProbe:
     @cached_property
     def norm(self) -> Tensor:
         """Root mean square over these samples of ||v^T dh_end/dh_t||, with h_end in the top layer
-        and h_t in this one. Below the top layer it contains the gradient that comes down from the
-        layer above at every step."""
-        squares = torch.where(self._there, self._by_lag(self.flow.state_norm).square(), 0)
+        and h_t in this one; in an LSTM of ||v^T dh_end/dc_t||. Below the top layer it contains the
+        gradient that comes down from the layer above at every step."""
+        squares = torch.where(self._there, self._by_lag(self.flow.memory.norm).square(), 0)
         return (squares.sum(-1) / self.samples).sqrt()
 
     @cached_property
@@ -389,7 +389,7 @@ class GradientProbe:
     @cached_property
     def _logs(self) -> Tensor:
         """[L, D, T, B] logarithm of the factor from each lag to the next; NaN without a factor."""
-        norm = self._by_lag(self.flow.clipped_norm)
+        norm = self._by_lag(self.flow.memory.sent)
         before = torch.cat([torch.zeros_like(norm[:, :, :1]), norm[:, :, :-1]], 2)
         known = self._there & (before >= self.flow.smallest)
         return torch.where(known, self._by_lag(self.flow.factors), torch.nan).log()

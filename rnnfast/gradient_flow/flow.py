@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,14 @@ from .sums import SQUARES, Sums, measured, take, together
 if TYPE_CHECKING:
     from ..cells.cell import Cell
     from ..drawing import Picture
+
+
+class Memory(NamedTuple):
+    """Norms of the gradient of the state that carries the memory, shaped like the fields."""
+
+    norm: Tensor  # of the whole gradient
+    carry: Tensor  # of the part that came back from the step after
+    sent: Tensor  # of the gradient that the step sends on, after clipping
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,9 +50,9 @@ class GradientFlow:
     nonfinite_state: Tensor  # number of entries of h_t that are not finite
     entries: Tensor  # number of entries: valid rows times units
     carried: Tensor  # number of entries to which the step after has sent a gradient back
-    cell_norm: Tensor  # norm of the whole dL/dc_t, also through h_t; 0 without a cell state
+    cell_norm: Tensor  # norm of dL/dc_t, also through h_t, after clipping; 0 in a cell without c
     cell_carry_norm: Tensor  # norm of its part that came back from the step after
-    network: Mapping = field(default_factory=dict)  # arguments of the RNN
+    network: Mapping = field(default_factory=dict)  # arguments of the module, and its "cell"
     smallest: float = reading.SMALLEST  # a smaller norm is no measurement
 
     def fields(self) -> dict[str, Tensor]:
@@ -57,20 +65,27 @@ class GradientFlow:
     def factors(self) -> Tensor:
         """carry_norm_t / clipped_norm_{t+1}, shaped like the fields: one step back through time
         multiplies the norm of the gradient by this number. The loss adds its part at step t later.
-        An LSTM's memory is c: its factors are cell_carry_norm_t / cell_norm_{t+1}.
+        The memory of an LSTM is c, so its factors are cell_carry_norm_t / cell_norm_{t+1}: what the
+        loss adds to dh_t at each step would hide the decay of dc_t.
 
         A factor is NaN where no gradient comes back to step t, where a reset stops some rows and
         not others (track_gradient_flow="sample" keeps rows apart), and where the norm at the step
         after t is below ``smallest``: 1e-30, or 1e-4 in float16, whose range ends early. In the
         reverse direction the step after t is t - 1.
         """
-        norms = self.carry_norm, self.clipped_norm
-        if "c" in self.cell.states:
-            norms = self.cell_carry_norm, self.cell_norm
-        return reading.factors(*norms, self.carried, self.entries, self.smallest)
+        memory = self.memory
+        return reading.factors(memory.carry, memory.sent, self.carried, self.entries, self.smallest)
+
+    @property
+    def memory(self) -> Memory:
+        """The norms whose ratio is the factor: those of c, or those of h in a cell without c."""
+        if len(self.cell.states) > 1:
+            return Memory(self.cell_norm, self.cell_carry_norm, self.cell_norm)
+        return Memory(self.state_norm, self.carry_norm, self.clipped_norm)
 
     @property
     def cell(self) -> Cell:
+        """The cell of the network: what its states and its gain are."""
         return reading.cell_of(self.network)
 
     @cached_property

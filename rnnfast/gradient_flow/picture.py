@@ -141,11 +141,10 @@ def _draw_horizon(axes: Axes, panel: Panel, margin: float) -> None:
 def draw_flow(flow: GradientFlow) -> Picture:
     whole = flow.pooled()
     T = whole.gain.shape[2]
-    panels = []
+    panels, memory = [], whole.memory
     for layer, verdicts in enumerate(whole.verdicts):
         for d, verdict in enumerate(verdicts):
-            state, carry = whole.state_norm[layer, d], whole.carry_norm[layer, d]
-            begun = (whole.clipped_norm[layer, d] > 0).nonzero().flatten().tolist()
+            begun = (memory.sent[layer, d] > 0).nonzero().flatten().tolist()
             first = (begun[0] if d else begun[-1]) if begun else 0
             panels.append(
                 Panel(
@@ -154,10 +153,10 @@ def draw_flow(flow: GradientFlow) -> Picture:
                     "norm over batch and units",
                     range(T),
                     {
-                        "gradient $dL/dh_t$": state.tolist(),
-                        "the part that came back through time": carry.tolist(),
+                        f"gradient $dL/d{whole.cell.memory}_t$": memory.norm[layer, d].tolist(),
+                        "the part that came back through time": memory.carry[layer, d].tolist(),
                     },
-                    (first, whole.clipped_norm[layer, d, first].item()),
+                    (first, memory.sent[layer, d, first].item()),
                     1 if d else -1,
                     whole.half_life[layer, d].item(),
                     whole.horizon[layer, d].item(),

@@ -190,7 +190,7 @@ def judge_one(
         return "exploding", text
     if growth > -math.log(GROWTH):
         return "healthy", text
-    if cell.steepest is None:
+    if cell.gated:
         return "vanishing", f"{text} (gates closed: mean {cell.gain_name} = {mean:.2g})"
     # A gradient can come back undiminished through one unit. So few active units, or flat ones, are
     # called a cause only where the gradient vanishes.
@@ -223,25 +223,27 @@ class Cure(NamedTuple):
 
     text: str
     settings: Mapping = {}  # a network with these has the remedy; "any": every value but None
-    of_tanh: bool = False  # measured with tanh alone
-    of_all: bool = False  # known to help cells with gates, too
+    needs: Mapping = {}  # settings that the remedy was measured with, or cannot be without
 
 
 _LAYER_NORM, _ANY_CLIP = {"norm": "layer"}, {"clip_state_grad": "any"}
+_TANH = {"nonlinearity": "tanh"}
 # The most promising first, by the accuracy after training in docs/gradient_flow.md. A test compares
 # the remedies for a vanishing gradient with docs/cures.csv.
 _IDENTITY = Cure(
     'nonlinearity="relu" with init="identity"', {"nonlinearity": "relu", "init": "identity"}
 )
-_ORTHOGONAL = Cure('init="orthogonal"', {"init": "orthogonal"}, True)
-_GLOROT = Cure('init="glorot"', {"init": "glorot"}, True)
-_CURES = {
+_ORTHOGONAL = Cure('init="orthogonal"', {"init": "orthogonal"}, _TANH)
+_GLOROT = Cure('init="glorot"', {"init": "glorot"}, _TANH)
+_CLIP = Cure("clip_state_grad=1.0", _ANY_CLIP)
+_AFTER_OVERFLOW = (
+    Cure("look at the data and the loss at the step named"),
+    Cure("a smaller learning rate"),
+    Cure("clip_state_grad=1.0, if the gradient grew until it overflowed", _ANY_CLIP),
+)
+_CURES = {  # of a cell without gates
     "non-finite": (
-        Cure("look at the data and the loss at the step named", of_all=True),
-        Cure("a smaller learning rate", of_all=True),
-        Cure(
-            "clip_state_grad=1.0, if the gradient grew until it overflowed", _ANY_CLIP, of_all=True
-        ),
+        *_AFTER_OVERFLOW,
         Cure('norm="layer", which keeps the pre-activations in range', _LAYER_NORM),
     ),
     "dead": (
@@ -257,11 +259,22 @@ _CURES = {
         _GLOROT,
     ),
     "exploding": (
-        Cure("clip_state_grad=1.0", _ANY_CLIP, of_all=True),
+        _CLIP,
         Cure('init="orthogonal"', {"init": "orthogonal"}),
         Cure('norm="layer"', _LAYER_NORM),
     ),
-    "vanishing": (_IDENTITY, _ORTHOGONAL, _GLOROT, Cure('norm="layer"', _LAYER_NORM, True)),
+    "vanishing": (_IDENTITY, _ORTHOGONAL, _GLOROT, Cure('norm="layer"', _LAYER_NORM, _TANH)),
+}
+_CURES_OF_GATES = {
+    "non-finite": _AFTER_OVERFLOW,
+    "exploding": (_CLIP,),
+    "vanishing": (
+        Cure(
+            "chrono_steps=T, where T is the number of steps to remember",
+            {"chrono_steps": "any"},
+            {"bias": True, "forget_bias": None},
+        ),
+    ),
 }
 
 
@@ -277,16 +290,19 @@ def advice(word: str, network: Mapping) -> tuple[str, ...]:
         network: arguments of the RNN, by name.
     """
     found = []
-    gated = cell_of(network).steepest is None
-    for cure in _CURES.get(word, ()):
-        if gated and not cure.of_all:
-            continue
+    cures = _CURES_OF_GATES if cell_of(network).gated else _CURES
+    for cure in cures.get(word, ()):
         used = [
             network.get(name) not in (None, False) if value == "any" else network.get(name) == value
             for name, value in cure.settings.items()
         ]
         if used and all(used):
             continue
-        other = cure.of_tanh and network.get("nonlinearity", "tanh") != "tanh"
-        found.append(f'nonlinearity="tanh" with {cure.text}' if other else cure.text)
+        missing = [n for n, value in cure.needs.items() if network.get(n, value) != value]
+        first = ", ".join(f"{name}={_written(cure.needs[name])}" for name in missing)
+        found.append(f"{first} with {cure.text}" if first else cure.text)
     return tuple(found)
+
+
+def _written(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)

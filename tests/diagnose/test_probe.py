@@ -439,9 +439,9 @@ class Kept(nn.RNN):
 @pytest.mark.parametrize(
     ("module", "complaint"),
     [
-        (nn.LSTM(IN, H), "given LSTM, wanted rnnfast.RNN or torch.nn.RNN; rnnfast has no LSTM yet"),
-        (nn.Linear(IN, H), "given Linear, wanted rnnfast.RNN or torch.nn.RNN$"),
-        (Kept(IN, H), "given Kept, wanted rnnfast.RNN or torch.nn.RNN, not a subclass of it"),
+        (nn.LSTMCell(IN, H), "given LSTMCell, wanted an RNN, LSTM or GRU of rnnfast or torch.nn$"),
+        (nn.Linear(IN, H), "given Linear, wanted an RNN, LSTM or GRU of rnnfast or torch.nn$"),
+        (Kept(IN, H), "given Kept, wanted .* of rnnfast or torch.nn, not a subclass of it"),
         ("rnn", "given str, wanted"),
     ],
 )

@@ -52,7 +52,15 @@ def batch(): return torch.randn(4, 40, 8), torch.tensor([40, 30, 20, 10])
 def noise(): return torch.randn(40, 4, 6)
 def double(): return torch.ones(40, 4, 6, dtype=torch.float64)
 def wrong(): return torch.randn(40, 4, 7)
-def lstm(): return nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 4))
+def cell(): return nn.Sequential(nn.Linear(3, 3), nn.LSTMCell(3, 4))
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.LSTM(6, 8), rnnfast.GRU(8, 5)
+    def forward(self, x, c):
+        y, _ = self.first(x, (torch.zeros_like(c), c))
+        return self.second(y)
+def with_state(): return torch.randn(40, 4, 6), torch.ones(1, 4, 8)
 def mlp(): return nn.Sequential(nn.Linear(3, 3), nn.ReLU())
 def weights(): return plain().state_dict()
 def pruned():
@@ -182,8 +190,8 @@ def test_as_a_command(tmp_path: Path):
         (["torch.nn:Linear"], "torch.nn:Linear cannot be called without arguments: missing"),
         (["probed_models:weights"], "it returned a OrderedDict, wanted a torch.nn.Module"),
         (
-            ["probed_models:lstm"],
-            "no torch.nn.RNN or rnnfast.RNN in it, but LSTM (1); rnnfast has no LSTM",
+            ["probed_models:cell"],
+            "no RNN, LSTM or GRU in it, but LSTMCell (1); rnnfast has no cell module or subclass",
         ),
         (["probed_models:mlp"], "in it, but ReLU (1), Linear (0), Sequential (the model itself)"),
         (["probed_models:pruned"], "model: rnn: pruning, weight_norm or the like changed"),
@@ -245,6 +253,26 @@ def test_a_checkpoint_is_probed_as_its_network():
     assert found["norm"] == rnnfast.probe(rnn, x).to_dict()["norm"]
 
 
+@pytest.mark.parametrize("made", [nn.LSTM, nn.GRU])
+def test_a_checkpoint_says_which_gates_it_has(made):
+    rnn = made(6, 20, bidirectional=True)
+    torch.save(rnn.state_dict(), "a.pt")
+    (found,) = report("a.pt", *FLAGS, "--bidirectional", "--steps", "30")["rnns"]
+    assert found["module"] == f"{made.__name__}(6, 20, bidirectional=True)"
+    x = torch.randn(30, 32, 6, generator=torch.Generator().manual_seed(0))
+    assert found["norm"] == rnnfast.probe(rnn, x).to_dict()["norm"]
+
+
+def test_a_model_with_gated_cells(capsys):
+    found = report("probed_models:Gated", "--data", "probed_models:with_state")["rnns"]
+    assert [rnn["name"] for rnn in found] == ["first", "second"]
+    assert [rnn["verdicts"][0][0]["word"] for rnn in found] == ["vanishing"] * 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "mean f" in said
+    assert "mean z" in said
+    assert said.count("try: chrono_steps=T") == 2
+
+
 def test_a_checkpoint_of_another_dtype_and_suffix():
     rnn = nn.RNN(6, 20, dtype=torch.float64)
     torch.save(rnn.state_dict(), "a.ckpt")
@@ -275,8 +303,8 @@ def test_a_checkpoint_of_another_dtype_and_suffix():
             "fit the flags: weight_hh_l0: (21, 21) in the file, (20, 20) by the flags; "
             "weight_ih_l0: (21, 6) in the file, (20, 6) by the flags",
         ),
-        (nn.LSTM(6, 20), FLAGS, "4 gates look like LSTM, not RNN"),
-        (nn.GRU(6, 20), FLAGS, "3 gates look like GRU, not RNN"),
+        (nn.LSTM(6, 20), [*FLAGS, "--norm", "layer"], "LSTM.__init__() got an unexpected keyword"),
+        (nn.GRU(6, 20, 2), FLAGS, "unexpected: bias_hh_l1, bias_ih_l1"),
         (nn.RNN(6, 20), [*FLAGS, "--num-heads", "3"], "num_heads: given 3, wanted a divisor of"),
         (
             nn.ModuleDict({"a": nn.RNN(6, 20), "b": nn.RNN(6, 20)}),

@@ -365,13 +365,27 @@ def test_advice_against_forgetting_is_what_was_measured_to_help():
         'init="glorot"': right["tanh", "Glorot"],
         'norm="layer"': right["tanh", "layer norm"],
     }
-    found = advice("vanishing", {"nonlinearity": "tanh"})
+    found = advice("vanishing", {"cell": "rnn_tanh", "nonlinearity": "tanh"})
     assert found == tuple(named)
     assert all(named[text] > 2 * plain for text in found)
     assert list(named.values()) == sorted(named.values(), reverse=True)
-    assert right["torch.nn.LSTM",] < plain  # and is not named
-    for_relu = advice("vanishing", {"nonlinearity": "relu"})
+    assert not any(right[made, "torch's init"] > plain for made in ("LSTM", "GRU"))  # not named
+    for_relu = advice("vanishing", {"cell": "rnn_relu", "nonlinearity": "relu"})
     assert for_relu == (found[0], *(f'nonlinearity="tanh" with {text}' for text in found[1:]))
+
+
+@pytest.mark.parametrize("made", ["lstm", "gru"])
+def test_advice_to_gated_cells_is_what_was_measured_to_help(made):
+    right, name = measured_accuracies(), made.upper()
+    (text,) = advice("vanishing", {"cell": made, "bias": True, "forget_bias": None})
+    assert text == "chrono_steps=T, where T is the number of steps to remember"
+    assert right[name, "chrono_steps=108"] > 2 * right[name, "torch's init"]
+    assert advice("vanishing", {"cell": made, "chrono_steps": 50}) == ()
+    (text,) = advice("vanishing", {"cell": made, "bias": False, "forget_bias": 1.0})
+    assert text.startswith("bias=True, forget_bias=None with chrono_steps=T")
+    for word in ("exploding", "non-finite"):
+        assert any("clip_state_grad" in cure for cure in advice(word, {"cell": made}))
+        assert not any("norm=" in cure or "init=" in cure for cure in advice(word, {"cell": made}))
 
 
 def test_advice_names_no_change_that_is_none():
@@ -381,13 +395,14 @@ def test_advice_names_no_change_that_is_none():
             {"nonlinearity": "tanh", "init": "orthogonal", "norm": "layer"},
             {"nonlinearity": "tanh", "init": "glorot", "clip_state_grad": 0.5},
         ):
-            for text in advice(word, network):
+            for text in advice(word, {"cell": "rnn_tanh"} | network):
                 own = {name: value for name, value in network.items() if name != "nonlinearity"}
                 assert not any(f'{name}="{value}"' in text for name, value in own.items())
                 assert "clip_state_grad" not in text or "clip_state_grad" not in network
-    tanh_identity = {"nonlinearity": "tanh", "init": "identity"}
+    tanh = {"cell": "rnn_tanh", "nonlinearity": "tanh"}
+    tanh_identity = tanh | {"init": "identity"}
     assert 'nonlinearity="relu" with init="identity"' in advice("vanishing", tanh_identity)
-    assert 'norm="layer"' in advice("vanishing", {"nonlinearity": "tanh", "norm": "batch"})
+    assert 'norm="layer"' in advice("vanishing", tanh | {"norm": "batch"})
 
 
 def test_printed(own_backend):
