@@ -70,12 +70,12 @@ def examples(number: int) -> int:
 def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]:
     """Through functional.rnn and autograd: all but ahat and rstd."""
     case, names, leaves = leaves_of(case)
-    _, _, heads, eps, window, limit, _ = case.options
+    o = case.options
     y, h_n = rnnfast.functional.rnn(
         case.p, case.w_hh, case.h_0, lengths=case.lengths, reset=case.reset,
-        nonlinearity=case.nonlinearity, num_heads=heads,
-        norm_weight=case.gamma, norm_bias=case.beta, norm_eps=eps,
-        bptt_window=window, clip_state_grad=limit, backend=backend,
+        nonlinearity=case.nonlinearity, num_heads=o.heads,
+        norm_weight=case.gamma, norm_bias=case.beta, norm_eps=o.norm_eps,
+        bptt_window=o.bptt_window, clip_state_grad=o.clip_state_grad, backend=backend,
     )  # fmt: skip
     return gradients_of(case, names, leaves, {"y": y, "h_n": h_n})
 
