@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..cells import CELLS
 from ..recurrence.groups import Kept, Options, OutputGradients, Rows, Saved, States, Weights
 from ..recurrence.precision import arithmetic
 
@@ -16,8 +17,8 @@ NONLINEARITIES = ["tanh", "relu", "sigmoid", "softplus"]
 
 
 class Case(NamedTuple):
-    p: Tensor  # [T, B, D * H]
-    w_hh: Tensor  # [D, H, H / heads]
+    p: Tensor  # [T, B, D * G * H]
+    w_hh: Tensor  # [D, G * H, H / heads]
     gamma: Tensor | None  # [D * H]
     beta: Tensor | None
     h_0: Tensor | None  # [D, B, H]
@@ -25,6 +26,10 @@ class Case(NamedTuple):
     reset: Tensor | None  # [T, B]
     grad_y: Tensor | None
     grad_h_n: Tensor | None
+    b_hh: Tensor | None = None  # [D * G * H], of the gates in cell.apart; 0 for the others
+    c_0: Tensor | None = None  # [D, B, H], as grad_c_n; of a cell with c
+    grad_c_n: Tensor | None = None
+    grad_cells: Tensor | None = None  # [T, B, D * H]; wanted with options.all_cells
     options: Options = Options()
 
     @property
@@ -32,12 +37,21 @@ class Case(NamedTuple):
         return self.options.cell.removeprefix("rnn_")
 
     @property
+    def apart(self) -> bool:
+        """Whether the recurrence adds b_hh itself."""
+        return bool(CELLS[self.options.cell].apart)
+
+    @property
+    def H(self) -> int:
+        return self.options.heads * self.w_hh.shape[2]
+
+    @property
     def weights(self) -> Weights:
-        return Weights(None, None, None, self.w_hh.flatten(0, 1), self.gamma, self.beta)
+        return Weights(None, None, self.b_hh, self.w_hh.flatten(0, 1), self.gamma, self.beta)
 
     @property
     def states(self) -> States:
-        return States(self.h_0)
+        return States(self.h_0, self.c_0)
 
     @property
     def rows(self) -> Rows:
@@ -45,7 +59,8 @@ class Case(NamedTuple):
 
     @property
     def given(self) -> OutputGradients:
-        return OutputGradients(self.grad_y, States(self.grad_h_n))
+        states = States(self.grad_h_n, self.grad_c_n)
+        return OutputGradients(self.grad_y, states, self.grad_cells)
 
     def kept(self, y: Tensor, saved: Saved) -> Kept:
         return Kept(None, y, self.weights, self.states, self.rows, saved)
@@ -70,15 +85,16 @@ def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 @functools.lru_cache(maxsize=16)
-def _contracting(seed: int, D: int, H: int, heads: int) -> tuple[Tensor, Tensor]:
-    """W_hh [D, H, H / heads] with ||W_hh||_2 = 0.95 in each head, and the generator's state
-    afterwards. Cached, because the norm takes seconds at 1000 units. Callers must copy W_hh.
+def _contracting(seed: int, D: int, G: int, H: int, heads: int) -> tuple[Tensor, Tensor]:
+    """W_hh [D, G * H, H / heads] with ||W_hh||_2 = 0.95 in each gate of each head, and the
+    generator's state afterwards. Cached, because the norm takes seconds at 1000 units. Callers must
+    copy W_hh.
     """
     generator = torch.Generator().manual_seed(seed)
-    shape = D * heads, H // heads, H // heads
+    shape = D * G * heads, H // heads, H // heads
     w = torch.randn(*shape, generator=generator, dtype=torch.float64)
     w *= 0.95 / torch.linalg.matrix_norm(w, 2)[:, None, None]
-    return w.view(D, H, H // heads), generator.get_state()
+    return w.view(D, G * H, H // heads), generator.get_state()
 
 
 def make_case(
@@ -91,14 +107,17 @@ def make_case(
     seed: int = 0,
     **options,
 ) -> Case:
-    """A contracting recurrence: ||W_hh||_2 = 0.95 in each head, gamma below 1.
+    """A contracting recurrence: ||W_hh||_2 = 0.95 in each gate of each head, gamma below 1.
 
     Args:
+        nonlinearity: of an RNN, or the name of another cell.
         options: lengths, norm and reset: True for random ones; heads; fields of Options.
     """
     lengths, norm, reset = (options.pop(name, False) for name in ("lengths", "norm", "reset"))
     heads = options.pop("heads", 1)
-    w, state = _contracting(seed, D, H, heads)
+    name = nonlinearity if nonlinearity in CELLS else f"rnn_{nonlinearity}"
+    cell, G = CELLS[name], len(CELLS[name].gates)
+    w, state = _contracting(seed, D, G, H, heads)
     generator = torch.Generator()
     generator.set_state(state)
 
@@ -106,14 +125,22 @@ def make_case(
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     p, h_0, grad_y, grad_h_n = (
-        normal(*shape) for shape in [(T, B, D * H), (D, B, H), (T, B, D * H), (D, B, H)]
+        normal(*shape) for shape in [(T, B, D * G * H), (D, B, H), (T, B, D * H), (D, B, H)]
     )
     n = torch.randint(0, T + 1, (B,), generator=generator) if lengths else None
     gamma = beta = cut = None
     if norm:
-        gamma = 0.5 + torch.rand(D * H, generator=generator, dtype=torch.float64) / 2
-        beta = normal(D * H) / 2
+        gamma = 0.5 + torch.rand(D * G * H, generator=generator, dtype=torch.float64) / 2
+        beta = normal(D * G * H) / 2
     if reset:
         cut = torch.rand(T, B, generator=generator) < 0.25
-    chosen = Options(f"rnn_{nonlinearity}", D, heads, **options)
-    return Case(p, w.clone(), gamma, beta, h_0, n, cut, grad_y, grad_h_n, chosen).to(dtype)
+    chosen = Options(name, D, heads, **options)
+    found = Case(p, w.clone(), gamma, beta, h_0, n, cut, grad_y, grad_h_n, options=chosen)
+    if cell.apart:
+        inside = torch.tensor([gate in cell.apart for gate in cell.gates]).repeat_interleave(H)
+        found = found._replace(b_hh=normal(D * G * H) * inside.repeat(D))
+    if "c" in cell.states:
+        found = found._replace(c_0=normal(D, B, H), grad_c_n=normal(D, B, H))
+    if chosen.all_cells:
+        found = found._replace(grad_cells=normal(T, B, D * H))
+    return found.to(dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends import BACKENDS, reference
-from ..recurrence.groups import Results, Saved, States, Wanted, Weights
+from ..recurrence.groups import Gradients, Results, Saved, States, Wanted, Weights
 from ..recurrence.loop import RecurrenceGradients
 from ..recurrence.record import FIELDS
 from ..testing import Verdict, judge_backward, judge_forward, judge_record
@@ -18,6 +18,7 @@ from .cases import Case
 RESULTS = ["y", "h_n", "dp", "dw_hh", "dh_0"]
 OF_PYTORCH = ("reference", "torch")  # backends
 NORM_RESULTS = ["ahat", "rstd", "dgamma", "dbeta"]
+CELL_RESULTS = ["c_n", "dc_0", "db_hh", "cells", "cell_values"]  # of the cells that have them
 
 
 @contextlib.contextmanager
@@ -44,22 +45,34 @@ def run(
         shape = len(case.w_hh), len(p), p.shape[1] if options.per_sample else 1, len(FIELDS)
         buffer = torch.empty(shape, dtype=torch.float64, device=device)
     kept = case.kept(results.y, results.saved)
-    dp, weights, states = module.backward(case.given, kept, buffer, Wanted(), options)
-    found = by_name(results)
-    found |= {
-        "dp": dp,
-        "dw_hh": weights.w_hh.view_as(case.w_hh),
-        "dgamma": weights.gamma,
-        "dbeta": weights.beta,
-    }
-    found["dh_0"] = states.h
+    gradients = module.backward(case.given, kept, buffer, Wanted(), options)
+    found = by_name(results) | gradients_by_name(case, gradients)
     found |= {"record": buffer} if recorded else {}
     return {name: x if x is None else x.cpu() for name, x in found.items()}
 
 
 def by_name(results: Results) -> dict[str, Tensor | None]:
-    y, (h_n, _), (_, ahat, rstd), _ = results
-    return {"y": y, "h_n": h_n, "ahat": ahat, "rstd": rstd}
+    y, (h_n, c_n), (values, ahat, rstd), cells = results
+    found = {"y": y, "h_n": h_n, "ahat": ahat, "rstd": rstd}
+    return found | present({"c_n": c_n, "cell_values": values, "cells": cells})
+
+
+def gradients_by_name(case: Case, gradients: Gradients | RecurrenceGradients) -> dict:
+    """The gradients of a recurrence from p on."""
+    dp, weights, (dh_0, dc_0) = gradients
+    found = {
+        "dp": dp,
+        "dw_hh": weights.w_hh.view_as(case.w_hh),
+        "dgamma": weights.gamma,
+        "dbeta": weights.beta,
+        "dh_0": dh_0,
+    }
+    return found | present({"dc_0": dc_0, "db_hh": weights.b_hh if case.apart else None})
+
+
+def present(found: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """The results that the cell has."""
+    return {name: x for name, x in found.items() if x is not None}
 
 
 def run_differentiated(case: Case, device: str = "cpu") -> dict[str, Tensor | None]:
@@ -70,8 +83,11 @@ def run_differentiated(case: Case, device: str = "cpu") -> dict[str, Tensor | No
     return {name: x if x is None else x.cpu() for name, x in found.items()}
 
 
+LEAVES = ("p", "w_hh", "gamma", "beta", "b_hh", "h_0", "c_0")
+
+
 def leaves_of(case: Case) -> tuple[Case, list[str], list[Tensor]]:
-    names = [n for n in ("p", "w_hh", "gamma", "beta", "h_0") if getattr(case, n) is not None]
+    names = [n for n in LEAVES if getattr(case, n) is not None]
     leaves = [getattr(case, name).detach().requires_grad_() for name in names]
     return case._replace(**dict(zip(names, leaves))), names, leaves
 
@@ -79,7 +95,8 @@ def leaves_of(case: Case) -> tuple[Case, list[str], list[Tensor]]:
 def gradients_of(
     case: Case, names: list[str], leaves: list[Tensor], found: dict[str, Tensor | None]
 ) -> dict[str, Tensor | None]:
-    given = ((found["y"], case.grad_y), (found["h_n"], case.grad_h_n))
+    of = {"y": case.grad_y, "h_n": case.grad_h_n, "c_n": case.grad_c_n, "cells": case.grad_cells}
+    given = ((found.get(name), g) for name, g in of.items())
     outputs, gradients = zip(*((x, g) for x, g in given if g is not None))
     # A window can cut every way to h_0.
     zeros = {"allow_unused": True, "materialize_grads": True}
@@ -98,10 +115,11 @@ def judge(case: Case, found: dict[str, Tensor | None], **options) -> list[Verdic
     """Budget (ii), with each step restarted. Judges a record, if there is one, row by row."""
     y, h_n, dp, dw_hh, dh_0 = (found[name] for name in RESULTS)
     ahat, rstd, dgamma, dbeta = (found[name] for name in NORM_RESULTS)
-    results = Results(y, States(h_n), Saved(None, ahat, rstd))
+    c_n, dc_0, db_hh, cells, values = (found.get(name) for name in CELL_RESULTS)
+    results = Results(y, States(h_n, c_n), Saved(values, ahat, rstd), cells)
     kept, o = case.kept(y, results.saved), case.options
-    weights = Weights(None, None, None, dw_hh, dgamma, dbeta)
-    gradients = RecurrenceGradients(dp, weights, States(dh_0))
+    weights = Weights(None, None, db_hh, dw_hh.reshape(-1, dw_hh.shape[-1]), dgamma, dbeta)
+    gradients = RecurrenceGradients(dp, weights, States(dh_0, dc_0))
     inputs = case.p, case.weights, case.states, case.rows, o
     verdicts = judge_forward(*inputs, results, **options)
     verdicts += judge_backward(case.given, kept, o, gradients, **options)
