@@ -1,4 +1,5 @@
-// One layer, forward and backward, for callgrind to count: kernels T B H [norm] [clip] [record].
+// One layer, forward and backward, for callgrind to count:
+// kernels CELL T B H [norm] [clip] [record].
 // What is counted is what happens inside run_forward or run_backward (record.py asks for either by
 // its name).
 #include <cmath>
@@ -17,16 +18,23 @@ using Values = std::vector<float>;
 using std::int64_t;
 
 namespace rnnfast::cpu::RNNFAST_LEVEL {
-extern const CellKernels kRnnTanh;
+extern const CellKernels kRnnTanh, kLstm, kGru;
 }
-const cpu::CellKernels& cell = cpu::RNNFAST_LEVEL::kRnnTanh;
+
+struct Cell {
+  const cpu::CellKernels* kernels;
+  int64_t gates, saved;  // values per unit
+  bool splits;           // du is not dp
+  bool has_c;
+};
+Cell cell = {};
 
 // C names, which callgrind takes as arguments; never inlined, or callgrind could not enter them.
 extern "C" [[gnu::noinline]] void run_forward(const cpu::ForwardProblem& problem) {
-  cell.forward(problem);
+  cell.kernels->forward(problem);
 }
 extern "C" [[gnu::noinline]] void run_backward(const cpu::BackwardProblem& problem) {
-  cell.backward(problem);
+  cell.kernels->backward(problem);
 }
 
 namespace {
@@ -60,12 +68,20 @@ struct Wanted {
 bool run(int64_t T, int64_t B, int64_t H, const Wanted& wanted) {
   const float scale = 1 / std::sqrt(static_cast<float>(H));
   const Values x = numbers(T * B * H, 1), h_0 = numbers(B * H, 1);
-  const Values w_ih = numbers(H * H, scale), w_hh = numbers(H * H, scale);
-  const Values b_ih = numbers(H, scale), b_hh = numbers(H, scale);
+  const int64_t W = cell.gates * H;
+  const Values w_ih = numbers(W * H, scale), w_hh = numbers(W * H, scale);
+  const Values b_ih = numbers(W, scale), b_hh = numbers(W, scale);
   const Values grad_y = numbers(T * B * H, 1), grad_h_n = numbers(B * H, 1);
-  Values y = poisoned(T * B * H), h_n = poisoned(B * H);
-  Values dp = poisoned(T * B * H), dx = poisoned(T * B * H), dh_0 = poisoned(B * H);
-  Values dw_ih = poisoned(H * H), dw_hh = poisoned(H * H), db = poisoned(2 * H);
+  Values y = poisoned(T * B * H), h_n = poisoned(B * H), saved = poisoned(T * B * cell.saved * H);
+  Values dp = poisoned(T * B * W), dx = poisoned(T * B * H), dh_0 = poisoned(B * H), du;
+  Values dw_ih = poisoned(W * H), dw_hh = poisoned(W * H), db = poisoned(2 * W);
+  Values c_0, c_n, dc_0, grad_c_n;
+  if (cell.splits) du = poisoned(T * B * W);
+  if (cell.has_c) {
+    c_0 = numbers(B * H, 1);
+    grad_c_n = numbers(B * H, 1);
+    c_n = dc_0 = poisoned(B * H);
+  }
   const Values gamma(static_cast<std::size_t>(H), 1), beta = numbers(H, scale);
   Values ahat, rstd, d_norm;
   if (wanted.norm) {
@@ -88,6 +104,11 @@ bool run(int64_t T, int64_t B, int64_t H, const Wanted& wanted) {
   f.b_hh = b_hh.data();
   f.h_0 = h_0.data();
   f.y = {y.data(), B * H, H};
+  if (cell.saved > 0) f.saved = {saved.data(), B * cell.saved * H, cell.saved * H};
+  if (cell.has_c) {
+    f.c_0 = c_0.data();
+    f.c_n = c_n.data();
+  }
   f.h_n = h_n.data();
   if (wanted.norm) {
     f.gamma = gamma.data();
@@ -108,11 +129,17 @@ bool run(int64_t T, int64_t B, int64_t H, const Wanted& wanted) {
   g.w_ih = f.w_ih;
   g.w_hh = f.w_hh;
   g.h_0 = f.h_0;
-  g.dp = {dp.data(), B * H, H};
+  if (cell.saved > 0) g.saved = {saved.data(), B * cell.saved * H, cell.saved * H};
+  if (cell.has_c) {
+    g.grad_c_n = grad_c_n.data();
+    g.dc_0 = dc_0.data();
+  }
+  g.dp = {dp.data(), B * W, W};
+  if (cell.splits) g.du = {du.data(), B * W, W};
   g.dx = {dx.data(), B * H, H};
   g.dw_ih = dw_ih.data();
   g.db_ih = db.data();
-  g.db_hh = db.data() + H;
+  g.db_hh = db.data() + W;
   g.dw_hh = dw_hh.data();
   g.dh_0 = dh_0.data();
   if (wanted.norm) {
@@ -127,8 +154,8 @@ bool run(int64_t T, int64_t B, int64_t H, const Wanted& wanted) {
   if (wanted.record) g.record = measured.data();
   run_backward(g);
 
-  for (const Values* result :
-       {&y, &h_n, &dp, &dx, &dh_0, &dw_ih, &dw_hh, &db, &ahat, &rstd, &d_norm})
+  for (const Values* result : {&y, &h_n, &saved, &c_n, &dp, &du, &dx, &dh_0, &dc_0, &dw_ih, &dw_hh,
+                               &db, &ahat, &rstd, &d_norm})
     if (!all_finite(*result)) return false;
   return all_finite(measured);
 }
@@ -137,8 +164,16 @@ bool run(int64_t T, int64_t B, int64_t H, const Wanted& wanted) {
 
 int main(int count, char** arguments) {
   Wanted wanted;
-  bool known = count >= 4;
-  for (int i = 4; i < count; ++i) {
+  const struct {
+    const char* name;
+    Cell cell;
+  } cells[] = {{"rnn_tanh", {&cpu::RNNFAST_LEVEL::kRnnTanh, 1, 0, false, false}},
+               {"lstm", {&cpu::RNNFAST_LEVEL::kLstm, 4, 5, false, true}},
+               {"gru", {&cpu::RNNFAST_LEVEL::kGru, 3, 4, true, false}}};
+  for (const auto& known : cells)
+    if (count > 1 && std::strcmp(arguments[1], known.name) == 0) cell = known.cell;
+  bool known = count >= 5 && cell.kernels != nullptr;
+  for (int i = 5; i < count; ++i) {
     bool* const option = std::strcmp(arguments[i], "norm") == 0     ? &wanted.norm
                          : std::strcmp(arguments[i], "clip") == 0   ? &wanted.clip
                          : std::strcmp(arguments[i], "record") == 0 ? &wanted.record
@@ -147,10 +182,10 @@ int main(int count, char** arguments) {
     if (option != nullptr) *option = true;
   }
   if (!known) {
-    std::fprintf(stderr, "usage: %s T B H [norm] [clip] [record]\n", arguments[0]);
+    std::fprintf(stderr, "usage: %s CELL T B H [norm] [clip] [record]\n", arguments[0]);
     return 2;
   }
-  if (run(std::atoll(arguments[1]), std::atoll(arguments[2]), std::atoll(arguments[3]), wanted))
+  if (run(std::atoll(arguments[2]), std::atoll(arguments[3]), std::atoll(arguments[4]), wanted))
     return 0;
   std::fprintf(stderr, "a result was not written, or is not finite\n");
   return 1;
