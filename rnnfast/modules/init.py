@@ -18,7 +18,12 @@ def torch_(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -
 
 def orthogonal(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -> None:
     """W_hh orthogonal (Saxe et al. 2014), W_ih Glorot, biases 0."""
-    _draw(parameters, hidden_size, hh=nn.init.orthogonal_, ih=nn.init.xavier_uniform_)
+
+    def square(x: Tensor) -> None:
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        x.copy_(nn.init.orthogonal_(wide))  # torch has no QR decomposition in 16 bits
+
+    _draw(parameters, hidden_size, hh=square, ih=nn.init.xavier_uniform_)
 
 
 def identity(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -> None:

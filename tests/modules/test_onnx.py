@@ -1,4 +1,4 @@
-"""torch.onnx.export(dynamo=True): a layer is one RNN, LSTM or GRU node, which ONNX Runtime computes."""
+"""torch.onnx.export(dynamo=True): a layer is one node, which ONNX Runtime computes."""
 
 from __future__ import annotations
 
