@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import rnnfast
-from rnnfast.backends import BACKENDS, cuda, triton
+from rnnfast.backends import BACKENDS, cuda, triton, unavailable
 
 KINDS = {"RNN": rnnfast.RNN, "LSTM": rnnfast.LSTM, "GRU": rnnfast.GRU}
 
@@ -87,11 +87,9 @@ def computes(backend: str, kind: str, feature: Feature) -> bool:
     reset = torch.ones(1, 1, dtype=torch.bool) if feature.call == "reset" else None
     problem = module._problem(torch.empty(1, 1, 8), reset)
     kernels = {"cuda": cuda, "triton": triton}
-    if problem.projects_h:
-        return backend == "torch"
-    if backend in kernels:  # what they lack depends on the cell alone
+    if backend in kernels and not problem.projects_h:  # what they lack depends on the cell alone
         return problem.cell in kernels[backend].KERNELS_OF
-    return not BACKENDS[backend].unavailable(problem)
+    return not unavailable(backend, problem)
 
 
 def table() -> Iterator[str]:

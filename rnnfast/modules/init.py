@@ -47,12 +47,15 @@ def he(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -> No
 
 @torch.no_grad()
 def _draw(parameters: dict[str, Tensor], hidden_size: int, hh, ih) -> None:
-    """Applies ``hh`` to W_hh of each gate and head, ``ih`` to W_ih of each gate, and sets the
-    biases to 0."""
+    """Applies ``hh`` to W_hh of each gate and head and to the projection of h, ``ih`` to W_ih of
+    each gate, and sets the biases to 0."""
+    projected = any(name.startswith("weight_hr") for name in parameters)
     for name, x in parameters.items():
         if name.startswith("weight_hh"):
-            for block in x.split(x.shape[1]):
+            for block in x.split(hidden_size if projected else x.shape[1]):
                 hh(block)
+        elif name.startswith("weight_hr"):
+            hh(x)
         elif name.startswith("weight_ih"):
             for block in x.split(hidden_size):
                 ih(block)
