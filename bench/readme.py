@@ -1,4 +1,5 @@
-"""``python -m bench.readme`` writes figures of bench/results into README.md and docs/speed.md."""
+"""``python -m bench.readme`` writes figures of bench/results into README.md and docs/speed.md, and
+the table of features into README.md."""
 
 from __future__ import annotations
 
@@ -8,10 +9,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench import features
 from rnnfast.bench.rows import Row, read_csv
 from rnnfast.bench.workload import BOTH, BUSY, MANY
 
 BEGIN, END = "<!-- made by python -m bench.readme -->", "<!-- end -->"
+FEATURES = "<!-- features, made by python -m bench.readme -->"
 RESULTS = Path("bench/results")
 SHOWN_SIZES = ((128, 1, 64), (512, 32, 128), (256, 32, 256), (64, 64, 1024))  # in README.md
 OPTIONS_SIZE = ("512", "32", "128")
@@ -30,8 +33,9 @@ def main() -> int:
 
 
 def with_figures(name: str, page: str, results: Path) -> str:
-    """This page of PAGES with the figures of these results."""
-    return with_lines(page, BEGIN, "\n".join(PAGES[name](results)))
+    """This page of PAGES with the figures of these results, and README.md with its features."""
+    page = with_lines(page, BEGIN, "\n".join(PAGES[name](results)))
+    return with_lines(page, FEATURES, "\n".join(features.table())) if name == "README.md" else page
 
 
 def with_lines(page: str, begin: str, lines: str) -> str:

@@ -64,25 +64,31 @@ def select(name: str, problem: Problem) -> str:
         ValueError: there is no backend of this name.
         BackendError: the named one cannot run it; the message says why. There is no fallback.
     """
-    if problem.projects_h:
-        name = "torch" if name == "auto" else name
-        if name != "torch" and name in BACKENDS:
-            raise BackendError(
-                f"backend {name!r} cannot run this call: it has no proj_size; torch's kernels do"
-            )
+    if name == "auto" and problem.projects_h:
+        name = "torch"
     if name == "auto":  # the last one can run everything
         return next(n for n in BACKENDS if not passed_over(n, problem))
     if name not in BACKENDS:
         raise ValueError(f"backend: given {name!r}, wanted one of {['auto', *BACKENDS]}")
-    reason = BACKENDS[name].unavailable(problem)
+    reason = unavailable(name, problem)
     if reason:
         raise BackendError(f"backend {name!r} cannot run this call: {reason}")
     return name
 
 
+def unavailable(name: str, problem: Problem) -> str:
+    """Why this backend cannot run it, or ""."""
+    why = BACKENDS[name].unavailable(problem)
+    if not problem.projects_h:
+        return why
+    if name != "torch":
+        return "it has no proj_size; torch's kernels do"
+    return why and f"proj_size takes torch's kernels, and {why}"
+
+
 def passed_over(name: str, problem: Problem) -> str:
     """Why "auto" does not take this backend; "" where it would."""
-    why = BACKENDS[name].unavailable(problem)
+    why = unavailable(name, problem)
     if why or name not in ("cuda", "triton"):
         return why
     (ours, theirs), whose = BACKENDS[name].estimates(problem), "torch"
@@ -100,7 +106,7 @@ def passed_over(name: str, problem: Problem) -> str:
 
 def refusals(problem: Problem) -> dict[str, str]:
     """{backend: why it cannot run this, or ""}, in the order in which "auto" asks."""
-    return {name: backend.unavailable(problem) for name, backend in BACKENDS.items()}
+    return {name: unavailable(name, problem) for name in BACKENDS}
 
 
 def check_nonlinearity(nonlinearity: str) -> None:

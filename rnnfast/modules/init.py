@@ -18,7 +18,12 @@ def torch_(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -
 
 def orthogonal(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -> None:
     """W_hh orthogonal (Saxe et al. 2014), W_ih Glorot, biases 0."""
-    _draw(parameters, hidden_size, hh=nn.init.orthogonal_, ih=nn.init.xavier_uniform_)
+
+    def square(x: Tensor) -> None:
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        x.copy_(nn.init.orthogonal_(wide))  # torch has no QR decomposition in 16 bits
+
+    _draw(parameters, hidden_size, hh=square, ih=nn.init.xavier_uniform_)
 
 
 def identity(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -> None:
@@ -44,12 +49,15 @@ def he(parameters: dict[str, Tensor], hidden_size: int, nonlinearity: str) -> No
 
 @torch.no_grad()
 def _draw(parameters: dict[str, Tensor], hidden_size: int, hh, ih) -> None:
-    """Applies ``hh`` to W_hh of each gate and head, ``ih`` to W_ih of each gate, and sets the
-    biases to 0."""
+    """Applies ``hh`` to W_hh of each gate and head and to the projection of h, ``ih`` to W_ih of
+    each gate, and sets the biases to 0."""
+    projected = any(name.startswith("weight_hr") for name in parameters)
     for name, x in parameters.items():
         if name.startswith("weight_hh"):
-            for block in x.split(x.shape[1]):
+            for block in x.split(hidden_size if projected else x.shape[1]):
                 hh(block)
+        elif name.startswith("weight_hr"):
+            hh(x)
         elif name.startswith("weight_ih"):
             for block in x.split(hidden_size):
                 ih(block)

@@ -221,7 +221,8 @@ class Stack(Recurrent):
         """The backend of this call. Inside a transform of torch.func the eager formula takes the
         place of torch's stack."""
         chosen = select(self.backend, problem)
-        return "reference" if chosen == "torch" and in_transform() else chosen
+        eager = chosen == "torch" and in_transform() and not problem.projects_h
+        return "reference" if eager else chosen
 
     def _choice(self, u: Tensor, reset: Tensor | None, rows: int) -> tuple[Options, str, Problem]:
         """The settings of the recurrence, the backend of this call, and the facts it depends on. On
@@ -276,7 +277,7 @@ class Stack(Recurrent):
         options, backend, problem = self._choice(u, reset, B)
         if backend == "torch" and lengths is not None and not has_values(lengths):
             # torch's kernels would sort lengths that have no values; a program refuses to.
-            backend = "torch" if makes_program() else "reference"
+            backend = "torch" if makes_program() or self.proj_size else "reference"
         if backend == "torch":
             hx = self._zeros(u, B) if hx is None else hx
             return torch_native.layers(self._cell(), u, hx, lengths, self._torch_options())

@@ -153,6 +153,7 @@ def test_the_reader_of_imports_reads_them():
     }
     assert "rnnfast._C" in imports("rnnfast.backends.cpu", found["rnnfast.backends.cpu"])
     assert imports("rnnfast.functional", found["rnnfast.functional"]) == {
+        "rnnfast.cells",
         "rnnfast.recurrence.groups",
         "rnnfast.recurrence.precision",
         "rnnfast.ops",
