@@ -17,6 +17,7 @@ from rnnfast.validate.cases import FLOATS, NONLINEARITIES, Case, make_case
 from rnnfast.validate.runs import (
     NORM_RESULTS,
     RESULTS,
+    gradients_by_name,
     gradients_of,
     judge,
     leaves_of,
@@ -70,12 +71,12 @@ def examples(number: int) -> int:
 def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]:
     """Through functional.rnn and autograd: all but ahat and rstd."""
     case, names, leaves = leaves_of(case)
-    o = case.options
+    options = case.options
     y, h_n = rnnfast.functional.rnn(
         case.p, case.w_hh, case.h_0, lengths=case.lengths, reset=case.reset,
-        nonlinearity=case.nonlinearity, num_heads=o.heads,
-        norm_weight=case.gamma, norm_bias=case.beta, norm_eps=o.norm_eps,
-        bptt_window=o.bptt_window, clip_state_grad=o.clip_state_grad, backend=backend,
+        nonlinearity=case.nonlinearity, num_heads=options.heads,
+        norm_weight=case.gamma, norm_bias=case.beta, norm_eps=options.norm_eps,
+        bptt_window=options.bptt_window, clip_state_grad=options.clip_state_grad, backend=backend,
     )  # fmt: skip
     return gradients_of(case, names, leaves, {"y": y, "h_n": h_n})
 
@@ -87,16 +88,8 @@ def run_backward(
     shape = len(case.w_hh), len(y), y.shape[1], len(FIELDS)
     record = torch.empty(shape, dtype=torch.float64, device=y.device)
     kept = case.kept(y, Saved(None, ahat, rstd))
-    dp, weights, states = BACKENDS[backend].backward(
-        case.given, kept, record, Wanted(), case.options
-    )
-    found = {
-        "dp": dp,
-        "dw_hh": weights.w_hh.view_as(case.w_hh),
-        "dgamma": weights.gamma,
-        "dbeta": weights.beta,
-    }
-    return found | {"dh_0": states.h, "record": record}
+    gradients = BACKENDS[backend].backward(case.given, kept, record, Wanted(), case.options)
+    return gradients_by_name(case, gradients) | {"record": record}
 
 
 def has_room(backend: str, units: int, dtype: torch.dtype, device: str = "cpu") -> bool:

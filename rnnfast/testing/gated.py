@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..cells.cell import Cell
 from ..recurrence.groups import Kept, Options, OutputGradients, Results, Rows, States, Weights
 from ..recurrence.loop import RecurrenceGradients
 from ..recurrence.precision import arithmetic
@@ -359,7 +358,3 @@ def _in_time(back: _Backward, steps: list[Tracked]) -> tuple[Tensor, Tensor]:
     stacked = (torch.stack([s.plain()[i] for s in steps], -3) for i in (0, 1))
     value, error = (back.turned(x) for x in stacked)
     return value, error
-
-
-def is_gated(cell: Cell) -> bool:
-    return bool(cell.saved)
