@@ -20,7 +20,10 @@ M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T", bound=nn.RNNBase)
 Report = Callable[[str], object]
 
-TorchRNN, TorchLSTM, TorchGRU = torch_rnn.RNN, torch_rnn.LSTM, torch_rnn.GRU
+# One by one: mypy takes no tuple for names of types.
+TorchRNN = torch_rnn.RNN
+TorchLSTM = torch_rnn.LSTM
+TorchGRU = torch_rnn.GRU
 TWINS: dict[type[nn.RNNBase], type[nn.RNNBase]] = {
     TorchRNN: RNN,
     TorchLSTM: LSTM,
@@ -148,7 +151,7 @@ def to_torch(model: RNN, *, report: Report | None = print) -> TorchRNN: ...
 
 
 @overload
-def to_torch(model: LSTM, *, report: Report | None = print) -> TorchLSTM: ...
+def to_torch(model: LSTM[bool], *, report: Report | None = print) -> TorchLSTM: ...
 
 
 @overload

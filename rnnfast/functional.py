@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Sequence
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from .argument_types import Backend, Nonlinearity
 from .backends import Problem, check_nonlinearity, rows_for_choice, select
+from .cells import CELLS
 from .ops import layer
 from .recurrence import precision
 from .recurrence.groups import Options, Rows, States, Weights
@@ -76,61 +78,246 @@ def rnn(
             raise TypeError(f"p: given {type(p).__name__}, wanted a Tensor")
         return handle_torch_function(rnn, (p,), **given)  # torch.fx: one node of its graph
     check_nonlinearity(nonlinearity)
-    cell = f"rnn_{nonlinearity}"
+    call = _Call(f"rnn_{nonlinearity}", num_heads, bptt_window, clip_state_grad, backend, norm_eps)
+    if norm_bias is not None and norm_weight is None:
+        raise ValueError("norm_bias: given without norm_weight")
+    own = {"norm_weight": norm_weight, "norm_bias": norm_bias}
+    y, states, _ = _recurrence(p, w_hh, States(h_0), own, (lengths, reset), call)
+    return y, states.h
+
+
+@overload
+def lstm(
+    p: Tensor,
+    w_hh: Tensor,
+    hx: tuple[Tensor, Tensor] | None = None,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    num_heads: int = 1,
+    bptt_window: int | None = None,
+    clip_state_grad: float | None = None,
+    return_cell_states: Literal[False] = False,
+    backend: Backend = "auto",
+) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+
+@overload
+def lstm(
+    p: Tensor,
+    w_hh: Tensor,
+    hx: tuple[Tensor, Tensor] | None = None,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    num_heads: int = 1,
+    bptt_window: int | None = None,
+    clip_state_grad: float | None = None,
+    return_cell_states: Literal[True],
+    backend: Backend = "auto",
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]: ...
+
+
+def lstm(
+    p: Tensor,
+    w_hh: Tensor,
+    hx: tuple[Tensor, Tensor] | None = None,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    num_heads: int = 1,
+    bptt_window: int | None = None,
+    clip_state_grad: float | None = None,
+    return_cell_states: bool = False,
+    backend: Backend = "auto",
+):
+    """The LSTM of :class:`rnnfast.LSTM` for all t, with gradients by BPTT.
+
+        i, f, g, o = the quarters of p_t + h_{t-1} W_hh^T
+        c_t = s(f) * c_{t-1} + s(i) * tanh(g),  h_t = s(o) * tanh(c_t)
+
+    Args:
+        p: [T, B, D * 4 * H], the input projection x W_ih^T + b_ih + b_hh of D = 1 or 2 directions
+            side by side, each with the gates i, f, g, o; any strides.
+        w_hh: [D, 4 * H, H / num_heads], or [4 * H, H / num_heads] for one direction.
+        hx: (h_0, c_0), each [D, B, H], or [B, H] with a 2-D w_hh; None for zeros.
+        clip_state_grad: the joint vector (dL/dh_t, dL/dc_t at fixed h_t) of a head and row is
+            scaled down to this norm, 1e-30 or more, at every t.
+        return_cell_states: c_t of all steps is the third result.
+        lengths, reset, num_heads, bptt_window, backend: as :func:`rnn` takes them.
+
+    Returns:
+        y [T, B, D * H] and (h_n, c_n), shaped like hx; with return_cell_states also c of all
+        steps [T, B, D * H], which has a gradient and is 0 where a row has no step.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`rnn` does.
+    """
+    if not isinstance(p, Tensor):
+        given = dict(locals())
+        if not has_torch_function((p,)):
+            raise TypeError(f"p: given {type(p).__name__}, wanted a Tensor")
+        return handle_torch_function(lstm, (p,), **given)
+    if not isinstance(return_cell_states, bool):
+        raise TypeError(f"return_cell_states: given {return_cell_states!r}, wanted a bool")
+    if hx is not None and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
+        raise TypeError(f"hx: given {type(hx).__name__}, wanted a tuple (h_0, c_0)")
+    call = _Call("lstm", num_heads, bptt_window, clip_state_grad, backend)
+    call = call._replace(all_cells=return_cell_states)
+    states = States() if hx is None else States(*hx)
+    y, (h_n, c_n), cells = _recurrence(p, w_hh, states, {}, (lengths, reset), call)
+    return (y, (h_n, c_n)) if cells is None else (y, (h_n, c_n), cells)
+
+
+def gru(
+    p: Tensor,
+    w_hh: Tensor,
+    h_0: Tensor | None = None,
+    *,
+    b_hn: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset: Tensor | None = None,
+    num_heads: int = 1,
+    bptt_window: int | None = None,
+    clip_state_grad: float | None = None,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The GRU of :class:`rnnfast.GRU` for all t, with gradients by BPTT.
+
+        r, z = s(p_r + W_hr h_{t-1}), s(p_z + W_hz h_{t-1})
+        n = tanh(p_n + r * (W_hn h_{t-1} + b_hn)),  h_t = (1 - z) * n + z * h_{t-1}
+
+    Args:
+        p: [T, B, D * 3 * H], the input projection x W_ih^T + b_ih of D = 1 or 2 directions side by
+            side, each with the gates r, z, n; any strides. Add the biases b_hr and b_hz to it, but
+            not b_hn, which the reset gate multiplies.
+        w_hh: [D, 3 * H, H / num_heads], or [3 * H, H / num_heads] for one direction.
+        h_0: [D, B, H], or [B, H] with a 2-D w_hh; None for zeros.
+        b_hn: [D * H], the recurrent bias of n; None for zeros.
+        lengths, reset, num_heads, bptt_window, clip_state_grad, backend: as :func:`rnn` takes
+            them.
+
+    Returns:
+        y [T, B, D * H] and h_n, shaped like h_0.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`rnn` does.
+    """
+    if not isinstance(p, Tensor):
+        given = dict(locals())
+        if not has_torch_function((p,)):
+            raise TypeError(f"p: given {type(p).__name__}, wanted a Tensor")
+        return handle_torch_function(gru, (p,), **given)
+    call = _Call("gru", num_heads, bptt_window, clip_state_grad, backend)
+    own = {"b_hn": b_hn}
+    y, states, _ = _recurrence(p, w_hh, States(h_0), own, (lengths, reset), call)
+    return y, states.h
+
+
+for _function in (rnn, lstm, gru):
+    _function.__prepare_scriptable__ = cannot_script(f"rnnfast.functional.{_function.__name__}")
+
+
+class _Call(NamedTuple):
+    """The settings of a call."""
+
+    cell: str
+    num_heads: int
+    bptt_window: int | None
+    clip_state_grad: float | None
+    backend: str
+    norm_eps: float = 1e-5
+    all_cells: bool = False
+
+
+def _recurrence(
+    p: Tensor,
+    w_hh: Tensor,
+    states: States,
+    own: dict[str, Tensor | None],
+    rows: tuple[Tensor | Sequence[int] | None, Tensor | None],
+    call: _Call,
+) -> tuple[Tensor, States, Tensor | None]:
+    """Checks a call and computes it: y, the last states, and c of all steps with
+    ``call.all_cells``.
+
+    Args:
+        own: [D * H] each, by name: the parameters that this cell alone has.
+        rows: lengths and reset.
+    """
+    heads, gates = call.num_heads, len(CELLS[call.cell].gates)
     if p.dim() != 3:
-        raise ValueError(f"p: given shape {tuple(p.shape)}, wanted [T, B, D * H]")
+        raise ValueError(f"p: given shape {tuple(p.shape)}, wanted [T, B, {_product('D', gates)}]")
     one = w_hh.dim() == 2
     if one:
         w_hh = w_hh.unsqueeze(0)
-        h_0 = h_0 if h_0 is None else h_0.unsqueeze(0)
+        states = States(*(s if s is None else s.unsqueeze(0) for s in states))
     T, B, width = p.shape
-    if w_hh.dim() != 3 or w_hh.shape[0] not in (1, 2):
+    if w_hh.dim() != 3 or w_hh.shape[0] not in (1, 2) or w_hh.shape[1] % gates:
         raise ValueError(
-            f"w_hh: given shape {tuple(w_hh.shape)}, wanted [H, H / num_heads] or one more in front"
+            f"w_hh: given shape {tuple(w_hh.shape)}, wanted [{_product(gates)}, H / num_heads] or "
+            "one more in front"
         )
-    D, H, _ = w_hh.shape
-    check_options(H, num_heads, norm_weight is not None, norm_eps, bptt_window, clip_state_grad)
-    if w_hh.shape[2] * num_heads != H:
+    D, H = w_hh.shape[0], w_hh.shape[1] // gates
+    normed = own.get("norm_weight") is not None
+    check_options(H, heads, normed, call.norm_eps, call.bptt_window, call.clip_state_grad)
+    if w_hh.shape[2] * heads != H:
         raise ValueError(
-            f"w_hh: given shape {tuple(w_hh.shape)}, wanted {(D, H, H // num_heads)} "
-            f"for {num_heads} heads"
+            f"w_hh: given shape {tuple(w_hh.shape)}, wanted {(D, gates * H, H // heads)} "
+            f"for {heads} heads"
         )
-    if width != D * H:
-        raise ValueError(f"p: given {width} features, wanted D * H = {D} * {H} as w_hh says")
-    if h_0 is not None and h_0.shape != (D, B, H):
-        raise ValueError(f"h_0: given shape {tuple(h_0.shape)}, wanted {(D, B, H)}")
-    if norm_bias is not None and norm_weight is None:
-        raise ValueError("norm_bias: given without norm_weight")
-    for name, x in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
-        if x is not None and x.shape != (width,):
-            raise ValueError(f"{name}: given shape {tuple(x.shape)}, wanted {(width,)}")
+    if width != D * gates * H:
+        raise ValueError(
+            f"p: given {width} features, wanted {_product('D', gates)} = "
+            f"{' * '.join(map(str, (D, gates, H) if gates > 1 else (D, H)))} as w_hh says"
+        )
+    initial = {"h_0": states.h, "c_0": states.c}
+    for given, shape in ((initial, (D, B, H)), (own, (D * H,))):
+        for name, x in given.items():
+            if x is not None and x.shape != shape:
+                raise ValueError(f"{name}: given shape {tuple(x.shape)}, wanted {shape}")
     if T == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    p, w_hh, h_0 = precision.autocast(p.device.type, p, w_hh, h_0)
-    gamma, beta = precision.widened(norm_weight), precision.widened(norm_bias)
+    p, w_hh, *initial = precision.autocast(p.device.type, p, w_hh, *states)
+    states = States(*initial)
+    gamma, beta = map(precision.widened, (own.get("norm_weight"), own.get("norm_bias")))
+    (b_n,) = precision.autocast(p.device.type, own.get("b_hn"))
     accurate = precision.arithmetic(p.dtype)
     for name, x, dtype in (
         ("w_hh", w_hh, p.dtype),
-        ("h_0", h_0, p.dtype),
+        ("h_0", states.h, p.dtype),
+        ("c_0", states.c, p.dtype),
         ("norm_weight", gamma, accurate),
         ("norm_bias", beta, accurate),
+        ("b_hn", b_n, p.dtype),
     ):
         if x is not None and x.dtype != dtype:
             raise ValueError(f"{name}: given {x.dtype}, wanted {dtype} as p has {p.dtype}")
         if x is not None and x.device != p.device:
             raise RuntimeError(f"{name}: it is on {x.device}, and p on {p.device}")
-    lengths = check_lengths(lengths, T, B, p.device)
-    reset = check_reset(reset, (T, B), "[T, B]", p.device)
-    size = (w_hh.shape[2], D * num_heads, rows_for_choice(B), p.device.index)
-    extras = () if norm_weight is None else ("norm",)
-    chosen = select(backend, Problem(p.device.type, p.dtype, cell, True, extras, *size))
-    options = Options(cell, D, num_heads, norm_eps, bptt_window, clip_state_grad)
-    weights, rows = Weights(None, None, None, w_hh.flatten(0, 1), gamma, beta), Rows(lengths, reset)
-    y, states, _ = layer(p, weights, States(h_0), rows, None, options, chosen)
-    return y, states.h[0].clone() if one else states.h  # a view could not be detached in place
+    lengths = check_lengths(rows[0], T, B, p.device)
+    reset = check_reset(rows[1], (T, B), "[T, B]", p.device)
+    b_hh = None
+    if b_n is not None:  # the other gates have their recurrent bias in p
+        b_n = b_n.view(D, 1, H)
+        b_hh = torch.cat([b_n.new_zeros(D, gates - 1, H), b_n], 1).flatten()
+    size = (w_hh.shape[2], D * heads, rows_for_choice(B), p.device.index)
+    extras = (("norm",) if normed else ()) + (("return_cell_states",) if call.all_cells else ())
+    chosen = select(call.backend, Problem(p.device.type, p.dtype, call.cell, True, extras, *size))
+    options = Options(
+        call.cell, D, heads, call.norm_eps, call.bptt_window, call.clip_state_grad,
+        all_cells=call.all_cells,
+    )  # fmt: skip
+    weights = Weights(None, None, b_hh, w_hh.flatten(0, 1), gamma, beta)
+    y, last, cells = layer(p, weights, states, Rows(lengths, reset), None, options, chosen)
+    if one:  # a view could not be detached in place
+        last = States(*(s if s is None else s[0].clone() for s in last))
+    return y, last, cells
 
 
-rnn.__prepare_scriptable__ = cannot_script("rnnfast.functional.rnn")
+def _product(*factors: str | int) -> str:
+    """The words for a size: D * 4 * H."""
+    return " * ".join(str(f) for f in (*factors, "H") if f != 1)
 
 
 def check_options(

@@ -20,6 +20,7 @@ from . import backends, convert
 from . import watch as calls
 from ._version import __version__
 from .backends import cpu, cuda_plan
+from .cells import CELLS
 from .convert import OURS, TWINS
 
 BUILD_REPORT = Path(__file__).with_name("_build.json")  # written by setup.py
@@ -64,10 +65,8 @@ def info(full: bool = False) -> Report:
     ]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
-        problem = backends.Problem(device, torch.float32, "rnn_tanh", projected=False)
-        lines.append(f"on {device}, float32, tanh:")
-        reasons = backends.refusals(problem)
-        lines += [f"  {name}: {why or 'usable'}" for name, why in reasons.items()]
+        lines.append(f"on {device}, float32:")
+        lines += [f"  {name}: {_usable(name, device)}" for name in backends.BACKENDS]
     if full:
         from torch.utils.collect_env import get_pretty_env_info
 
@@ -75,6 +74,18 @@ def info(full: bool = False) -> Report:
     else:
         lines.append("more about this machine: rnnfast.info(full=True), or info --full")
     return Report("\n".join(lines))
+
+
+def _usable(name: str, device: str) -> str:
+    """Why a backend computes no cell there, or which cells it does not compute."""
+    reasons = {}
+    for cell in CELLS:
+        problem = backends.Problem(device, torch.float32, cell, projected=False)
+        reasons[cell.removeprefix("rnn_")] = backends.BACKENDS[name].unavailable(problem)
+    refused = [cell for cell, why in reasons.items() if why]
+    if len(refused) == len(reasons):
+        return reasons[refused[0]]
+    return f"usable, without {', '.join(refused)}" if refused else "usable"
 
 
 def explain(model: nn.Module, /, *args: Any, **named: Any) -> Report:

@@ -1,6 +1,8 @@
-"""nn.RNN and rnnfast.RNN from the same weights, and what is compared between them."""
+"""A module of torch and one of rnnfast from the same weights, and what is compared between them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,31 +16,70 @@ from rnnfast.backends import cuda_plan, triton
 EXACT = torch.float32 if triton.INTERPRETED or cuda_plan.EMULATION else torch.float64
 
 
-def twins(backend: str, *args, dtype=EXACT, **options) -> tuple[nn.RNN, rnnfast.RNN]:
-    old = nn.RNN(*args, dtype=dtype, **options)
-    new = rnnfast.RNN(*args, dtype=dtype, backend=backend, **options)
+Hx = Tensor | tuple[Tensor, Tensor]
+GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
+
+
+def twins(
+    backend: str, *args, kind: str = "RNN", dtype=EXACT, **options
+) -> tuple[nn.RNNBase, nn.RNNBase]:
+    """The module of torch.nn of that kind, and rnnfast's with the same weights."""
+    old = getattr(nn, kind)(*args, dtype=dtype, **options)
+    new = getattr(rnnfast, kind)(*args, dtype=dtype, backend=backend, **options)
     new.load_state_dict(old.state_dict())
     return old, new
 
 
-def results(module: nn.Module, input, hx: Tensor | None = None, **options) -> dict[str, Tensor]:
-    """Output, h_n and every gradient under fixed gradients of both outputs."""
+def for_kind(kind, options):
+    """Without arguments that modules with gates do not have."""
+    return {k: v for k, v in options.items() if kind == "RNN" or k != "nonlinearity"}
+
+
+def start(kind: str, h: Tensor) -> Hx:
+    """hx of a module of that kind: h, and for an LSTM a c beside it."""
+    return (h, 1.5 * h.flip(-1)) if kind == "LSTM" else h
+
+
+def tensors(hx: Hx | None) -> tuple[Tensor, ...]:
+    """The states of hx or h_n, one by one."""
+    return () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+
+
+def mapped(f: Callable, *of: Hx) -> Hx:
+    """f of each state, or of the states of that name in several hx."""
+    if isinstance(of[0], Tensor):
+        return f(*of)
+    return tuple(map(f, *of))
+
+
+def leaf(hx: Hx) -> Hx:
+    """A copy of hx whose gradients are wanted."""
+    copies = tuple(h.detach().clone().requires_grad_() for h in tensors(hx))
+    return copies[0] if isinstance(hx, Tensor) else copies
+
+
+def results(module: nn.Module, input, hx: Hx | None = None, **options) -> dict[str, Tensor]:
+    """Output, h_n and every gradient under fixed gradients of all outputs."""
     data = input.data if isinstance(input, PackedSequence) else input
     leaves = {"input": data.detach().clone().requires_grad_()}
     if hx is not None:
-        leaves["hx"] = hx.detach().clone().requires_grad_()
+        hx = leaf(hx)
+        leaves |= dict(zip(("hx", "cx"), tensors(hx)))
     fresh = leaves["input"]
     if isinstance(input, PackedSequence):
         fresh = PackedSequence(fresh, *input[1:])
-    output, h_n = module(fresh, leaves.get("hx"), **options)
-    output = output.data if isinstance(output, PackedSequence) else output
+    output, last, *cells = module(fresh, hx, **options)
+    found = dict(zip(("output", "h_n", "c_n"), (output, *tensors(last))))
+    found |= dict(zip(("cells",), cells))
+    found = {n: x.data if isinstance(x, PackedSequence) else x for n, x in found.items()}
     generator = torch.Generator().manual_seed(7)
-    weight = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-    weight_n = torch.randn(h_n.shape, generator=generator, dtype=torch.float64)
+    loss = 0
+    for x in found.values():
+        weight = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        loss = loss + (x * weight.to(x.device)).sum()
     leaves |= {name: x for name, x in module.named_parameters() if x.requires_grad}
-    loss = (output * weight.to(output.device)).sum() + (h_n * weight_n.to(output.device)).sum()
     gradients = torch.autograd.grad(loss, list(leaves.values()))
-    found = {"output": output.detach(), "h_n": h_n.detach()}
+    found = {name: x.detach() for name, x in found.items()}
     return found | {f"d {name}": g for name, g in zip(leaves, gradients)}
 
 
@@ -61,3 +102,11 @@ def assert_same_results(actual: dict[str, Tensor], wanted: dict[str, Tensor]) ->
     assert actual.keys() == wanted.keys()
     for name in wanted:
         assert_same(actual[name], wanted[name], name)
+
+
+def outcome(call):
+    """The type and text of what `call` raises, or the type of what it returns."""
+    try:
+        return type(call()), ""
+    except Exception as error:
+        return type(error), str(error)

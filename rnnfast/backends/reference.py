@@ -22,7 +22,7 @@ from ..recurrence.groups import (
     Wanted,
     Weights,
 )
-from ..recurrence.tensors import without_padding
+from ..recurrence.tensors import sum_of_biases, without_padding
 
 if TYPE_CHECKING:
     from . import Problem
@@ -45,7 +45,7 @@ def _bias(weights: Weights, options: Options) -> Tensor | None:
     """b_ih + b_hh, without b_hh of the gates that have it in their recurrent part."""
     if weights.b_ih is None:
         return None
-    return weights.b_ih + _outside(weights.b_hh, weights, options)
+    return sum_of_biases(weights.b_ih, _outside(weights.b_hh, weights, options))
 
 
 def _outside(b: Tensor, weights: Weights, options: Options) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, Generic, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from typing_extensions import Unpack
+from typing_extensions import TypeVar, Unpack
 
 from ..argument_types import Backend, GatedInit, NoMore, TrackGradientFlow
 from ..recurrence.groups import States
@@ -20,9 +20,11 @@ from .settings import DEFAULTS, GATED_CHECKS, Check, Settings, check_bool, check
 from .stack import Stack
 
 Pair = tuple[Tensor, Tensor]  # h and c
+# The type of return_cell_states, for type checkers: forward then returns three values.
+Cells = TypeVar("Cells", bound=bool, default=Literal[False], covariant=True)
 
 
-class LSTM(Stack):
+class LSTM(Stack, Generic[Cells]):
     """LSTM with fused forward and backpropagation through time; takes the place of nn.LSTM.
 
     Arguments, parameter names, shapes, state_dict, initial values under a seed, error types,
@@ -71,6 +73,87 @@ class LSTM(Stack):
         "return_cell_states": False,
     }
     _checks: ClassVar[dict[str, Check]] = GATED_CHECKS
+
+    @overload
+    def __init__(
+        self: LSTM[Literal[False]],
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        init: GatedInit = "torch",
+        forget_bias: float | None = None,
+        chrono_steps: int | None = None,
+        residual: bool = False,
+        num_heads: int = 1,
+        track_gradient_flow: TrackGradientFlow = False,
+        clip_state_grad: float | None = None,
+        bptt_window: int | None = None,
+        return_cell_states: Literal[False] = False,
+        backend: Backend = "auto",
+        **unknown: Unpack[NoMore],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: LSTM[Literal[True]],
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        init: GatedInit = "torch",
+        forget_bias: float | None = None,
+        chrono_steps: int | None = None,
+        residual: bool = False,
+        num_heads: int = 1,
+        track_gradient_flow: TrackGradientFlow = False,
+        clip_state_grad: float | None = None,
+        bptt_window: int | None = None,
+        return_cell_states: Literal[True],
+        backend: Backend = "auto",
+        **unknown: Unpack[NoMore],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: LSTM[bool],
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        init: GatedInit = "torch",
+        forget_bias: float | None = None,
+        chrono_steps: int | None = None,
+        residual: bool = False,
+        num_heads: int = 1,
+        track_gradient_flow: TrackGradientFlow = False,
+        clip_state_grad: float | None = None,
+        bptt_window: int | None = None,
+        return_cell_states: bool,
+        backend: Backend = "auto",
+        **unknown: Unpack[NoMore],
+    ) -> None: ...
 
     def __init__(
         self,
@@ -134,7 +217,7 @@ class LSTM(Stack):
 
     @overload
     def forward(
-        self,
+        self: LSTM[Literal[False]],
         input: Tensor,
         hx: Pair | None = None,
         *,
@@ -144,13 +227,43 @@ class LSTM(Stack):
 
     @overload
     def forward(
-        self,
+        self: LSTM[Literal[False]],
         input: PackedSequence,
         hx: Pair | None = None,
         *,
         reset: Tensor | None = None,
         lengths: None = None,
     ) -> tuple[PackedSequence, Pair]: ...
+
+    @overload
+    def forward(
+        self: LSTM[Literal[True]],
+        input: Tensor,
+        hx: Pair | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Tensor, Pair, Tensor]: ...
+
+    @overload
+    def forward(
+        self: LSTM[Literal[True]],
+        input: PackedSequence,
+        hx: Pair | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: None = None,
+    ) -> tuple[PackedSequence, Pair, PackedSequence]: ...
+
+    @overload
+    def forward(
+        self: LSTM[bool],
+        input: Tensor | PackedSequence,
+        hx: Pair | None = None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Any, ...]: ...
 
     def forward(
         self,

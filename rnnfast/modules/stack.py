@@ -20,7 +20,7 @@ from ..ops import layer
 from ..recurrence import precision
 from ..recurrence.clipping import in_transform
 from ..recurrence.groups import Options, Rows, States, Weights
-from ..recurrence.tensors import without_padding
+from ..recurrence.tensors import sum_of_biases, without_padding
 from ..tracing import as_leaf, makes_program
 from ..values import has_values
 from . import wavefront
@@ -334,7 +334,7 @@ class Stack(Recurrent):
             norm = self._modules[f"batch_norm_l{index}{'_reverse' if d else ''}"]
             parts.append(norm.normalize(part, lengths, weight, bias, running))
         p = torch.cat(parts, -1)
-        return (p if b_ih is None else p + (b_ih + b_hh)), (None, None, None, w_hh)
+        return (p if b_ih is None else p + sum_of_biases(b_ih, b_hh)), (None, None, None, w_hh)
 
     # ----------------------------------------------------------- layers side by side (wavefront.py)
 

@@ -137,9 +137,10 @@ def backward(
 
 
 def outside(cell: Cell, like: Tensor) -> Tensor:
-    """bool [G, 1, 1, 1]: the gates whose b_hh is part of p."""
-    kinds = [gate not in cell.apart for gate in cell.gates]
-    return torch.tensor(kinds, device=like.device).view(-1, 1, 1, 1)
+    """bool [G, 1, 1, 1]: the gates whose b_hh is part of p. (torch.tensor would put a copy of a
+    constant into a program, which run_decompositions refuses.)"""
+    kinds = [torch.full((1,), gate not in cell.apart, device=like.device) for gate in cell.gates]
+    return torch.cat(kinds).view(-1, 1, 1, 1)
 
 
 def _sum(found: StepGradients, more: StepGradients) -> StepGradients:

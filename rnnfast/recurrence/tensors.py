@@ -82,3 +82,10 @@ def dense(x: Tensor | None) -> Tensor | None:
 
 def as_bytes(reset: Tensor | None) -> Tensor | None:
     return None if reset is None else reset.contiguous().view(torch.uint8)
+
+
+def sum_of_biases(b_ih: Tensor, b_hh: Tensor) -> Tensor:
+    """b_ih + b_hh. The product gives b_hh a gradient in memory of its own: autograd adds the next
+    gradient to a ``.grad`` in place, and does not see that parts of concatenated biases share it.
+    """
+    return b_ih + 1 * b_hh

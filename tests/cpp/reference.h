@@ -23,8 +23,9 @@ struct Step {
   Row preact;  // p + u
   Row inner;   // what a cell takes for u where p is in it already
   Row saved;   // values that the kernel keeps, [values * S]
-  // Gradients. carry: from the step after. dh, dc: with those from outside; dc at fixed h.
-  Row grad_y, grad_c, carry, carry_c, dh, dc, clipped, clipped_c, dn, dp, du, dleak;
+  // Gradients. carry: from the step after. dh, dc: with what comes from outside; dc at fixed h.
+  Row grad_y, grad_c;  // from outside; no grad_c: 0
+  Row carry, carry_c, dh, dc, clipped, clipped_c, dn, dp, du, dleak;
   Row total_c;  // of c, through h, too
 };
 
@@ -182,10 +183,8 @@ struct Layer {
     s.du.assign(s.u.size(), 0);
     s.carry = dh;
     s.carry_c = dc;
-    for (int64_t i = 0; i < n; ++i) {
-      dh[i] += s.grad_y[i];
-      dc[i] += s.grad_c[i];
-    }
+    for (int64_t i = 0; i < n; ++i) dh[i] += s.grad_y[i];
+    for (size_t i = 0; i < s.grad_c.size(); ++i) dc[i] += s.grad_c[i];
     s.dh = dh;
     s.dc = dc;
     clip_gradients(s);

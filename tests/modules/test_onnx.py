@@ -1,4 +1,4 @@
-"""torch.onnx.export(dynamo=True): a layer is one RNN node, which ONNX Runtime computes."""
+"""torch.onnx.export(dynamo=True): a layer is one RNN, LSTM or GRU node, which ONNX Runtime runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from twins import GATES, for_kind, tensors
 
 import rnnfast
 
@@ -34,9 +35,12 @@ class Model(nn.Module):
         self.rnn, self.names = rnn, names
         self.after = nn.Linear(H * (1 + bool(rnn.bidirectional)), 2)
 
-    def forward(self, x: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
-        y, h_n = self.rnn(x, **dict(zip(self.names, more)))
-        return self.after(y), h_n
+    def forward(self, x: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        named = dict(zip(self.names, more))
+        if "cx" in named:
+            named["hx"] = named["hx"], named.pop("cx")
+        y, h_n = self.rnn(x, **named)
+        return self.after(y), *tensors(h_n)
 
 
 def inputs(of: Model, T: int, B: int) -> tuple[Tensor, ...]:
@@ -44,8 +48,10 @@ def inputs(of: Model, T: int, B: int) -> tuple[Tensor, ...]:
     rnn = of.rnn
     lengths = torch.randint(1, T + 1, (B,))
     lengths[0] = 0
+    layers = rnn.num_layers * (1 + bool(rnn.bidirectional))
     more = {
-        "hx": torch.randn(rnn.num_layers * (1 + bool(rnn.bidirectional)), B, H),
+        "hx": torch.randn(layers, B, H),
+        "cx": torch.randn(layers, B, H),
         "lengths": lengths,
         "reset": torch.rand(T, B) < 0.3,
     }
@@ -56,7 +62,7 @@ def sizes(of: Model) -> tuple:
     """The dynamic axes of its inputs."""
     T, B = Dim("T", min=2, max=4096), Dim("B", min=1, max=256)
     x = {0: B, 1: T} if of.rnn.batch_first else {0: T, 1: B}
-    more = {"hx": {1: B}, "lengths": {0: B}, "reset": {0: T, 1: B}}
+    more = {"hx": {1: B}, "cx": {1: B}, "lengths": {0: B}, "reset": {0: T, 1: B}}
     return x, *([tuple(more[name] for name in of.names)] if of.names else [])
 
 
@@ -100,22 +106,32 @@ def assert_runs_as(of: nn.Module, program: torch.onnx.ONNXProgram, calls: list, 
     ],
     ids=["plain", "first state", "stacked", "residual", "batch norm", "of backward alone"],
 )
-def test_onnx_runtime_computes_what_the_module_does(arguments, names, program, tmp_path):
-    of = Model(rnnfast.RNN(IN, H, **arguments), *names).eval()
+def test_onnx_runtime_computes_what_the_module_does(arguments, names, program, kind, tmp_path):
+    if kind != "RNN":
+        if "norm" in arguments:
+            return
+        arguments = for_kind(kind, arguments)
+    if kind == "LSTM" and "hx" in names:
+        names = (*names, "cx")
+    of = Model(getattr(rnnfast, kind)(IN, H, **arguments), *names).eval()
     made = exported(of, program)
-    assert kinds(made).count("RNN") == of.rnn.num_layers
+    assert kinds(made).count(kind) == of.rnn.num_layers
     with torch.no_grad():
         assert_runs_as(of, made, [inputs(of, *size) for size in SIZES], tmp_path / "rnn.onnx")
 
 
-def test_a_recurrence_without_a_module_is_a_node_too(tmp_path):
-    class Recurrence(nn.Module):
-        def forward(self, p: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor]:
-            return rnnfast.functional.rnn(p, w_hh)
+def test_a_recurrence_without_a_module_is_a_node_too(kind, tmp_path):
+    call, G = getattr(rnnfast.functional, kind.lower()), GATES[kind]
 
-    of, given = Recurrence().eval(), (torch.randn(5, 3, 2 * H), torch.randn(2, H, H))
+    class Recurrence(nn.Module):
+        def forward(self, p: Tensor, w_hh: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+            y, h_n = call(p, w_hh, **({"b_hn": b} if kind == "GRU" else {}))
+            return y, *tensors(h_n)
+
+    of = Recurrence().eval()
+    given = torch.randn(5, 3, 2 * G * H), torch.randn(2, G * H, H), torch.randn(2 * H)
     made = torch.onnx.export(of, given, dynamo=True, verbose=False)
-    assert "RNN" in kinds(made)
+    assert kind in kinds(made)
     assert_runs_as(of, made, [given], tmp_path / "rnn.onnx")
 
 
@@ -135,18 +151,22 @@ def test_unbatched_input_is_exported(tmp_path):
         ({"dtype": torch.bfloat16}, (), "torch.bfloat16"),
     ],
 )
-def test_what_the_node_cannot_express_is_refused_by_name(arguments, names, said):
-    of = Model(rnnfast.RNN(IN, H, **arguments), *names).eval().to(arguments.get("dtype"))
+def test_what_the_node_cannot_express_is_refused_by_name(arguments, names, said, kind):
+    if kind != "RNN" and "norm" in arguments:
+        return
+    module = getattr(rnnfast, kind)(IN, H, **arguments)
+    of = Model(module, *names).eval().to(arguments.get("dtype"))
     given = tuple(v.to(of.after.weight.dtype) if v.is_floating_point() else v
                   for v in inputs(of, 5, 3))  # fmt: skip
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as raised:
         torch.onnx.export(of, given, dynamo=True, verbose=False)
-    assert f"given rnnfast.RNN with {said}, wanted" in str(raised.value)
+    assert f"given rnnfast.{kind} with {said}, wanted" in str(raised.value)
     assert "rnnfast.decompositions()" in str(raised.value)
 
 
-def test_a_decomposed_program_takes_what_the_node_cannot(tmp_path):
-    of = Model(rnnfast.RNN(IN, H, norm="layer", num_heads=2), "reset").eval()
+def test_a_decomposed_program_takes_what_the_node_cannot(kind, tmp_path):
+    norm = {"norm": "layer"} if kind == "RNN" else {}
+    of = Model(getattr(rnnfast, kind)(IN, H, num_heads=2, **norm), "reset").eval()
     given = inputs(of, 5, 3)
     table = torch.export.default_decompositions()
     table.update(rnnfast.decompositions())
@@ -154,6 +174,15 @@ def test_a_decomposed_program_takes_what_the_node_cannot(tmp_path):
     made = torch.onnx.export(program, dynamo=True, verbose=False)
     with torch.no_grad():
         assert_runs_as(of, made, [given], tmp_path / "rnn.onnx")
+
+
+def test_cell_states_are_refused_by_name():
+    of = Model(rnnfast.LSTM(IN, H)).eval()
+    of.rnn.return_cell_states = True
+    of.forward = lambda x: of.rnn(x)
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as raised:
+        torch.onnx.export(of, (torch.randn(5, 3, IN),), dynamo=True, verbose=False)
+    assert "given rnnfast.LSTM with return_cell_states, wanted" in str(raised.value)
 
 
 def test_the_old_exporter_is_refused_with_the_way_out(tmp_path):

@@ -56,6 +56,34 @@ rnnfast.RNN(8, 16, backend="gpu")  # type: ignore[arg-type]  # pyright: ignore[r
 y, h_n = rnnfast.functional.rnn(x, h_n[0], nonlinearity="sigmoid", backend="cpu")
 rnnfast.functional.rnn(x, x, backend="")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
+# LSTM and GRU. return_cell_states adds a third value.
+lstm = rnnfast.LSTM(8, 16, 2, batch_first=True, forget_bias=1.0, num_heads=2)
+y, (h_n, c_n) = lstm.forward(x)
+assert_type(y, Tensor)
+assert_type(c_n, Tensor)
+packed, (h_n, c_n) = lstm.forward(pack_sequence([x[:, 0]]), (h_n, c_n))
+assert_type(packed, PackedSequence)
+with_cells = rnnfast.LSTM(8, 16, return_cell_states=True, chrono_steps=100)
+y, (h_n, c_n), cells = with_cells.forward(x, lengths=[5, 3])
+assert_type(cells, Tensor)
+packed, (h_n, c_n), packed_cells = with_cells.forward(pack_sequence([x[:, 0]]))
+assert_type(packed_cells, PackedSequence)
+y, _, _ = lstm.forward(x)  # type: ignore[misc]  # pyright: ignore[reportAssignmentType]
+any_cells = rnnfast.LSTM(8, 16, return_cell_states=bool(len(x)))
+found_by_any = any_cells.forward(x)[0]
+rnnfast.LSTM(8, 16, init="he")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+assert_type(rnnfast.replace(nn.LSTM(8, 16)), rnnfast.LSTM)
+assert_type(rnnfast.to_torch(lstm), nn.LSTM)
+assert_type(rnnfast.to_torch(with_cells), nn.LSTM)
+gru = rnnfast.GRU(8, 16, init="orthogonal", chrono_steps=10)
+y, h_n = gru.forward(x, reset=torch.zeros(5, 2, dtype=torch.bool))
+assert_type(h_n, Tensor)
+rnnfast.GRU(8, 16, forget_bias=1.0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+assert_type(rnnfast.to_torch(gru), nn.GRU)
+y, (h_n, c_n) = rnnfast.functional.lstm(x, h_n, (h_n, c_n))
+y, (h_n, c_n), cells = rnnfast.functional.lstm(x, h_n, return_cell_states=True)
+y, h_n = rnnfast.functional.gru(x, h_n, b_hn=h_n, lengths=[5, 3])
+
 # Results.
 text: str = rnnfast.info() + rnnfast.explain(net, x) + rnnfast.explain(rnn, x, lengths=[5, 3])
 flow = rnn.gradient_flow

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..workload import BOTH, FORWARD, Data, Workload
+from .jax_cells import step_of
 from .layer import Layer
 
 NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
@@ -53,36 +54,18 @@ def _functions(cell: str):
 
     jax.config.update("jax_platforms", "cpu")
 
-    s = jax.nn.sigmoid
-
-    def rnn_tanh(states, p_t, u):
-        h = jnp.tanh(p_t + u)
-        return (h,)
-
-    def lstm(states, p_t, u):
-        i, f, g, o = jnp.split(p_t + u, 4, -1)
-        c = s(f) * states[1] + s(i) * jnp.tanh(g)
-        return s(o) * jnp.tanh(c), c
-
-    def gru(states, p_t, u):
-        (p_r, p_z, p_n), (u_r, u_z, u_n) = (jnp.split(v, 3, -1) for v in (p_t, u))
-        n = jnp.tanh(p_n + s(p_r + u_r) * u_n)
-        return (n + s(p_z + u_z) * (states[0] - n),)
-
-    of_cell = {"rnn_tanh": rnn_tanh, "lstm": lstm, "gru": gru}[cell]
+    of_cell = step_of(cell)
     number = 2 if cell == "lstm" else 1
 
     def layer(x, w_ih, w_hh, b_ih, b_hh):
-        H = w_hh.shape[1]
-        apart = b_hh if cell == "gru" else None  # b_hn stays inside the reset product
+        inside = b_hh if cell == "gru" else 0  # b_hn is in the reset product
         p = x @ w_ih.T + (b_ih if cell == "gru" else b_ih + b_hh)
 
         def step(states, p_t):
-            u = states[0] @ w_hh.T
-            states = of_cell(states, p_t, u if apart is None else u + apart)
+            states = of_cell(states, p_t, states[0] @ w_hh.T + inside)
             return states, states[0]
 
-        zeros = jnp.zeros((x.shape[1], H), x.dtype)
+        zeros = jnp.zeros((x.shape[1], w_hh.shape[1]), x.dtype)
         last, y = jax.lax.scan(step, (zeros,) * number, p)
         return y, last
 
