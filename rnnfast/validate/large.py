@@ -55,7 +55,7 @@ def check_large(row: Row, where: Where) -> None:
         grad_h_n=whole(case.grad_h_n),
     )
     module, options = BACKENDS[where.backend], case.options
-    y, states, saved = module.forward(p, large.weights, large.states, large.rows, options)
+    y, states, saved, _ = module.forward(p, large.weights, large.states, large.rows, options)
     dp, weights, firsts = module.backward(
         large.given, large.kept(y, saved), None, Wanted(), options
     )

@@ -15,6 +15,10 @@ T, B, I, H = 6, 3, 4, 5  # noqa: E741
 X = torch.zeros(T, B, I)
 
 
+class OwnLSTM(nn.LSTM):
+    pass
+
+
 class Net(nn.Module):
     """One module of every kind, and one that forward does not call."""
 
@@ -24,7 +28,7 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm1d(H)
         self.drop = nn.Dropout(0.5)
         self.theirs = nn.RNN(H, H)
-        self.lstm = nn.LSTM(H, H)
+        self.own = OwnLSTM(H, H)
         self.cell = nn.RNNCell(H, H)
         self.idle = nn.RNN(H, H)
 
@@ -60,33 +64,35 @@ def test_explain_takes_a_whole_model(packed):
     assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert not any(module._forward_pre_hooks for module in model.modules())
-    assert list(found) == ["ours", "theirs", "lstm", "cell", "idle"]
+    assert list(found) == ["ours", "theirs", "own", "cell", "idle"]
     assert found["ours"][1:] == rnnfast.explain(model.ours, x).splitlines()
     assert found["ours"][1].endswith("for sigmoid in torch.float32 on cpu")
     theirs = rnnfast.explain(model.theirs, torch.zeros(T, B, H)).splitlines()
     assert found["theirs"][1:] == theirs
-    assert found["lstm"][1:] == [
-        "torch's own kernels compute LSTM: rnnfast has no LSTM yet, only RNN"
+    assert found["own"][1:] == [
+        "torch's own kernels compute OwnLSTM: OwnLSTM is a subclass of nn.LSTM"
     ]
     assert found["cell"][1].startswith("torch's own kernels compute RNNCell: a cell computes one")
     assert found["idle"] == ["idle: RNN(5, 5), which this call does not reach"]
 
 
-def test_explain_of_nn_rnn_says_what_replace_would_give():
-    rnn, x = nn.RNN(I, H, nonlinearity="relu", dtype=torch.float64), torch.zeros(T, B, I).double()
-    said = rnnfast.explain(rnn, x).splitlines()
-    assert said[0] == "torch's own kernels compute nn.RNN; after rnnfast.replace(model):"
-    replaced = rnnfast.explain(rnnfast.replace(rnn, report=None), x).splitlines()
+@pytest.mark.parametrize(("kind", "cell"), [(nn.RNN, "tanh"), (nn.LSTM, "lstm"), (nn.GRU, "gru")])
+def test_explain_of_torchs_module_says_what_replace_would_give(kind, cell):
+    module, x = kind(I, H, dtype=torch.float64), torch.zeros(T, B, I).double()
+    said = rnnfast.explain(module, x).splitlines()
+    name = f"nn.{kind.__name__}"
+    assert said[0] == f"torch's own kernels compute {name}; after rnnfast.replace(model):"
+    replaced = rnnfast.explain(rnnfast.replace(module, report=None), x).splitlines()
     assert [line[2:] for line in said[1:]] == replaced
-    assert "relu in torch.float64" in replaced[0]
+    assert f"for {cell} in torch.float64" in replaced[0]
 
 
 def test_explain_of_a_module_that_replace_keeps_says_why():
     pruned = prune.l1_unstructured(nn.RNN(I, H), "weight_hh_l0", 0.5)
     x = torch.zeros(T, B, I)
     assert "pruning, weight_norm or the like changed" in rnnfast.explain(pruned, x)
-    assert rnnfast.explain(nn.GRU(I, H), x) == (
-        "torch's own kernels compute GRU: rnnfast has no GRU yet, only RNN"
+    assert rnnfast.explain(OwnLSTM(I, H), x) == (
+        "torch's own kernels compute OwnLSTM: OwnLSTM is a subclass of nn.LSTM"
     )
 
 

@@ -274,16 +274,15 @@ def scripted():
         return torch.jit.script(nn.RNN(I, H))
 
 
-A_CELL = "a cell computes one step in a call, and rnnfast.RNN a whole sequence"
+A_CELL = "a cell computes one step in a call, and rnnfast's modules a whole sequence"
 LEFT = {
-    "LSTM": (lambda: nn.LSTM(I, H), "rnnfast has no LSTM yet, only RNN"),
-    "GRU": (lambda: nn.GRU(I, H), "rnnfast has no GRU yet, only RNN"),
-    "subclass of LSTM": (lambda: OwnLSTM(I, H), "rnnfast has no LSTM yet, only RNN"),
-    "RNNBase": (lambda: nn.RNNBase("LSTM", I, H), "RNNBase is no nn.RNN"),
+    "subclass of LSTM": (lambda: OwnLSTM(I, H), "OwnLSTM is a subclass of nn.LSTM"),
+    "RNNBase": (lambda: nn.RNNBase("LSTM", I, H), "RNNBase is no nn.RNN, nn.LSTM or nn.GRU"),
     "RNNCell": (lambda: nn.RNNCell(I, H), A_CELL),
     "LSTMCell": (lambda: nn.LSTMCell(I, H), A_CELL),
     "GRUCell": (lambda: nn.GRUCell(I, H), A_CELL),
     "rnnfast.RNN": (lambda: rnnfast.RNN(I, H), "it is an rnnfast.RNN already"),
+    "rnnfast.LSTM": (lambda: rnnfast.LSTM(I, H), "it is an rnnfast.LSTM already"),
     "TorchScript": (scripted, "it is RNN in TorchScript; replace it before torch.jit"),
 }
 
@@ -305,8 +304,8 @@ def test_a_model_without_recurrent_modules_is_reported():
     assert rnnfast.replace(model, report=lines.append) is model
     assert rnnfast.to_torch(model, report=lines.append) is model
     assert lines == [
-        "nothing swapped: Sequential holds no torch.nn.RNN",
-        "nothing swapped: Sequential holds no rnnfast.RNN",
+        "nothing swapped: Sequential holds no nn.RNN, nn.LSTM or nn.GRU",
+        "nothing swapped: Sequential holds no rnnfast.RNN, LSTM or GRU",
     ]
 
 

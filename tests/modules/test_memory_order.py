@@ -131,7 +131,7 @@ def test_the_op_returns_results_and_gradients_in_one_order(own_backend):
         found = torch.ops.rnnfast.rnn(x, *weights, *States(), *Rows(), None, *options)
         y = found[0]
         kept = x, y, *weights, *States(), *Rows(), *Saved()
-        inputs = grad_y, *States(), *kept, True, True, *options
+        inputs = grad_y, *States(), None, *kept, True, True, *options
         gradients = torch.ops.rnnfast.rnn_backward(*inputs)
         for result in (*found[:2], *gradients):
             assert result.is_contiguous()

@@ -121,6 +121,7 @@ def op_inputs(backend: str) -> dict[str, object]:
     buffer = record.make(record.numbers(1, T, 1), x.device)
     given = {
         "grad_y": torch.randn_like(y), "grad_h": torch.randn_like(h_0), "grad_c": None,
+        "grad_cells": None,
         "x": x, "y": y, **weights._replace(b_ih=None, b_hh=None)._asdict(), **states._asdict(),
         "lengths": lengths, "reset": reset, **Saved()._asdict(),
         "record": buffer, "dx": True, "dw": True,
