@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import time
-from datetime import timedelta
 
 import pytest
 import torch
@@ -21,6 +19,7 @@ from flows import (
     make,
     same,
 )
+from ranks import leave, meet, spawn
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
@@ -359,7 +358,6 @@ def test_grad_scaler(limit, own_backend):
 
 
 LENGTHS = [6, 6, 4, 4]  # the first two samples on one rank, the others on the second
-PATIENCE = 120  # seconds
 
 
 def shard(rank: int) -> Tensor:
@@ -367,34 +365,19 @@ def shard(rank: int) -> Tensor:
 
 
 def train_on_a_rank(rank: int, backend: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=PATIENCE),
-    )
+    meet(rank, folder)
     rnn = make(backend, num_layers=2, bidirectional=True)
     run(rnn, shard(rank), nn.parallel.DistributedDataParallel(rnn))
     flow = rnn.gradient_flow
     torch.save((gradients_of(rnn), flow.fields(), flow.reduce().fields()), f"{folder}/{rank}")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 @pytest.mark.proof
 def test_distributed_data_parallel(own_backend, tmp_path):
     """Gradients are those of the whole batch; each rank has the record of its own part, whose T
     differs, and reduce() that of the whole."""
-    arguments = own_backend, str(tmp_path)
-    ranks = torch.multiprocessing.spawn(train_on_a_rank, arguments, nprocs=2, join=False)
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not ranks.join(timeout=5):
-            assert time.monotonic() < deadline, "the ranks wait for one another"
-    finally:
-        for process in ranks.processes:
-            process.kill()
+    spawn(train_on_a_rank, own_backend, str(tmp_path))
     rnn = make(own_backend, num_layers=2, bidirectional=True)
     y, h_n = rnn(inputs(6, 4, IN), lengths=LENGTHS)
     ((y.square().sum() + h_n.sum()) / 2).backward()

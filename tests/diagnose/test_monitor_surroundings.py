@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 import sys
-import time
 import types
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from flows import IN, T, inputs, make
 from monitored import Two, loss_of, sgd, train
+from ranks import leave, meet, spawn
 from torch import nn
 
 import rnnfast
@@ -25,7 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
 ]
 Monitor = rnnfast.GradientMonitor
-PATIENCE = 120  # seconds
 
 
 # ------------------------------------------------------------------------------------------- names
@@ -80,28 +78,6 @@ def test_compiled(compiled_before):
 # ------------------------------------------------------------------------------------ two processes
 
 
-def spawn(run, *arguments) -> None:
-    ranks = torch.multiprocessing.spawn(run, arguments, nprocs=2, join=False)
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not ranks.join(timeout=5):
-            assert time.monotonic() < deadline, "the ranks wait for one another"
-    finally:
-        for process in ranks.processes:
-            process.kill()
-
-
-def meet(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=PATIENCE),
-    )
-
-
 LENGTHS = [6, 6, 4, 4]  # the first two samples on one rank, the others on the second
 
 
@@ -133,7 +109,7 @@ def train_in_parallel(rank: int, folder: str) -> None:
             alone.step()
     reports = [list(map(tuple, one.rows())) for one in (monitor, alone)]
     torch.save((reports, monitor.norms("state_norm"), monitor.out is None), f"{folder}/{rank}")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 @pytest.mark.proof
@@ -189,7 +165,7 @@ def train_sharded(rank: int, folder: str) -> None:
     rows = list(map(tuple, monitor.rows()))
     flows = [rnn.gradient_flow.fields() for rnn in monitor.rnns.values()]
     torch.save((rows, flows), f"{folder}/{rank}")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 @pytest.mark.proof
