@@ -127,7 +127,7 @@ def check_layouts(row: Row, where: Where) -> None:
             values = exact[0][name].numel() * len(SEEDS) // (T if over_time else 1)
             if values >= ENOUGH:
                 pairs = ([(a[name], e[name]) for a, e in zip(r, exact)] for r in (ours, theirs))
-                found.append(compare(name, *pairs, PEER, over_time))
+                found.append(compare(name, *pairs, "nn.RNN", over_time))
         row.take_sequences(found)
 
 
