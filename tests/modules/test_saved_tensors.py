@@ -86,9 +86,7 @@ def test_a_saved_tensor_that_comes_back_as_another_is_refused(change, options, b
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("kind", "values"), [(rnnfast.RNN, 0), (rnnfast.LSTM, 5), (rnnfast.GRU, 4)]
-)
+@pytest.mark.parametrize(("kind", "values"), [("RNN", 0), ("LSTM", 5), ("GRU", 4)])
 @needs_cpu
 def test_backward_needs_what_the_cell_saves_and_nothing_else(kind, values, dtype):
     """Beside x, y, the states and the weights: so many values of a unit and step."""
