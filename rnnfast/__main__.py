@@ -152,11 +152,19 @@ def _add_validate(command: argparse.ArgumentParser) -> None:
         help="some of float32, float64, bfloat16, float16 and, on a GPU, tf32 (default: all)",
     )
     command.add_argument(
+        "--cell",
+        nargs="+",
+        choices=["RNN", "LSTM", "GRU"],
+        default=["RNN", "LSTM", "GRU"],
+        metavar="NAME",
+        help="some of RNN, LSTM, GRU (default: all)",
+    )
+    command.add_argument(
         "--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU"
     )
     _add_out(command, "rnnfast-validate")
     size = command.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="fewer sizes: about a minute")
+    size.add_argument("--quick", action="store_true", help="fewer sizes: about two minutes")
     size.add_argument(
         "--full", action="store_true", help="every size, and tensors of 2^31 elements"
     )
@@ -280,6 +288,7 @@ def _validate(options: argparse.Namespace) -> int:
         result = command.run(
             options.out,
             backends=options.backend,
+            cells=options.cell,
             dtypes=options.dtype,
             device=options.device,
             size="quick" if options.quick else "full" if options.full else "default",

@@ -14,6 +14,13 @@ from ..recurrence.precision import arithmetic
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 NONLINEARITIES = ["tanh", "relu", "sigmoid", "softplus"]
+# What a module can compute: nonlinearities of the RNN, or the name of another cell.
+CELLS_OF = {"RNN": NONLINEARITIES, "LSTM": ["lstm"], "GRU": ["gru"]}
+
+
+def cell_name(name: str) -> str:
+    """The name in CELLS."""
+    return name if name in CELLS else f"rnn_{name}"
 
 
 class Case(NamedTuple):
@@ -115,7 +122,7 @@ def make_case(
     """
     lengths, norm, reset = (options.pop(name, False) for name in ("lengths", "norm", "reset"))
     heads = options.pop("heads", 1)
-    name = nonlinearity if nonlinearity in CELLS else f"rnn_{nonlinearity}"
+    name = cell_name(nonlinearity)
     cell, G = CELLS[name], len(CELLS[name].gates)
     w, state = _contracting(seed, D, G, H, heads)
     generator = torch.Generator()

@@ -17,6 +17,7 @@ from ..backends import BACKENDS
 from ..gradient_flow.text import plain
 from ..recurrence import precision
 from ..report import machine
+from .cases import CELLS_OF
 from .kernels import Arithmetic
 from .picture import draw
 from .plan import ARITHMETICS, SIZES, Task, refusal, tasks
@@ -35,6 +36,7 @@ def run(
     out: Path,
     *,
     backends: Sequence[str] = (),
+    cells: Sequence[str] = tuple(CELLS_OF),
     dtypes: Sequence[str] = (),
     device: str | None = None,
     size: str = "default",
@@ -45,6 +47,7 @@ def run(
     Args:
         backends: names; empty for all backends that can run on the device, without the reference,
             which is the judge.
+        cells: some of "RNN", "LSTM" and "GRU".
         dtypes: names of plan.ARITHMETICS; empty for all dtypes of the device.
         device: "cpu" or "cuda"; None for "cuda" if there is a GPU.
         size: "quick", "default" or "full".
@@ -61,11 +64,12 @@ def run(
     arithmetics = _arithmetics(dtypes, device)
     chosen, left_out = _choose(backends, arithmetics, bool(dtypes), device)
     todo = [t for b, a in chosen for t in tasks(b, a, device, SIZES[size], groups)]
+    todo = [task for task in todo if task.row.cell in cells]
     _compute(todo)
     rows = [task.row for task in todo]
     result = {
         "machine": machine(device) | {"threads": torch.get_num_threads()},
-        "settings": {"size": size, "device": device, "groups": groups},
+        "settings": {"size": size, "device": device, "cells": list(cells), "groups": groups},
         "seconds": time.perf_counter() - start,
         "passed": all(row.word != "FAILED" for row in rows),
         "left_out": left_out,

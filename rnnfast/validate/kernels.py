@@ -12,12 +12,19 @@ from torch import Tensor
 from ..recurrence import loop
 from ..recurrence.groups import Saved
 from ..recurrence.record import FIELDS
-from ..testing import step_errors
 from .cases import NONLINEARITIES, Case, make_case
 from .long_double import AVAILABLE
 from .rows import Row
 from .runs import judge, own_rounding, run, threads
-from .sequences import compare_layer_runs, compare_layers, compare_loops, judged, layer_runs, of
+from .sequences import (
+    compare_layer_runs,
+    compare_layers,
+    compare_loops,
+    curves_of,
+    judged,
+    layer_runs,
+    of,
+)
 
 SEEDS = range(5)
 Shape = tuple[int, int, int]  # T, B, and the units of a head
@@ -67,17 +74,17 @@ class Where(NamedTuple):
     arithmetic: Arithmetic
     device: str
     threads: int  # available; most rows use one, because the operations are small
-    nonlinearities: tuple[str, ...] = tuple(NONLINEARITIES)  # those that the backend can compute
+    cells: tuple[str, ...] = tuple(NONLINEARITIES)  # of the row, as make_case takes them
 
 
 def cases(where: Where, norm: str, group: str, shape: Shape, seed: int) -> Iterator:
-    """(words, case) for all nonlinearities."""
+    """(words, case) for every cell of the row."""
     T, B, S = shape
     options = GROUPS[group](S) | {"norm": norm == "layer", "dtype": where.arithmetic.dtype}
     if options["norm"] and S == 1:  # layer norm of one value is always 0
         return
     H = S * options.get("heads", 1)
-    for f in where.nonlinearities:
+    for f in where.cells:
         case = make_case(T, B, H, nonlinearity=f, seed=seed, **options)
         yield f"{f}, T = {T}, B = {B}, H = {H}", case
 
@@ -101,13 +108,15 @@ def check_steps(row: Row, where: Where, group: str, shapes: Sequence[Shape]) -> 
 
 
 def check_sequences(row: Row, where: Where, shapes: Sequence[Shape]) -> None:
-    """Budget (i), beside nn.RNN if it can compute the case.
+    """Budget (i), beside nn.RNN if it can compute the case, beside the eager loop otherwise.
 
-    float64 needs something more exact for comparison: long double has the plain layer. Budget (ii)
-    judges every step of float64.
+    Whole modules of LSTM and GRU are compared with torch's by modules.check_layouts, in 16 bits
+    they alone: the eager loop keeps gates in float32, and kernels store them. float64 needs
+    something more exact for comparison: long double has the plain layer of an RNN. Budget (ii)
+    judges every step of every dtype.
     """
-    by_layers = row.norm == "none" and row.group in OF_TORCH
-    if where.backend == "reference" or not has_exact(where.arithmetic, row.norm, row.group):
+    by_layers = row.cell == "RNN" and row.norm == "none" and row.group in OF_TORCH
+    if where.backend == "reference" or not has_peer(where.arithmetic, row):
         return  # the reference is the peer
     for shape in shapes:
         for runs in zip(*(cases(where, row.norm, row.group, shape, seed) for seed in SEEDS)):
@@ -118,10 +127,12 @@ def check_sequences(row: Row, where: Where, shapes: Sequence[Shape]) -> None:
             row.take_sequences(judged(comparisons, found).values())
 
 
-def has_exact(arithmetic: Arithmetic, norm: str, group: str) -> bool:
-    """Whether a more exact computation exists."""
-    in_long_double = AVAILABLE and norm == "none" and group in ("plain", "both directions")
-    return arithmetic.dtype != torch.float64 or in_long_double
+def has_peer(arithmetic: Arithmetic, row: Row) -> bool:
+    """Whether there are a more exact computation and a peer that stores what a kernel stores."""
+    plain = row.cell == "RNN" and row.norm == "none" and row.group in ("plain", "both directions")
+    if arithmetic.dtype == torch.float64:
+        return AVAILABLE and plain
+    return row.cell == "RNN" or arithmetic.dtype.itemsize == 4
 
 
 def check_record(row: Row, where: Where, shapes: Sequence[Shape]) -> None:
@@ -146,15 +157,7 @@ def check_curves(row: Row, where: Where, shape: Shape) -> None:
     found = [make_case(T, B, H, dtype=where.arithmetic.dtype, seed=seed) for seed in SEEDS]
     runs, peer = layer_runs(found, where.backend, False, where.device)
     row.take_sequences(judged(compare_layer_runs(runs, peer), found).values())
-    row.curves = {
-        name: {who: _digits(step_errors(of(name, r))) for who, r in zip(("ours", "theirs"), runs)}
-        for name in ("y", "dx")
-    }
-
-
-def _digits(x: Tensor) -> list[float]:
-    """Rounds to the digits that a reader needs."""
-    return [float(f"{value:.3g}") for value in x.tolist()]
+    row.curves = curves_of({name: [of(name, r) for r in runs] for name in ("y", "dx")})
 
 
 def _for_nn_rnn(case: Case) -> Case:
@@ -186,8 +189,9 @@ def record_error(case: Case, where: Where) -> tuple[float, str]:
 
 def _exact_record(case: Case, found: dict[str, Tensor | None]) -> Tensor:
     case = case.to(torch.float64)
-    saved = (v if v is None else v.double() for v in (found["ahat"], found["rstd"]))
+    saved = (found.get(name) for name in ("cell_values", "ahat", "rstd"))
+    saved = (v if v is None else v.double() for v in saved)
     wanted = torch.empty_like(found["record"])
-    kept = case.kept(found["y"].double(), Saved(None, *saved))
+    kept = case.kept(found["y"].double(), Saved(*saved))
     loop.backward(case.given, kept, case.options, wanted)
     return wanted

@@ -1,28 +1,43 @@
-"""Checks rnnfast.RNN around a backend: projection, biases, layouts, and changed weights."""
+"""Checks the modules around a backend: projection, biases, layouts, and changed weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ..modules import RNN
+from ..cells import CELLS
+from ..modules import GRU, LSTM, RNN
 from ..recurrence.groups import Results, Saved, States, Weights
 from ..recurrence.loop import RecurrenceGradients
 from ..testing import Verdict, judge_backward, judge_forward, judge_sum
-from .cases import Case, make_case
+from .cases import Case, cell_name, make_case
 from .kernels import SEEDS, Shape, Where
-from .layers import PEER, layer_bias, layer_weights, make_layer, set_weights, through_layer
+from .layers import PEER, layer_bias, make_layer, set_weights, through_layer
 from .rows import Row
-from .sequences import ENOUGH, compare
+from .sequences import ENOUGH, compare, curves_of, paired
 
-T, B, FEATURES, H = 12, 7, 9, 96  # sizes for the layouts
-LENGTHS = torch.tensor([T, 1, 5, T, 8, 3, 11])  # lengths of the packed rows
-EXACT = "nn.RNN in float64"
+MODULES = {"RNN": (RNN, nn.RNN), "LSTM": (LSTM, nn.LSTM), "GRU": (GRU, nn.GRU)}  # ours, torch's
+EXACT = "torch's module in float64"
+
+
+class Sizes(NamedTuple):
+    """Of a module and its input."""
+
+    T: int
+    B: int
+    features: int
+    H: int
+
+
+OF_LAYOUTS = Sizes(12, 7, 9, 96)
+LENGTHS = torch.tensor([12, 1, 5, 12, 8, 3, 11])  # of the packed rows
 
 
 def judge_layer(case: Case, found: dict[str, Tensor], **options) -> list[Verdict]:
@@ -47,7 +62,7 @@ def judge_layer(case: Case, found: dict[str, Tensor], **options) -> list[Verdict
 
 def _plain_cases(where: Where, shapes: list[Shape]) -> Iterator[tuple[str, Case]]:
     for seed, shape in enumerate(shapes):
-        for f in where.nonlinearities:
+        for f in where.cells:
             words = "{}, T = {}, B = {}, H = {}".format(f, *shape)
             yield words, make_case(*shape, 1, where.arithmetic.dtype, f, seed)
 
@@ -85,17 +100,18 @@ CHANGES: dict[str, Callable] = {
 
 
 def check_changes(row: Row, where: Where, shapes: list[Shape]) -> None:
-    """Budget (ii): a second call uses the weights that changed in between."""
-    u = where.arithmetic.rounding(where.backend)
-    for words, case in _plain_cases(where, shapes):
-        weights = layer_weights(case)
-        for how, change in CHANGES.items():
-            row.begin(f"{words}, weights changed {how}")
-            rnn = make_layer(case, where.backend, device=where.device)
+    """The bits: after a change of the weights, a second call computes what a fresh module does."""
+    for seed, (T, B, H) in enumerate(shapes):
+        for f, (how, change) in product(where.cells, CHANGES.items()):
+            row.begin(f"{f}, T = {T}, B = {B}, H = {H}, weights changed {how}")
+            layer = Modules(row.cell, f, where, Sizes(T, B, H, H))
+            fresh, rnn = (layer.make(where.backend, seed) for _ in range(2))
+            weights = {name: x.detach().clone() for name, x in rnn.named_parameters()}
+            wanted = layer.through(fresh, seed)
             set_weights(rnn, {name: -0.5 * x for name, x in weights.items()})
-            through_layer(rnn, case)
+            layer.through(rnn, seed)
             change(rnn, weights)
-            row.take_steps(judge_layer(case, through_layer(rnn, case), **u))
+            row.same_bits([wanted, layer.through(rnn, seed)])
 
 
 # ------------------------------------------------------------------------------------- layouts
@@ -104,74 +120,112 @@ LAYOUTS: dict[str, dict] = {
     "three layers": {"num_layers": 3},
     "two layers, both directions": {"num_layers": 2, "bidirectional": True},
     "batch first": {"batch_first": True},
-    "unbatched": {},
-    "packed": {"bidirectional": True},
+    "unbatched": {"unbatched": True},
+    "packed": {"bidirectional": True, "packed": True},
     "without bias": {"bias": False},
 }
+OF_INPUT = ("unbatched", "packed")  # no arguments of a module
 
 
 def check_layouts(row: Row, where: Where) -> None:
-    """Budget (i) for whole modules beside nn.RNN. nn.RNN in float64 gives the exact results."""
-    for f, layout in product(("tanh", "relu"), LAYOUTS):
-        row.begin(f"{f}, {layout}, T = {T}, B = {B}, I = {FEATURES}, H = {H}")
-        ours, theirs, exact = (
-            [_through(_module(kind, layout, f, seed, where), layout, seed, where) for seed in SEEDS]
-            for kind in (where.backend, PEER, EXACT)
-        )
-        names = list(exact[0])
+    """Budget (i) for whole modules beside torch's. Torch's module in float64 is exact."""
+    names, sizes = ("tanh", "relu") if row.cell == "RNN" else where.cells, OF_LAYOUTS
+    for f, (words, layout) in product(names, LAYOUTS.items()):
+        row.begin(f"{f}, {words}, (T, B, I, H) = {tuple(sizes)}")
+        modules = Modules(row.cell, f, where, sizes, layout)
+        ours, theirs, exact = (modules.runs(kind) for kind in (where.backend, PEER, EXACT))
+        compared = list(exact[0])
         if f == "relu" and where.arithmetic.dtype.itemsize < 4:
-            names = ["y", "h_n"]  # as in sequences.judged
+            compared = ["y", "h_n"]  # as in sequences.judged
         found = []
-        for name in names:
+        for name in compared:
             over_time = name in ("y", "dx")
-            values = exact[0][name].numel() * len(SEEDS) // (T if over_time else 1)
+            values = exact[0][name].numel() * len(SEEDS) // (sizes.T if over_time else 1)
             if values >= ENOUGH:
-                pairs = ([(a[name], e[name]) for a, e in zip(r, exact)] for r in (ours, theirs))
-                found.append(compare(name, *pairs, "nn.RNN", over_time))
+                pairs = (paired(name, r, exact) for r in (ours, theirs))
+                found.append(compare(name, *pairs, f"nn.{row.cell}", over_time))
         row.take_sequences(found)
 
 
-def _module(kind: str, layout: str, f: str, seed: int, where: Where) -> nn.RNNBase:
-    """A contracting module of this kind. Every kind has the same weights."""
-    options = LAYOUTS[layout] | {"nonlinearity": f}
-    options |= {"dtype": where.arithmetic.dtype, "device": where.device}
-    if kind == EXACT:
-        options |= {"dtype": torch.float64, "device": "cpu"}
-    if kind in (PEER, EXACT):
-        rnn = nn.RNN(FEATURES, H, **options)
-    else:
-        rnn = RNN(FEATURES, H, backend=kind, **options)
-    generator = torch.Generator().manual_seed(seed)
-    for name, weight in rnn.named_parameters():
-        value = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-        if name.startswith("weight_hh"):
-            value *= 0.95 / torch.linalg.matrix_norm(value, 2)
+def check_curves_of_modules(row: Row, where: Where, shape: Shape) -> None:
+    """Budget (i): the errors of a long sequence, step by step, beside torch's module."""
+    T, B, H = shape
+    if where.backend == "reference" or where.arithmetic.dtype == torch.float64:
+        return
+    for f in where.cells:
+        row.begin(f"{f}, T = {T}, B = {B}, H = {H}")
+        modules = Modules(row.cell, f, where, Sizes(T, B, H, H))
+        ours, theirs, exact = (modules.runs(kind) for kind in (where.backend, PEER, EXACT))
+        pairs = {n: [paired(n, r, exact) for r in (ours, theirs)] for n in ("y", "dx")}
+        row.take_sequences(compare(n, *p, f"nn.{row.cell}", True) for n, p in pairs.items())
+        row.curves = curves_of(pairs)
+
+
+class Modules(NamedTuple):
+    """Modules of several kinds, with the same weights and inputs. A kind is a backend of ours, or
+    PEER or EXACT."""
+
+    cell: str  # "RNN", "LSTM" or "GRU"
+    nonlinearity: str
+    where: Where
+    sizes: Sizes
+    layout: Mapping[str, object] = MappingProxyType({})
+
+    def runs(self, kind: str) -> list[dict[str, Tensor]]:
+        """Results and gradients for each seed."""
+        return [self.through(self.make(kind, seed), seed) for seed in SEEDS]
+
+    def make(self, kind: str, seed: int) -> nn.RNNBase:
+        """A contracting module."""
+        dtype, H = self.where.arithmetic.dtype, self.sizes.H
+        options = {name: value for name, value in self.layout.items() if name not in OF_INPUT}
+        options |= {"dtype": dtype, "device": self.where.device}
+        options |= {"nonlinearity": self.nonlinearity} if self.cell == "RNN" else {}
+        if kind == EXACT:
+            options |= {"dtype": torch.float64, "device": "cpu"}
+        ours, theirs = MODULES[self.cell]
+        if kind in (PEER, EXACT):
+            rnn = theirs(self.sizes.features, H, **options)
         else:
-            value /= math.sqrt(weight.shape[-1])
-        set_weights(rnn, {name: value.to(where.arithmetic.dtype)})
-    return rnn
+            rnn = ours(self.sizes.features, H, backend=kind, **options)
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in rnn.named_parameters():
+            value = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            if name.startswith("weight_hh"):
+                gates = value.view(-1, H, H)
+                gates *= 0.95 / torch.linalg.matrix_norm(gates, 2)[:, None, None]
+            else:
+                value /= math.sqrt(weight.shape[-1])
+            set_weights(rnn, {name: value.to(dtype)})
+        return rnn
 
-
-def _through(rnn: nn.RNNBase, layout: str, seed: int, where: Where) -> dict[str, Tensor]:
-    """{name: result or gradient} on the CPU. Tensors over time are [T, B, features]."""
-    weights = dict(rnn.named_parameters())
-    states, D = rnn.num_layers * (1 + rnn.bidirectional), 1 + rnn.bidirectional
-    shapes = [(T, B, FEATURES), (states, B, H), (T, B, D * H), (states, B, H)]
-    generator = torch.Generator().manual_seed(100 + seed)
-    drawn = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in shapes)
-    inputs = [v.to(where.arithmetic.dtype).to(rnn.weight_hh_l0) for v in drawn]
-    x, hx, grad_y, grad_h_n = (v[:, 0] for v in inputs) if layout == "unbatched" else inputs
-    leaves = x.requires_grad_(), hx.requires_grad_(), *weights.values()
-    if layout == "packed":
-        y, h_n = rnn(pack_padded_sequence(x, LENGTHS, enforce_sorted=False), hx)
-        y, _ = pad_packed_sequence(y)
-    elif rnn.batch_first:
-        y, h_n = rnn(x.transpose(0, 1), hx)
-        y = y.transpose(0, 1)
-    else:
-        y, h_n = rnn(x, hx)
-    gradients = torch.autograd.grad((y, h_n), leaves, (grad_y, grad_h_n))
-    short = (name.replace("weight", "dw").replace("bias", "db") for name in weights)
-    names = ("y", "h_n", "dx", "dh_0", *short)
-    values = (y.detach(), h_n.detach(), *gradients)
-    return {name: v.cpu() for name, v in zip(names, values)}
+    def through(self, rnn: nn.RNNBase, seed: int) -> dict[str, Tensor]:
+        """{name: result or gradient} on the CPU. Tensors over time are [T, B, features]."""
+        T, B, features, H = self.sizes
+        weights = dict(rnn.named_parameters())
+        D, names = 1 + rnn.bidirectional, CELLS[cell_name(self.nonlinearity)].states
+        state = rnn.num_layers * D, B, H
+        shapes = [(T, B, features), (T, B, D * H), *[state] * (2 * len(names))]
+        generator = torch.Generator().manual_seed(100 + seed)
+        drawn = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in shapes)
+        inputs = [v.to(self.where.arithmetic.dtype).to(rnn.weight_hh_l0) for v in drawn]
+        if "unbatched" in self.layout:
+            inputs = [v[:, 0] for v in inputs]
+        x, grad_y, *states = inputs
+        first, of_last = states[: len(names)], states[len(names) :]
+        leaves = x.requires_grad_(), *(s.requires_grad_() for s in first), *weights.values()
+        hx = first[0] if len(names) == 1 else tuple(first)
+        if "packed" in self.layout:
+            y, last = rnn(pack_padded_sequence(x, LENGTHS, enforce_sorted=False), hx)
+            y, _ = pad_packed_sequence(y)
+        elif rnn.batch_first:
+            y, last = rnn(x.transpose(0, 1), hx)
+            y = y.transpose(0, 1)
+        else:
+            y, last = rnn(x, hx)
+        last = (last,) if len(names) == 1 else last
+        gradients = torch.autograd.grad((y, *last), leaves, (grad_y, *of_last))
+        short = (name.replace("weight", "dw").replace("bias", "db") for name in weights)
+        called = ("y", *(f"{n}_n" for n in names), "dx", *(f"d{n}_0" for n in names), *short)
+        values = (y.detach(), *(s.detach() for s in last), *gradients)
+        return {name: v.cpu() for name, v in zip(called, values)}

@@ -24,29 +24,36 @@ RESULTS = {"y": "error of $y_t$", "dx": "error of $dL/dx_t$"}
 
 
 def draw(rows: Sequence[Row], machine: dict, path: Path) -> None:
-    """Draws a column for each dtype, with a panel for y and one for dx."""
+    """Draws a column for each dtype, and for each cell a panel for y and one for dx."""
     rows = [row for row in rows if row.curves]
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
-    width, height = max(4.2 * len(dtypes) + 0.6, 9.5), 7.6  # inches
+    panels = [
+        (cell, result) for cell in dict.fromkeys(row.cell for row in rows) for result in RESULTS
+    ]
+    width, height = max(4.2 * len(dtypes) + 0.6, 9.5), 2.3 + 2.65 * max(len(panels), 2)  # inches
     figure = Figure(figsize=(width, height), dpi=110)
     FigureCanvasAgg(figure)
     text = "Errors at every time step"
     figure.text(0.3 / width, 1 - 0.35 / height, text, fontsize=17, fontweight="bold", color=INK)
-    text = "Against float64, float64 itself against long double; a tanh layer, batch 3, hidden size"
-    text += f" 64, five seeds; {machine['processor']}"
+    text = (
+        "Against float64, float64 itself against long double; one layer, tanh in the RNN, batch 3,"
+    )
+    text += f" hidden size 64, five seeds; {machine['processor']}"
     figure.text(0.3 / width, 1 - 0.68 / height, text, fontsize=11.5, color=QUIET)
     if not dtypes:
         figure.text(0.5, 0.5, "no long sequence was asked for", ha="center", color=QUIET)
     else:
         grid = figure.add_gridspec(
-            *(2, len(dtypes)),
+            *(len(panels), len(dtypes)),
             left=0.9 / width, right=1 - 0.2 / width, top=1 - 1.7 / height, bottom=0.6 / height,
             wspace=0.3, hspace=0.42,
         )  # fmt: skip
         for i, dtype in enumerate(dtypes):
-            of_dtype = [row for row in rows if row.dtype == dtype]
-            for j, result in enumerate(RESULTS):
-                _panel(axes := figure.add_subplot(grid[j, i]), of_dtype, result, left=i == 0)
+            for j, (cell, result) in enumerate(panels):
+                shown = [row for row in rows if (row.dtype, row.cell) == (dtype, cell)]
+                if not shown:
+                    continue
+                _panel(axes := figure.add_subplot(grid[j, i]), shown, result, left=i == 0)
                 if i == j == 0:
                     _legend(figure, axes)
     figure.savefig(path)
@@ -54,10 +61,12 @@ def draw(rows: Sequence[Row], machine: dict, path: Path) -> None:
 
 def _panel(axes: Axes, rows: list[Row], result: str, left: bool) -> None:
     T = len(rows[0].curves[result]["theirs"])
-    axes.plot(range(T), rows[0].curves[result]["theirs"], label="torch.nn.RNN", **PEER)
+    axes.plot(range(T), rows[0].curves[result]["theirs"], label="torch's module", **PEER)
     for row, style in zip((r for r in rows if r.backend != "torch"), OURS, strict=False):
         axes.plot(range(T), row.curves[result]["ours"], label=f"rnnfast, {row.backend}", **style)
-    axes.set_title(f"{rows[0].dtype}: {RESULTS[result]}", loc="left", fontsize=13, color=INK)
+    axes.set_title(
+        f"{rows[0].cell}, {rows[0].dtype}: {RESULTS[result]}", loc="left", fontsize=13, color=INK
+    )
     axes.set_yscale("log")
     shown = [x for row in rows for curve in row.curves[result].values() for x in curve if x > 0]
     if shown:

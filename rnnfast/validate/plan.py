@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from ..backends import BACKENDS, Problem
-from .cases import NONLINEARITIES
+from .cases import CELLS_OF, cell_name
 from .kernels import (
     GROUPS,
     OF_TORCH,
@@ -23,10 +23,10 @@ from .kernels import (
     check_record,
     check_sequences,
     check_steps,
-    has_exact,
+    has_peer,
 )
 from .large import check_large
-from .modules import check_changes, check_layer, check_layouts
+from .modules import check_changes, check_curves_of_modules, check_layer, check_layouts
 from .rows import Row
 
 ARITHMETICS = {
@@ -91,7 +91,7 @@ class Task(NamedTuple):
 
 def refusal(backend: str, arithmetic: Arithmetic, device: str) -> str:
     """Why a backend cannot compute even the plain problem, or ""."""
-    return _refused(backend, arithmetic, device, "tanh", ())
+    return _refused(backend, arithmetic, device, "rnn_tanh", ())
 
 
 def tasks(
@@ -99,13 +99,12 @@ def tasks(
 ) -> Iterator[Task]:
     """The tasks of these groups."""
     own = computes_the_recurrence(backend)
-    for norm, group, parts in _rows(own, size, arithmetic):
-        if groups is not None and group not in groups:
+    for row, parts in _rows(own, size, backend, arithmetic):
+        if groups is not None and row.group not in groups:
             continue
-        row = Row(backend, arithmetic.name, norm, group)
-        extras = _extras(norm, group)
-        why = {f: _refused(backend, arithmetic, device, f, extras) for f in NONLINEARITIES}
-        possible = tuple(f for f in NONLINEARITIES if not why[f])
+        extras, known = _extras(row.norm, row.group), CELLS_OF[row.cell]
+        why = {f: _refused(backend, arithmetic, device, cell_name(f), extras) for f in known}
+        possible = tuple(f for f in known if not why[f])
         row.left_out = "; ".join(dict.fromkeys(filter(None, why.values())))
         where = Where(backend, arithmetic, device, torch.get_num_threads(), possible)
         yield Task(row, where, parts if possible else ())
@@ -116,8 +115,17 @@ def computes_the_recurrence(backend: str) -> bool:
     return hasattr(BACKENDS[backend], "forward")
 
 
-def _rows(own: bool, size: Size, arithmetic: Arithmetic) -> Iterator[tuple[str, str, list]]:
-    for norm, group in product(("none", "layer") if own else ("none",), GROUPS):
+def _rows(
+    own: bool, size: Size, backend: str, arithmetic: Arithmetic
+) -> Iterator[tuple[Row, list[Callable]]]:
+    kinds = [(cell, norm) for cell in CELLS_OF for norm in ("none", "layer")]
+    kinds = [(cell, norm) for cell, norm in kinds if norm == "none" or (own and cell == "RNN")]
+
+    def row(cell: str, norm: str, group: str) -> Row:
+        return Row(backend, arithmetic.name, norm, group, cell)
+
+    for (cell, norm), group in product(kinds, GROUPS):
+        found = row(cell, norm, group)
         plain = group == "plain" and norm == "none"
         sequences = size.plain_sequences if plain else size.option_sequences
         if norm == "layer":
@@ -127,19 +135,23 @@ def _rows(own: bool, size: Size, arithmetic: Arithmetic) -> Iterator[tuple[str, 
             shapes = size.plain if group == "plain" else size.options
             parts.insert(0, partial(check_steps, group=group, shapes=shapes))
             parts.append(partial(check_record, shapes=size.option_sequences))
-        if own or (group in OF_TORCH and has_exact(arithmetic, norm, group)):
-            yield norm, group, parts
-    for norm in ("none", "layer") if own else ("none",):
+        if own or (cell == "RNN" and group in OF_TORCH and has_peer(arithmetic, found)):
+            yield found, parts
+    for cell, norm in kinds:
         parts = [partial(check_steps, group=g, shapes=[size.long]) for g in ("plain", TOGETHER)]
-        curves = partial(check_curves, shape=size.curves)
-        yield norm, LONG, [*(parts if own else []), *([curves] if norm == "none" else [])]
+        curves = check_curves if cell == "RNN" else check_curves_of_modules
+        curves = [partial(curves, shape=size.curves)] if norm == "none" else []
+        yield row(cell, norm, LONG), [*(parts if own else []), *curves]
     shapes = [shape for shape in size.options if shape[2] > 1]
-    yield "none", LAYER, [partial(check_layer, shapes=shapes)]
-    yield "none", CHANGED, [partial(check_changes, shapes=[(5, 7, 33), (3, 1, 100)])]
-    if arithmetic.dtype != torch.float64:  # float64 has nothing more exact to compare with
-        yield "none", LAYOUT, [check_layouts]
+    yield row("RNN", "none", LAYER), [partial(check_layer, shapes=shapes)]
+    for cell in CELLS_OF:
+        changes = partial(check_changes, shapes=[(5, 7, 33), (3, 1, 100)])
+        yield row(cell, "none", CHANGED), [changes]
+        if arithmetic.dtype != torch.float64:  # float64 has nothing more exact to compare with
+            yield row(cell, "none", LAYOUT), [check_layouts]
     if own and size.large and arithmetic.dtype == torch.bfloat16:
-        yield "none", LARGE, [check_large]
+        for cell in CELLS_OF:
+            yield row(cell, "none", LARGE), [check_large]
 
 
 def _extras(norm: str, group: str) -> tuple[str, ...]:
@@ -148,11 +160,11 @@ def _extras(norm: str, group: str) -> tuple[str, ...]:
 
 
 def _refused(
-    backend: str, arithmetic: Arithmetic, device: str, f: str, extras: tuple[str, ...]
+    backend: str, arithmetic: Arithmetic, device: str, cell: str, extras: tuple[str, ...]
 ) -> str:
     projected = computes_the_recurrence(backend)
     extras = extras if projected else ()
-    problem = Problem(device, arithmetic.dtype, f"rnn_{f}", projected=projected, extras=extras)
+    problem = Problem(device, arithmetic.dtype, cell, projected=projected, extras=extras)
     return BACKENDS[backend].unavailable(problem)
 
 

@@ -21,6 +21,7 @@ class Row:
     dtype: str
     norm: str  # "none", "layer"
     group: str
+    cell: str = "RNN"
     cases: int = 0
     seconds: float = 0.0
     steps: Verdict | None = None  # budget (ii)
@@ -39,7 +40,7 @@ class Row:
     @property
     def name(self) -> str:
         norm = ", layer norm" if self.norm == "layer" else ""
-        return f"{self.backend}, {self.dtype}{norm}, {self.group}"
+        return f"{self.backend}, {self.dtype}, {self.cell}{norm}, {self.group}"
 
     def begin(self, case: str) -> None:
         self.cases += 1
@@ -82,6 +83,7 @@ class Row:
         return {
             "backend": self.backend,
             "dtype": self.dtype,
+            "cell": self.cell,
             "norm": self.norm,
             "group": self.group,
             "cases": self.cases,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backends import torch_native
-from ..testing import StepError, error_ratio, worst_step
+from ..testing import StepError, error_ratio, step_errors, worst_step
 from .cases import Case
 from .layers import LAYER_RESULTS, PEER, as_layer, exact_layer, inputs_of, peer_name
 from .runs import run, run_differentiated
@@ -24,7 +24,7 @@ ALLOWED = 1.25  # times the error of the peer
 # deviation of 1 / sqrt(values). 1.25 is five of these away.
 ENOUGH = 400
 OVER_TIME = ("y", "dp", "dx")
-LOOP_RESULTS = ["y", "h_n", "dp", "dw_hh", "dgamma", "dbeta", "dh_0"]
+LOOP_RESULTS = ["y", "h_n", "c_n", "dp", "dw_hh", "dgamma", "dbeta", "db_hh", "dh_0", "dc_0"]
 
 Pairs = Sequence[tuple[Tensor, Tensor]]  # (found, exact) for each seed
 
@@ -107,7 +107,7 @@ def compare_loops(
     theirs = [run_differentiated(case, device) for case in cases]
     found = {}
     for name in LOOP_RESULTS:
-        if exact[0][name] is None or (cases[0].gamma is None and name in ("dgamma", "dbeta")):
+        if exact[0].get(name) is None or (cases[0].gamma is None and name in ("dgamma", "dbeta")):
             continue
         pairs = ([(f[name], e[name]) for f, e in zip(x, exact)] for x in (ours, theirs))
         found[name] = compare(name, *pairs, "the eager loop", name in OVER_TIME)
@@ -122,7 +122,7 @@ def judged(
     Two kinds are left out. A step with too few values gives a ratio by chance. For gradients of
     ReLU in 16 bits, one unit that rounds to the other side of 0 outweighs all rounding.
     """
-    (_, B, _), (D, rows, S) = cases[0].p.shape, cases[0].w_hh.shape
+    (_, B, _), (D, rows, S) = cases[0].p.shape, cases[0].w_hh.shape  # rows: of all gates
     pooled = dict.fromkeys(found, len(cases) * D * B * cases[0].H)
     pooled |= dict.fromkeys(("dw_hh", "dw_ih"), len(cases) * D * rows * S)
     pooled |= dict.fromkeys(("db_ih", "db_hh", "dgamma", "dbeta"), len(cases) * D * rows)
@@ -134,6 +134,21 @@ def judged(
 
 def of(name: str, runs: list[dict]) -> Pairs:
     return [found[name] for found in runs]
+
+
+def paired(name: str, runs: list[dict], exact: list[dict]) -> Pairs:
+    return [(found[name], wanted[name]) for found, wanted in zip(runs, exact)]
+
+
+def curves_of(pairs: dict[str, Sequence[Pairs]]) -> dict[str, dict[str, list[float]]]:
+    """The RMS error of every step, ours and the peer's, with the digits that a reader needs."""
+    return {
+        name: {
+            who: [float(f"{value:.3g}") for value in step_errors(p).tolist()]
+            for who, p in zip(("ours", "theirs"), both)
+        }
+        for name, both in pairs.items()
+    }
 
 
 def _in_steps(pairs: Pairs, over_time: bool) -> Pairs:

@@ -17,8 +17,8 @@ from .sequences import Comparison
 LEGEND = """\
 steps: the largest error of a value over its allowed error, at [t,b,unit]; each time step starts
 from the kernel's own step before. sequences: RMS error against float64 over torch's, at the worst
-time step; torch is nn.RNN, or an eager loop where nn.RNN lacks the option. record: the largest
-error of the gradient record over its allowed error. Limits: 1, 1.25 and 1."""
+time step; torch is its own module, or an eager loop where that lacks the option. record: the
+largest error of the gradient record over its allowed error. Limits: 1, 1.25 and 1."""
 COMPLAINTS = 2  # printed for a row; validate.json has all
 
 
@@ -26,7 +26,8 @@ def table(rows: Sequence[Row], machine: dict) -> Table:
     title = "{processor}, {threads} threads, torch {torch}".format(**machine)
     title = f"Kernels against float64: {title}"
     found = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    headings = "backend", "norm", "case", "steps", "sequences", "ours", "torch's", "record", ""
+    headings = ["backend", "cell", "norm", "case", "steps", "sequences", "ours", "torch's"]
+    headings += ["record", ""]
     for heading in headings:
         found.add_column(heading, no_wrap=True)
     for row, of_section in _numbered(rows):
@@ -47,6 +48,7 @@ def _cells(row: Row) -> list[str | Text]:
     style = {"FAILED": "bold red", "pass": "green"}.get(row.word, "")
     record = row.record and f"{_ratio(row.record.ratio)} {row.record.name.removeprefix(RECORD)}"
     return [
+        row.cell,
         "" if row.norm == "none" else row.norm,
         row.group,
         _of_verdict(row.steps),

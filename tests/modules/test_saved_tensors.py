@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import MODULE_BACKENDS
+from cases import MODULE_BACKENDS, needs_cpu
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from twins import EXACT
@@ -31,17 +31,25 @@ OPTIONS = {
     "plain": {},
     "layer norm": {"norm": "layer", "bidirectional": True},
     "heads and record": {"num_heads": 2, "track_gradient_flow": True},
+    "LSTM": {"kind": rnnfast.LSTM, "num_heads": 2, "track_gradient_flow": True},
+    "GRU": {"kind": rnnfast.GRU, "bidirectional": True},
 }
 
 
-def make(backend: str, **options) -> tuple[rnnfast.RNN, list[Tensor]]:
-    rnn = rnnfast.RNN(I, H, backend=backend, dtype=EXACT, **options)
+def make(
+    backend: str, kind: type = rnnfast.RNN, **options
+) -> tuple[rnnfast.RNN | rnnfast.LSTM | rnnfast.GRU, list[Tensor]]:
+    """A module, x and the states."""
+    if kind is not rnnfast.RNN and backend in ("cuda", "triton"):
+        pytest.skip(f"{backend} has no kernel of this cell")
+    rnn = kind(I, H, backend=backend, dtype=EXACT, **options)
     D = 2 if rnn.bidirectional else 1
-    inputs = torch.randn(T, B, I, dtype=EXACT), torch.randn(D, B, H, dtype=EXACT)
+    states = [(D, B, H)] * (2 if kind is rnnfast.LSTM else 1)
+    inputs = [torch.randn(shape, dtype=EXACT) for shape in [(T, B, I), *states]]
     return rnn, [x.requires_grad_() for x in inputs]
 
 
-def saved_by(rnn: rnnfast.RNN, inputs: list[Tensor], change: Callable, which: int):
+def saved_by(rnn: torch.nn.RNNBase, inputs: list[Tensor], change: Callable, which: int):
     """Results whose backward gets the saved tensor of that number changed; and what was saved."""
     saved = []
 
@@ -54,9 +62,10 @@ def saved_by(rnn: rnnfast.RNN, inputs: list[Tensor], change: Callable, which: in
         return change(t) if number == which else t
 
     reset = torch.zeros(T, B, dtype=torch.bool)
+    x, *states = inputs
     with saved_tensors_hooks(pack, unpack):
-        results = rnn(*inputs, lengths=[7, 3, 5], reset=reset)
-    return results, saved
+        y, last = rnn(x, tuple(states) if states[1:] else states[0], lengths=[7, 3, 5], reset=reset)
+    return (y, *(last if states[1:] else (last,))), saved
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -70,10 +79,31 @@ def test_a_saved_tensor_that_comes_back_as_another_is_refused(change, options, b
         after = CHANGES[change](before)
         if (after.dtype, after.shape, after.device) == (before.dtype, before.shape, before.device):
             continue
-        for used in (0, 1):  # a loss on the output, on h_n alone
+        for used in range(len(inputs)):  # a loss on the output, on one of the last states
             results, _ = saved_by(rnn, inputs, CHANGES[change], which)
             with pytest.raises(RuntimeError, match=r"given|same device|must match|size"):
                 torch.autograd.grad(results[used].sum(), [*inputs, *rnn.parameters()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "values"), [("RNN", 0), ("LSTM", 5), ("GRU", 4)])
+@needs_cpu
+def test_backward_needs_what_the_cell_saves_and_nothing_else(kind, values, dtype):
+    """Beside x, y, the states and the weights: so many values of a unit and step."""
+    rnn = getattr(rnnfast, kind)(I, H, backend="cpu", dtype=dtype)
+    x = torch.randn(T, B, I, dtype=dtype, requires_grad=True)
+    sizes = {}
+
+    def pack(t: Tensor) -> Tensor:
+        sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with saved_tensors_hooks(pack, lambda t: t):
+        y, _ = rnn(x)
+    states = 2 if kind == "LSTM" else 1
+    weights = sum(w.nbytes for n, w in rnn.named_parameters() if n.startswith("weight"))
+    given = x.nbytes + weights + states * B * H * dtype.itemsize
+    assert sum(sizes.values()) <= given + (1 + values) * y.nbytes
 
 
 @pytest.mark.parametrize("backend", KERNELS)
