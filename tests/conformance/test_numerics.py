@@ -63,6 +63,24 @@ def rarer(param: str, values: list, usual: list) -> pytest.MarkDecorator:
 gated_floats = rarer("dtype", FLOATS, [torch.float32, torch.bfloat16])
 
 
+def every_cell(dtypes: list[torch.dtype], gated: list[torch.dtype]) -> pytest.MarkDecorator:
+    """(f, dtype); `make test` runs gates in the dtypes ``gated`` alone."""
+    pairs = itertools.product(EVERY, dtypes)
+    return pytest.mark.parametrize(
+        ("f", "dtype"),
+        [
+            pytest.param(f, d, marks=pytest.mark.proof if f in GATED and d not in gated else [])
+            for f, d in pairs
+        ],
+    )
+
+
+def seeds_of(cell: str, H: int) -> range:
+    """The cases whose errors are pooled. Gates carry an error over more steps, so that fewer errors
+    of a case are independent."""
+    return range(20 if cell in GATED and H < 200 else 5)
+
+
 def options_of(cell: str, **options) -> dict:
     """Options for a case of that cell: no norm of gates, and c of all steps where there is a c."""
     if cell not in GATED:
@@ -120,15 +138,15 @@ def test_every_simd_level_is_within_the_budget(dtype, level):
 def test_the_oracle_is_within_the_budget_of_its_own_dtype(dtype):
     """Differentiated by PyTorch, and by the formula that second derivatives differentiate."""
     u = own_rounding("reference", dtype)
-    for seed, (D, lengths, f) in enumerate(
-        itertools.product([1, 2], [False, True], EVERY)
-    ):
+    for seed, (D, lengths, f) in enumerate(itertools.product([1, 2], [False, True], EVERY)):
         busy = {"norm": True, "reset": True, "bptt_window": 2, "clip_state_grad": 4.0}
         for more in ({}, options_of(f, **busy)):
             case = make_case(
                 4, 3, 18, D, dtype, f, seed, lengths=lengths, heads=1 + seed % 2, **more
             )
-            assert_good(case, run_differentiated(case), **u)
+            # PyTorch takes 1 - s from a rounded s, which has few digits near a closed gate.
+            if f not in GATED:
+                assert_good(case, run_differentiated(case), **u)
             assert_good(case, run(case, "reference"), **u)
 
 
@@ -287,25 +305,23 @@ def assert_compares(found: dict[str, Comparison]) -> None:
 @rarer("f", EVERY, NONLINEARITIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_whole_sequences_err_no_more_than_torch(dtype, f, T, B, H):
-    assert_no_worse_than_torch([make_case(T, B, H, 1, dtype, f, seed) for seed in range(5)])
+    assert_no_worse_than_torch([make_case(T, B, H, 1, dtype, f, s) for s in seeds_of(f, H)])
 
 
 @needs_cpu
-@pytest.mark.parametrize(
-    "dtype", [pytest.param(d, marks=needs_long_double if d.itemsize == 8 else []) for d in FLOATS]
-)
-@pytest.mark.parametrize("f", EVERY)
+@every_cell(FLOATS, [torch.float32, torch.bfloat16])
 def test_both_directions_err_no_more_than_torch(dtype, f):
-    cases = [make_case(50, 7, 33, 2, dtype, f, seed) for seed in range(5)]
+    if dtype == torch.float64 and not AVAILABLE:
+        pytest.skip("this machine has no long double")
+    cases = [make_case(50, 7, 33, 2, dtype, f, seed) for seed in seeds_of(f, 33)]
     assert_no_worse_than_torch(cases, batch_first=True)
 
 
 @needs_cpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("f", EVERY)
+@every_cell([torch.float32, torch.bfloat16, torch.float16], [])
 def test_rows_of_unequal_length_err_no_more_than_torch(dtype, f):
     """torch.nn takes them packed: none of length 0, one of length T."""
-    cases = [make_case(50, 7, 33, 2, dtype, f, seed, lengths=True) for seed in range(5)]
+    cases = [make_case(50, 7, 33, 2, dtype, f, seed, lengths=True) for seed in seeds_of(f, 33)]
     for case in cases:
         case.lengths.clamp_(min=1)[3] = 50
     assert_no_worse_than_torch(cases)
@@ -406,14 +422,18 @@ SPECIAL = [torch.nan, torch.inf, -torch.inf]
 
 
 INPUTS = ["p", "w_hh", "h_0", "grad_y", "grad_h_n"]
-SPREAD = [(f, where) for f in NONLINEARITIES for where in INPUTS]
-SPREAD += [(f, where) for f in GATED for where in INPUTS]
-SPREAD += [("lstm", where) for where in ("c_0", "grad_c_n", "grad_cells")] + [("gru", "b_hh")]
+INPUTS += ["c_0", "grad_c_n", "grad_cells", "b_hh"]
+SPREAD = [
+    pytest.param(f, where, dtype, marks=[] if usual or f not in GATED else pytest.mark.proof)
+    for f in EVERY
+    for where in INPUTS
+    if getattr(make_case(1, 1, 2, 1, nonlinearity=f, **options_of(f)), where) is not None
+    for dtype, usual in zip(FLOATS, [True, False, True, False])
+]
 
 
 @needs_cpu
-@pytest.mark.parametrize(("f", "where"), SPREAD)
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("f", "where", "dtype"), SPREAD)
 @pytest.mark.parametrize("special", SPECIAL)
 def test_nan_and_inf_spread_as_in_torch(where, special, dtype, f):
     """The same elements are NaN, inf and -inf; no other row of the batch is touched."""
