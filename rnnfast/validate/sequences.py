@@ -1,8 +1,8 @@
 """Budget (i): errors over whole sequences against float64, beside PyTorch's errors.
 
 The peer is the module of torch.nn. Where torch lacks the option, the peer is the eager loop:
-PyTorch's operations in the same dtype, which PyTorch differentiates. A result counts with its worst time step, pooled
-over several cases with different seeds.
+PyTorch's operations in the same dtype, which PyTorch differentiates. A result counts with its worst
+time step, pooled over several cases with different seeds.
 """
 
 from __future__ import annotations
