@@ -56,7 +56,7 @@ struct Packed {
   const A* data;
   int64_t inner;         // K: length of a state row
   int64_t panel_stride;  // elements from one panel to the next
-  bool bias;             // the first row of a panel starts the sum
+  bool bias;             // the first row of a panel is added to the sum
   Sums sums;
 };
 
@@ -78,15 +78,10 @@ template <class A, Left kLeft, int kChains, int M, int P>
   const int64_t stride = w.panel_stride;
   const A* weights = w.data + first_panel * stride;
   Vec<A> sum[kChains][M][P] = {};
-  if (w.bias) {
-#pragma GCC unroll 8
-    for (int j = 0; j < P; ++j) {
-      const Vec<A> start = load(weights + j * stride);
-#pragma GCC unroll 12
-      for (int i = 0; i < M; ++i) sum[0][i][j] = start;
-    }
-    weights += L;
-  }
+  // Added last: in a sum that begins with a large bias every product would be rounded to its
+  // digits.
+  const A* bias = w.bias ? weights : nullptr;
+  if (w.bias) weights += L;
   const int64_t inner = w.inner;
   const int64_t part = w.sums.part;
   const auto add = [&](int64_t k, Vec<A>(&to)[M][P]) RNNFAST_INLINE_LAMBDA {
@@ -119,6 +114,13 @@ template <class A, Left kLeft, int kChains, int M, int P>
         for (int chain = 0; chain < kChains; ++chain) sum[chain][i][j] = Vec<A>{};
       }
     }
+  }
+  if (bias == nullptr) return;
+#pragma GCC unroll 8
+  for (int j = 0; j < P; ++j) {
+    const Vec<A> value = load(bias + j * stride);
+#pragma GCC unroll 12
+    for (int i = 0; i < M; ++i) tile[i * P + j] += value;
   }
 }
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 from torch.nn.utils.rnn import pack_padded_sequence
+from twins import outputs, start, tensors
 
 import rnnfast
 from rnnfast.backends import cpu
@@ -38,21 +39,23 @@ def _nothing_compiled_before():
     torch._dynamo.reset()
 
 
-def layer(backend: str = "cpu", **options) -> rnnfast.RNN:
+def layer(backend: str = "cpu", kind: str = "RNN", **options) -> nn.RNNBase:
     torch.manual_seed(0)
-    return rnnfast.RNN(IN, H, backend=backend, **options)
+    return getattr(rnnfast, kind)(IN, H, backend=backend, **options)
 
 
 def compiled(function, backend="aot_eager"):
     return torch.compile(function, fullgraph=True, backend=backend)
 
 
-def results(call, module: nn.Module, *args: Tensor, **options) -> list[Tensor]:
+def results(call, module: nn.Module, x: Tensor, hx=None, **options) -> list[Tensor]:
     """Outputs, and gradients of all inputs and parameters."""
-    leaves = [a.detach().requires_grad_() for a in args]
-    y, h_n = call(*leaves, **options)
-    grads = torch.autograd.grad((y**2).sum() + h_n.sum(), [*leaves, *module.parameters()])
-    return [y.detach(), h_n.detach(), *grads]
+    x, *states = (a.detach().requires_grad_() for a in (x, *tensors(hx)))
+    given = [x] if hx is None else [x, tuple(states) if len(states) > 1 else states[0]]
+    y, *others = found = outputs(call, *given, **options)
+    loss = (y**2).sum() + sum(v.sum() for v in others)
+    grads = torch.autograd.grad(loss, [x, *states, *module.parameters()])
+    return [*(v.detach() for v in found), *grads]
 
 
 def assert_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
@@ -66,7 +69,25 @@ OPTIONS = {
     "stacked": {"num_layers": 2, "bidirectional": True, "batch_first": True},
     "residual": {"num_layers": 3, "residual": True, "nonlinearity": "sigmoid"},
     "no bias": {"bias": False, "nonlinearity": "relu"},
+    "LSTM": {"kind": "LSTM", "return_cell_states": True},
+    "LSTM stacked": {"kind": "LSTM", "num_layers": 2, "bidirectional": True, "num_heads": 2},
+    "GRU": {"kind": "GRU"},
+    "GRU stacked": {"kind": "GRU", "num_layers": 2, "bidirectional": True, "batch_first": True},
 }
+RARE = ("LSTM stacked", "GRU")  # `make prove` has these
+SOME = ["plain", "stacked", "LSTM", "LSTM stacked", "GRU", "GRU stacked"]
+
+
+def some(names: list[str]) -> pytest.MarkDecorator:
+    marks = [pytest.mark.proof if name in RARE else [] for name in names]
+    return pytest.mark.parametrize(
+        "options", [pytest.param(name, marks=mark) for name, mark in zip(names, marks)]
+    )
+
+
+every_kind = pytest.mark.parametrize(
+    "kind", ["RNN", "LSTM", pytest.param("GRU", marks=pytest.mark.proof)]
+)
 
 
 @pytest.mark.proof
@@ -80,22 +101,23 @@ def test_compiled_strides_are_those_of_torch(batch_first, backend):
 
 
 @needs_cpu
-@pytest.mark.parametrize("options", OPTIONS)
+@some(list(OPTIONS))
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 def test_compiled_results_and_gradients_equal_eager_ones(compiler, options):
     rnn = layer(**OPTIONS[options])
     x, states = torch.randn(5, 2, IN), rnn.num_layers * (1 + bool(rnn.bidirectional))
     h_0 = torch.randn(states, x.shape[0 if rnn.batch_first else 1], H)
+    hx = start(OPTIONS[options].get("kind", "RNN"), h_0)
     call = compiled(rnn, compiler)
-    assert_equal(results(call, rnn, x, h_0), results(rnn, rnn, x, h_0))
+    assert_equal(results(call, rnn, x, hx), results(rnn, rnn, x, hx))
     assert_equal(results(call, rnn, x), results(rnn, rnn, x))  # hx absent
     unbatched = x[:, 0]
     assert_equal(results(call, rnn, unbatched), results(rnn, rnn, unbatched))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_backend_compiles_without_a_break(backend):
-    rnn, x = layer(backend, dtype=torch.float64), torch.randn(5, 2, IN, dtype=torch.float64)
+def test_every_backend_compiles_without_a_break(backend, kind):
+    rnn, x = layer(backend, kind, dtype=torch.float64), torch.randn(5, 2, IN, dtype=torch.float64)
     found, wanted = results(compiled(rnn), rnn, x), results(rnn, rnn, x)
     for a, w in zip(found, wanted, strict=True):  # torch decomposes its own kernels
         assert (a - w).abs().max() <= 1e-13 * w.abs().max()
@@ -104,7 +126,7 @@ def test_every_backend_compiles_without_a_break(backend):
 @pytest.mark.proof
 @needs_cpu
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
-@pytest.mark.parametrize("options", ["plain", "stacked"])
+@pytest.mark.parametrize("options", SOME)
 @pytest.mark.parametrize("with_lengths", [False, True])
 def test_six_sizes_take_at_most_three_compilations(compiler, options, with_lengths):
     rnn = layer(**OPTIONS[options])
@@ -118,8 +140,9 @@ def test_six_sizes_take_at_most_three_compilations(compiler, options, with_lengt
 
 
 @needs_cpu
-def test_lengths_may_be_a_tensor_or_a_list():
-    rnn, x = layer(bidirectional=True), torch.randn(5, 3, IN)
+@every_kind
+def test_lengths_may_be_a_tensor_or_a_list(kind):
+    rnn, x = layer(kind=kind, bidirectional=True), torch.randn(5, 3, IN)
     call = compiled(rnn)
     for lengths in (torch.tensor([5, 0, 2]), torch.tensor([1, 3, 5]), [4, 0, 5]):
         wanted = results(rnn, rnn, x, lengths=lengths)
@@ -178,8 +201,8 @@ def test_autocast_inside_and_around_a_compiled_call(dtype):
 @pytest.mark.proof
 @needs_cpu
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "jacrev"])
-def test_transforms_inside_a_compiled_function(transform):
-    rnn, x = layer(), torch.randn(5, 2, IN)
+def test_transforms_inside_a_compiled_function(transform, kind):
+    rnn, x = layer(kind=kind), torch.randn(5, 2, IN)
     functions = {
         "grad": torch.func.grad(lambda x: rnn(x)[0].square().sum()),
         "vmap": torch.vmap(lambda x: rnn(x)[0], 1, 1),
@@ -210,9 +233,10 @@ def test_a_training_step_compiles_around_the_module():
 
 
 @needs_cpu
-def test_a_second_derivative_of_a_compiled_module_is_refused():
+@every_kind
+def test_a_second_derivative_of_a_compiled_module_is_refused(kind):
     """By torch, and not computed wrongly."""
-    rnn = layer()
+    rnn = layer(kind=kind)
     x = torch.randn(5, 2, IN, requires_grad=True)
     loss = compiled(rnn)(x)[0].square().sum()
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
@@ -286,7 +310,7 @@ def test_lengths_for_the_kernels_of_torch_break_the_graph_around_them():
 
 @needs_cpu
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("options", ["plain", "stacked"])
+@some(SOME)
 def test_an_exported_program_runs_at_other_sizes(strict, options):
     rnn = layer(**OPTIONS[options]).eval()
     T, B = Dim("T", min=2, max=4096), Dim("B", min=2, max=256)
@@ -298,12 +322,13 @@ def test_an_exported_program_runs_at_other_sizes(strict, options):
     assert any(node.target is torch.ops.rnnfast.rnn.default for node in program.graph.nodes)
     for shape in [(5, 6), (2, 3), (40, 7), (3, 64)]:
         x = torch.randn(*shape, IN)
-        assert_equal(list(program.module()(x)), list(rnn(x)))
+        assert_equal(outputs(program.module(), x), outputs(rnn, x))
 
 
 @needs_cpu
-def test_an_exported_program_takes_lengths():
-    rnn = layer(bidirectional=True).eval()
+@every_kind
+def test_an_exported_program_takes_lengths(kind):
+    rnn = layer(kind=kind, bidirectional=True).eval()
     T, B = Dim("T", min=2, max=4096), Dim("B", min=2, max=256)
     program = torch.export.export(
         rnn,
@@ -312,7 +337,7 @@ def test_an_exported_program_takes_lengths():
         dynamic_shapes={"input": {0: T, 1: B}, "lengths": {0: B}},
     )
     x, lengths = torch.randn(9, 3, IN), torch.tensor([9, 0, 4])
-    assert_equal(list(program.module()(x, lengths=lengths)), list(rnn(x, lengths=lengths)))
+    assert_equal(outputs(program.module(), x, lengths=lengths), outputs(rnn, x, lengths=lengths))
 
 
 # ----------------------------------------------------------------------------------- the two ops
