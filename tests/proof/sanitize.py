@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 import setup as package  # noqa: E402
 
 FOLDER = "build/sanitize"
-# With detect_stack_use_after_return GCC places variables on boundaries of 32 bytes, and stores 64 as
-# if they lay on boundaries of 64 (GCC PR 110027).
+# With detect_stack_use_after_return GCC places variables on boundaries of 32 bytes, and stores 64
+# bytes as if they lay on boundaries of 64 (GCC PR 110027).
 NARROW_MOVES = ["-mmove-max=256", "-mstore-max=256"]
 LIMIT = 300  # seconds for one program
 SANITIZERS = {
