@@ -69,16 +69,27 @@ def examples(number: int) -> int:
 
 
 def run_functional(case: Case, backend: str = "cpu") -> dict[str, Tensor | None]:
-    """Through functional.rnn and autograd: all but ahat and rstd."""
+    """Through rnnfast.functional and autograd: all but the saved values."""
     case, names, leaves = leaves_of(case)
-    options = case.options
-    y, h_n = rnnfast.functional.rnn(
-        case.p, case.w_hh, case.h_0, lengths=case.lengths, reset=case.reset,
-        nonlinearity=case.nonlinearity, num_heads=options.heads,
-        norm_weight=case.gamma, norm_bias=case.beta, norm_eps=options.norm_eps,
-        bptt_window=options.bptt_window, clip_state_grad=options.clip_state_grad, backend=backend,
-    )  # fmt: skip
-    return gradients_of(case, names, leaves, {"y": y, "h_n": h_n})
+    o = case.options
+    common = {
+        "lengths": case.lengths, "reset": case.reset, "num_heads": o.heads,
+        "bptt_window": o.bptt_window, "clip_state_grad": o.clip_state_grad, "backend": backend,
+    }  # fmt: skip
+    if o.cell == "lstm":
+        common["return_cell_states"] = o.all_cells
+        y, (h_n, c_n), *cells = rnnfast.functional.lstm(case.p, case.w_hh, case.states, **common)
+        found = {"y": y, "h_n": h_n, "c_n": c_n} | dict(zip(["cells"], cells))
+    elif o.cell == "gru":
+        b_hn = case.b_hh.view(-1, 3, case.H)[:, 2].flatten()
+        y, h_n = rnnfast.functional.gru(case.p, case.w_hh, case.h_0, b_hn=b_hn, **common)
+        found = {"y": y, "h_n": h_n}
+    else:
+        norm = {"norm_weight": case.gamma, "norm_bias": case.beta, "norm_eps": o.norm_eps}
+        common |= norm | {"nonlinearity": case.nonlinearity}
+        y, h_n = rnnfast.functional.rnn(case.p, case.w_hh, case.h_0, **common)
+        found = {"y": y, "h_n": h_n}
+    return gradients_of(case, names, leaves, found)
 
 
 def run_backward(

@@ -45,6 +45,12 @@ def tensors(hx: Hx | None) -> tuple[Tensor, ...]:
     return () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
 
 
+def outputs(module: Callable, *inputs, **options) -> list[Tensor]:
+    """The output, every last state, and the cell states that the module returns."""
+    y, last, *cells = module(*inputs, **options)
+    return [y, *tensors(last), *cells]
+
+
 def mapped(f: Callable, *of: Hx) -> Hx:
     """f of each state, or of the states of that name in several hx."""
     if isinstance(of[0], Tensor):

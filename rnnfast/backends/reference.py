@@ -54,7 +54,8 @@ def _outside(b: Tensor, weights: Weights, options: Options) -> Tensor:
     if not cell.apart:
         return b
     by_gate = b.view(options.directions, len(cell.gates), -1)
-    return torch.where(loop.outside(cell, b)[..., 0, 0], by_gate, 0).flatten()
+    # reshape: is_grads_batched cannot map flatten
+    return torch.where(loop.outside(cell, b)[..., 0, 0], by_gate, 0).reshape(-1)
 
 
 def backward(

@@ -174,7 +174,7 @@ class _Direction:
         self.gamma, self.beta = self._vector(weights.gamma), self._vector(weights.beta)
         self.inside = outside(self.cell, self.w).logical_not() if self.cell.apart else None
         bias = self._vector(weights.b_hh) if self.cell.apart else None
-        self.bias = None if bias is None else bias * self.inside
+        self.bias = None if bias is None else torch.where(self.inside, bias, 0)
         own = () if weights.cell_parameters is None else weights.cell_parameters[d].unbind()
         self.parameters = tuple(v.view(self.heads, 1, self.S) for v in own)
 
@@ -357,7 +357,7 @@ class _Backward:
         da = where(valid, found.da.to(emitted.dtype), 0)
         du = da if found.du is None else where(valid, found.du.to(emitted.dtype), 0)
         if group.inside is not None:
-            self.sums[1] = self.sums[1] + (du * group.inside).sum(2)
+            self.sums[1] = self.sums[1] + torch.where(group.inside, du, 0).sum(2)
         if ahat is not None:
             da, du = self._through_norm(t, da, du, ahat, rstd, valid)
         for i, gradient in enumerate(found.parameters, 4):

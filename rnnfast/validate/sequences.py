@@ -1,8 +1,8 @@
 """Budget (i): errors over whole sequences against float64, beside PyTorch's errors.
 
-The peer is nn.RNN. Where nn.RNN lacks the option, the peer is the eager loop: PyTorch's operations
-in the same dtype, which PyTorch differentiates. A result counts with its worst time step, pooled
-over several cases with different seeds.
+The peer is the module of torch.nn. Where torch lacks the option, the peer is the eager loop:
+PyTorch's operations in the same dtype, which PyTorch differentiates. A result counts with its worst
+time step, pooled over several cases with different seeds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..backends import torch_native
 from ..testing import StepError, error_ratio, step_errors, worst_step
 from .cases import Case
-from .layers import LAYER_RESULTS, PEER, as_layer, exact_layer
+from .layers import LAYER_RESULTS, PEER, as_layer, exact_layer, inputs_of, peer_name
 from .runs import run, run_differentiated
 
 ALLOWED = 1.25  # times the error of the peer
@@ -68,8 +68,8 @@ def compare(name: str, ours: Pairs, theirs: Pairs, peer: str, over_time: bool) -
 def compare_layers(
     cases: Sequence[Case], backend: str, batch_first: bool = False, device: str = "cpu"
 ) -> dict[str, Comparison]:
-    """Compares cases as layers (:mod:`.layers`) with nn.RNN, or with the eager loop
-    where nn.RNN lacks the nonlinearity."""
+    """Compares cases as layers (:mod:`.layers`) with the module of torch.nn, or with the eager loop
+    where torch lacks the nonlinearity."""
     return compare_layer_runs(*layer_runs(cases, backend, batch_first, device))
 
 
@@ -77,6 +77,7 @@ def compare_layer_runs(runs: list[list[dict]], peer: str) -> dict[str, Compariso
     return {
         name: compare(name, *(of(name, r) for r in runs), peer, name in OVER_TIME)
         for name in LAYER_RESULTS
+        if name in runs[0][0]
     }
 
 
@@ -87,14 +88,14 @@ def layer_runs(
     peer = PEER if cases[0].options.cell in torch_native.KERNELS else "reference"
     runs: list[list[dict]] = [[], []]
     for case in cases:
-        D, H, _ = case.w_hh.shape
-        case = case._replace(p=torch.cat([case.p[..., :H]] * D, -1))
+        D = len(case.w_hh)
+        case = case._replace(p=torch.cat([case.p[..., : inputs_of(case)]] * D, -1))
         exact = exact_layer(case)
         for kind, pairs in zip((backend, peer), runs):
             found = as_layer(case, kind, batch_first, device)
             # found - high is exact if they are close, so low is not lost
             pairs.append({n: (found[n].double() - high, low) for n, (high, low) in exact.items()})
-    return runs, PEER if peer == PEER else "the eager loop"
+    return runs, peer_name(cases[0]) if peer == PEER else "the eager loop"
 
 
 def compare_loops(

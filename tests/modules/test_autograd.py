@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.func import functional_call, stack_module_state
 from torch.utils.checkpoint import checkpoint
+from twins import Hx, outputs, start, tensors
 
 import rnnfast
 from rnnfast.backends import cpu
@@ -36,12 +37,23 @@ def recurrence_inputs(D: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     return normal(T, B, D * H), normal(D, H, H, seed=2), normal(D, B, H, seed=3)
 
 
-def layer(backend: str, seed: int = 0, **options) -> rnnfast.RNN:
+def layer(backend: str, seed: int = 0, kind: str = "RNN", **options) -> nn.RNNBase:
     torch.manual_seed(seed)
-    return rnnfast.RNN(IN, H, backend=backend, dtype=torch.float64, **options)
+    return getattr(rnnfast, kind)(IN, H, backend=backend, dtype=torch.float64, **options)
 
 
-def twin(rnn: rnnfast.RNN, backend: str, **options) -> rnnfast.RNN:
+def first_state(kind: str, *shape: int, **options) -> Hx:
+    """Leaves: h, and for an LSTM a c beside it."""
+    if kind != "LSTM":
+        return normal(*shape, seed=5, **options)
+    return normal(*shape, seed=5, **options), normal(*shape, seed=6, **options)
+
+
+def squares(found: list[Tensor]) -> Tensor:
+    return sum(x.square().sum() for x in found)
+
+
+def twin(rnn: nn.RNNBase, backend: str, **options) -> nn.RNNBase:
     other = layer(backend, **options)
     other.load_state_dict(rnn.state_dict())
     return other
@@ -97,25 +109,34 @@ def test_gradients_of_some_of_the_inputs(backend, wanted):
 
 @every_backend
 @pytest.mark.parametrize(
-    "options", [{"bidirectional": True, "num_layers": 2}, {"batch_first": True}]
+    "options", [{"bidirectional": True, "num_layers": 2}, {"batch_first": True}, {"num_heads": 3}]
 )
-def test_a_module_with_all_of_its_parameters(backend, options):
-    rnn = layer(backend, **options)
+def test_a_module_with_all_of_its_parameters(backend, kind, options):
+    more = {"return_cell_states": True} if kind == "LSTM" else {}
+    rnn = layer(backend, kind=kind, **options, **more)
     names, values = zip(*rnn.named_parameters())
+    reset = torch.tensor([[False, True], [False, False], [True, False]])
+    swap = options.get("batch_first", False)
+    rows = {"lengths": [1, 3], "reset": reset.T if swap else reset}
+    layers = (2 if "bidirectional" in options else 1) * rnn.num_layers
 
-    def function(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return functional_call(rnn, dict(zip(names, parameters)), (x,), {"lengths": [1, 3]})
+    def function(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        n = 2 if kind == "LSTM" else 1
+        hx, parameters = others[:n] if n == 2 else others[0], dict(zip(names, others[n:]))
+        return tuple(outputs(lambda *a: functional_call(rnn, parameters, a, rows), x, hx))
 
-    x = normal(2, 3, IN) if options.get("batch_first") else normal(3, 2, IN)
-    assert gradcheck(function, (x, *values))
-    assert gradgradcheck(function, (x, *values))
+    x = normal(2, 3, IN) if swap else normal(3, 2, IN)
+    inputs = x, *tensors(first_state(kind, layers, 2, H)), *values
+    # one random direction instead of each element in turn
+    assert gradcheck(function, inputs, fast_mode=True, check_forward_ad=True)
+    assert gradgradcheck(function, inputs, fast_mode=True)
 
 
 @every_backend
-def test_only_the_parameters_that_ask_get_a_gradient(backend):
-    names = [name for name, _ in layer(backend).named_parameters()]
+def test_only_the_parameters_that_ask_get_a_gradient(backend, kind):
+    names = [name for name, _ in layer(backend, kind=kind).named_parameters()]
     for wanted in itertools.chain.from_iterable(itertools.combinations(names, n) for n in (1, 2)):
-        rnn, everything = layer(backend), layer(backend)
+        rnn, everything = layer(backend, kind=kind), layer(backend, kind=kind)
         for name, parameter in rnn.named_parameters():
             parameter.requires_grad_(name in wanted)
         for module in (rnn, everything):
@@ -128,10 +149,10 @@ def test_only_the_parameters_that_ask_get_a_gradient(backend):
 # ------------------------------------------------------------------------------- higher orders
 
 
-def gradient_penalty(rnn: rnnfast.RNN, x: Tensor, order: int) -> list[Tensor]:
+def gradient_penalty(rnn: nn.RNNBase, x: Tensor, order: int) -> list[Tensor]:
     """Gradients of the norm of the gradient (of the norm of the gradient ...)."""
-    y, h_n = rnn(x)
-    value = (y**3).sum() + (h_n**2).sum()
+    y, *last = outputs(rnn, x)
+    value = (y**3).sum() + squares(last)
     for _ in range(order - 1):
         grads = torch.autograd.grad(value, [x, *rnn.parameters()], create_graph=True)
         value = sum(g.square().sum() for g in grads)
@@ -140,9 +161,17 @@ def gradient_penalty(rnn: rnnfast.RNN, x: Tensor, order: int) -> list[Tensor]:
 
 @needs_cpu
 @pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_higher_orders_agree_with_the_oracle(order, nonlinearity):
-    options = {"bidirectional": True, "num_layers": 2, "nonlinearity": nonlinearity}
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"nonlinearity": f} for f in NONLINEARITIES),
+        {"kind": "LSTM", "return_cell_states": True},
+        {"kind": "GRU", "num_heads": 3},
+    ],
+    ids=[*NONLINEARITIES, "lstm", "gru"],
+)
+def test_higher_orders_agree_with_the_oracle(order, options):
+    options = {"bidirectional": True, "num_layers": 2, **options}
     rnn = layer("cpu", **options)
     x = normal(5, 2, IN)
     wanted = gradient_penalty(twin(rnn, "reference", **options), x, order)
@@ -150,7 +179,7 @@ def test_higher_orders_agree_with_the_oracle(order, nonlinearity):
 
 
 @every_backend
-def test_a_penalty_on_gradients_and_the_loss_itself_train_together(backend):
+def test_a_penalty_on_gradients_and_the_loss_itself_train_together(backend, kind):
     """create_graph, then backward of both at once, as WGAN-GP does."""
 
     def accumulated(module: nn.Module) -> list[Tensor]:
@@ -160,15 +189,15 @@ def test_a_penalty_on_gradients_and_the_loss_itself_train_together(backend):
         (loss + grad.square().sum()).backward()
         return [x.grad, *(p.grad for p in module.parameters())]
 
-    rnn = layer(backend)
-    torch_rnn = nn.RNN(IN, H, dtype=torch.float64)
+    rnn = layer(backend, kind=kind)
+    torch_rnn = getattr(nn, kind)(IN, H, dtype=torch.float64)
     torch_rnn.load_state_dict(rnn.state_dict())
     assert_close(accumulated(rnn), accumulated(torch_rnn))
 
 
 @needs_cpu
-def test_a_first_order_gradient_is_the_same_with_and_without_create_graph():
-    rnn, x = layer("cpu", nonlinearity="sigmoid"), normal(5, 2, IN)
+def test_a_first_order_gradient_is_the_same_with_and_without_create_graph(kind):
+    rnn, x = layer("cpu", kind=kind), normal(5, 2, IN)
     loss = rnn(x)[0].square().sum()
     leaves = [x, *rnn.parameters()]
     plain = torch.autograd.grad(loss, leaves, retain_graph=True)
@@ -180,9 +209,9 @@ def test_a_first_order_gradient_is_the_same_with_and_without_create_graph():
 
 @needs_cpu
 @pytest.mark.parametrize("transform", ["jacrev", "jacfwd", "hessian", "jvp", "vjp", "grad"])
-def test_torch_func_agrees_with_autograd_on_the_oracle(transform):
-    rnn = layer("cpu", bidirectional=True)
-    oracle = twin(rnn, "reference", bidirectional=True)
+def test_torch_func_agrees_with_autograd_on_the_oracle(transform, kind):
+    rnn = layer("cpu", kind=kind, bidirectional=True)
+    oracle = twin(rnn, "reference", kind=kind, bidirectional=True)
     x, tangent = (
         normal(T, 2, IN, requires_grad=False),
         normal(T, 2, IN, seed=4, requires_grad=False),
@@ -192,7 +221,7 @@ def test_torch_func_agrees_with_autograd_on_the_oracle(transform):
         return lambda x: module(x)[0]
 
     def loss(module):
-        return lambda x: (module(x)[0] ** 3).sum() + module(x)[1].square().sum()
+        return lambda x: (module(x)[0] ** 3).sum() + squares(outputs(module, x)[1:])
 
     func, classic = torch.func, torch.autograd.functional
     if transform in ("jacrev", "jacfwd"):
@@ -214,8 +243,8 @@ def test_torch_func_agrees_with_autograd_on_the_oracle(transform):
 
 
 @every_backend
-def test_gradients_of_functional_parameters(backend):
-    rnn, x = layer(backend), normal(T, B, IN, requires_grad=False)
+def test_gradients_of_functional_parameters(backend, kind):
+    rnn, x = layer(backend, kind=kind), normal(T, B, IN, requires_grad=False)
     parameters = dict(rnn.named_parameters())
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
@@ -228,19 +257,18 @@ def test_gradients_of_functional_parameters(backend):
 
 @every_backend
 @pytest.mark.parametrize("axis", [0, 1])
-def test_vmap_over_the_batch(backend, axis):
-    rnn = layer(backend, num_layers=2, bidirectional=True)
+def test_vmap_over_the_batch(backend, kind, axis):
+    rnn = layer(backend, kind=kind, num_layers=2, bidirectional=True)
     x = normal(T, B, IN, requires_grad=False)
     x = x.transpose(0, 1) if axis == 0 else x
-    y, h_n = torch.vmap(rnn, in_dims=axis, out_dims=axis)(x)  # each sample unbatched
-    singles = [rnn(sample) for sample in x.unbind(axis)]
-    assert_close(y, torch.stack([y for y, _ in singles], axis))
-    assert_close(h_n, torch.stack([h for _, h in singles], axis))
+    found = outputs(torch.vmap(rnn, in_dims=axis, out_dims=axis), x)  # each sample unbatched
+    singles = zip(*(outputs(rnn, sample) for sample in x.unbind(axis)))
+    assert_close(found, [torch.stack(values, axis) for values in singles])
 
 
 @every_backend
-def test_vmap_over_an_ensemble(backend):
-    members = [layer(backend, seed) for seed in range(3)]
+def test_vmap_over_an_ensemble(backend, kind):
+    members = [layer(backend, seed, kind) for seed in range(3)]
     parameters, buffers = stack_module_state(members)
     x = normal(T, B, IN, requires_grad=False)
 
@@ -257,8 +285,8 @@ def test_vmap_over_an_ensemble(backend):
 
 
 @every_backend
-def test_gradients_per_sample(backend):
-    rnn, x = layer(backend), normal(T, B, IN, requires_grad=False)
+def test_gradients_per_sample(backend, kind):
+    rnn, x = layer(backend, kind=kind), normal(T, B, IN, requires_grad=False)
     parameters = {name: p.detach() for name, p in rnn.named_parameters()}
 
     def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
@@ -271,16 +299,16 @@ def test_gradients_per_sample(backend):
 
 
 @every_backend
-def test_a_batch_of_output_gradients_at_once(backend):
-    rnn, x = layer(backend), normal(T, B, IN)
-    y, h_n = rnn(x)
-    grads = normal(4, *y.shape, requires_grad=False), normal(4, *h_n.shape, requires_grad=False)
+def test_a_batch_of_output_gradients_at_once(backend, kind):
+    rnn, x = layer(backend, kind=kind), normal(T, B, IN)
+    found = outputs(rnn, x)
+    grads = [normal(4, *v.shape, requires_grad=False) for v in found]
     leaves = [x, *rnn.parameters()]
     options = {"retain_graph": True}
-    found = torch.autograd.grad((y, h_n), leaves, grads, is_grads_batched=True, **options)
+    batched = torch.autograd.grad(found, leaves, grads, is_grads_batched=True, **options)
     for i in range(4):
-        wanted = torch.autograd.grad((y, h_n), leaves, [g[i] for g in grads], **options)
-        assert_close([g[i] for g in found], wanted)
+        wanted = torch.autograd.grad(found, leaves, [g[i] for g in grads], **options)
+        assert_close([g[i] for g in batched], wanted)
 
 
 @every_backend
@@ -292,6 +320,8 @@ def test_a_batch_of_output_gradients_at_once(backend):
         {"num_layers": 2, "bidirectional": True},
         {"norm": "layer"},
         {"num_heads": 3, "clip_state_grad": 0.1, "bptt_window": 2},
+        {"kind": "LSTM", "clip_state_grad": 0.1, "bptt_window": 2},
+        {"kind": "GRU", "num_heads": 3, "clip_state_grad": 0.1},
     ],
 )
 def test_a_batch_of_output_gradients_leaves_the_record(options, create_graph, tracked, backend):
@@ -310,18 +340,18 @@ def test_a_batch_of_output_gradients_leaves_the_record(options, create_graph, tr
 
 
 @every_backend
-@pytest.mark.parametrize("options", [{}, {"norm": "layer"}])
+@pytest.mark.parametrize("options", [{}, {"norm": "layer"}, {"kind": "LSTM"}, {"kind": "GRU"}])
 def test_jacobian_and_hessian_in_one_pass(options, backend):
     rnn, x = layer(backend, **options), normal(3, 2, IN)
     functional = torch.autograd.functional
     for create_graph in (False, True):
         found, wanted = (
-            functional.jacobian(lambda v: rnn(v)[1], x, create_graph, vectorize=vectorize)
+            functional.jacobian(lambda v: outputs(rnn, v)[-1], x, create_graph, vectorize=vectorize)
             for vectorize in (True, False)
         )
         assert_close([found], [wanted])
     found, wanted = (
-        functional.hessian(lambda v: rnn(v)[1].square().sum(), x, vectorize=vectorize)
+        functional.hessian(lambda v: squares(outputs(rnn, v)[1:]), x, vectorize=vectorize)
         for vectorize in (True, False)
     )
     assert_close([found], [wanted])
@@ -329,14 +359,16 @@ def test_jacobian_and_hessian_in_one_pass(options, backend):
 
 @every_backend
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-def test_vmap_over_lengths(dtype, backend):
-    rnn, x = layer(backend, bidirectional=True), normal(T, B, IN, requires_grad=False)
+def test_vmap_over_lengths(dtype, kind, backend):
+    rnn, x = layer(backend, kind=kind, bidirectional=True), normal(T, B, IN, requires_grad=False)
     lengths = torch.tensor([[3, 0, 1], [T, 2, T]])[:, torch.arange(B) % 3].to(dtype)
     parameters = {name: p.detach() for name, p in rnn.named_parameters()}
 
     def loss(parameters: dict[str, Tensor], lengths: Tensor) -> Tensor:
-        y, h_n = functional_call(rnn, parameters, (x,), {"lengths": lengths})
-        return y.square().sum() + h_n.sum()
+        def call(x: Tensor) -> tuple[Tensor, Hx]:
+            return functional_call(rnn, parameters, (x,), {"lengths": lengths})
+
+        return squares(outputs(call, x))
 
     for given, axis in ((lengths, 0), (lengths.T, 1)):
         found = torch.vmap(torch.func.grad(loss), in_dims=(None, axis))(parameters, given)
@@ -357,13 +389,12 @@ def test_lengths_that_vmap_maps_are_checked(backend):
 # ------------------------------------------------------------------------- the graph and memory
 
 
-def trained(rnn: rnnfast.RNN, call=None) -> list[Tensor]:
-    """The gradients after call(x, h_0), by default rnn itself."""
+def trained(rnn: nn.RNNBase, call=None) -> list[Tensor]:
+    """The gradients after call(x, hx), by default rnn itself."""
     rnn.zero_grad()
-    x, h_0 = normal(T, B, IN), normal(1, B, H, seed=5)
-    y, h_n = (call or rnn)(x, h_0)
-    (y.square().sum() + h_n.sum()).backward()
-    return [x.grad, h_0.grad, *(p.grad for p in rnn.parameters())]
+    x, hx = normal(T, B, IN), first_state(rnn.mode.partition("_")[0], 1, B, H)
+    squares(outputs(call or rnn, x, hx)).backward()
+    return [x.grad, *(h.grad for h in tensors(hx)), *(p.grad for p in rnn.parameters())]
 
 
 def assert_same_bits(actual: list[Tensor], wanted: list[Tensor]) -> None:
@@ -371,10 +402,9 @@ def assert_same_bits(actual: list[Tensor], wanted: list[Tensor]) -> None:
 
 
 @every_backend
-def test_a_retained_graph_gives_the_same_bits_and_a_freed_one_raises(backend):
-    rnn, x = layer(backend, bidirectional=True), normal(T, B, IN)
-    y, h_n = rnn(x)
-    loss = y.square().sum() + h_n.sum()
+def test_a_retained_graph_gives_the_same_bits_and_a_freed_one_raises(backend, kind):
+    rnn, x = layer(backend, kind=kind, bidirectional=True), normal(T, B, IN)
+    loss = squares(outputs(rnn, x))
     leaves = [x, *rnn.parameters()]
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
     assert_same_bits(torch.autograd.grad(loss, leaves, retain_graph=True), first)
@@ -385,16 +415,24 @@ def test_a_retained_graph_gives_the_same_bits_and_a_freed_one_raises(backend):
 
 @every_backend
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_checkpoint(backend, use_reentrant):
-    rnn = layer(backend)
+def test_checkpoint(backend, kind, use_reentrant):
+    rnn = layer(backend, kind=kind)
     wanted = trained(rnn)
-    found = trained(rnn, lambda *a: checkpoint(rnn, *a, use_reentrant=use_reentrant))
+
+    def flat(x: Tensor, *hx: Tensor) -> tuple[Tensor, ...]:  # checkpoint looks into no tuple
+        return tuple(outputs(rnn, x, hx if kind == "LSTM" else hx[0]))
+
+    def again(x: Tensor, hx: Hx) -> tuple[Tensor, Hx]:
+        y, *last = checkpoint(flat, x, *tensors(hx), use_reentrant=use_reentrant)
+        return y, tuple(last)
+
+    found = trained(rnn, again)
     assert_same_bits(found, wanted)
 
 
 @every_backend
-def test_saved_tensors_may_be_moved_and_copied(backend):
-    rnn = layer(backend)
+def test_saved_tensors_may_be_moved_and_copied(backend, kind):
+    rnn = layer(backend, kind=kind)
     wanted = trained(rnn)
     with save_on_cpu():
         assert_same_bits(trained(rnn), wanted)
@@ -403,8 +441,8 @@ def test_saved_tensors_may_be_moved_and_copied(backend):
 
 
 @every_backend
-def test_anomaly_mode_passes_sound_gradients_and_names_the_source_of_nan(backend):
-    rnn = layer(backend)
+def test_anomaly_mode_passes_sound_gradients_and_names_the_source_of_nan(backend, kind):
+    rnn = layer(backend, kind=kind)
     wanted = trained(rnn)
     with torch.autograd.set_detect_anomaly(True):
         assert_same_bits(trained(rnn), wanted)
@@ -420,10 +458,10 @@ def test_anomaly_mode_passes_sound_gradients_and_names_the_source_of_nan(backend
 
 @every_backend
 @pytest.mark.parametrize("changed", ["x", "h_0", "weight_ih_l0", "weight_hh_l0"])
-def test_changing_in_place_what_backward_needs_raises(backend, changed):
-    rnn = layer(backend)
+def test_changing_in_place_what_backward_needs_raises(backend, kind, changed):
+    rnn = layer(backend, kind=kind)
     x, h_0 = normal(T, B, IN, requires_grad=False), normal(1, B, H, requires_grad=False)
-    y, _ = rnn(x.requires_grad_(), h_0)
+    y, _ = rnn(x.requires_grad_(), start(kind, h_0))
     with torch.no_grad():
         {"x": x, "h_0": h_0}.get(changed, getattr(rnn, changed, None)).add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -431,8 +469,8 @@ def test_changing_in_place_what_backward_needs_raises(backend, changed):
 
 
 @every_backend
-def test_changing_the_output_in_place_raises_or_is_right(backend):
-    rnn, x = layer(backend), normal(T, B, IN)
+def test_changing_the_output_in_place_raises_or_is_right(backend, kind):
+    rnn, x = layer(backend, kind=kind), normal(T, B, IN)
     wanted = torch.autograd.grad((2 * rnn(x)[0]).sum(), x)
     y, _ = rnn(x)
     try:
@@ -445,15 +483,16 @@ def test_changing_the_output_in_place_raises_or_is_right(backend):
 
 @every_backend
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_the_final_state_is_memory_of_its_own(backend, num_layers):
-    rnn, x = layer(backend, num_layers=num_layers), normal(T, B, IN)
-    h_0 = normal(num_layers, B, H)
-    wanted = torch.autograd.grad(sum(v.sum() for v in rnn(x, h_0)), [x, h_0])
-    y, h_n = rnn(x, h_0)
+def test_the_final_state_is_memory_of_its_own(backend, kind, num_layers):
+    rnn, x = layer(backend, kind=kind, num_layers=num_layers), normal(T, B, IN)
+    hx = first_state(kind, num_layers, B, H)
+    leaves = [x, *tensors(hx)]
+    wanted = torch.autograd.grad(sum(v.sum() for v in outputs(rnn, x, hx)), leaves)
+    y, *last = outputs(rnn, x, hx)
     before = y.clone()
-    h_n = h_n.mul_(3)
+    last = [h.mul_(3) for h in last]
     assert torch.equal(y, before)
-    found = torch.autograd.grad(y.sum() + h_n.sum() / 3, [x, h_0])
+    found = torch.autograd.grad(y.sum() + sum(h.sum() / 3 for h in last), leaves)
     assert_close(found, wanted)
 
 
@@ -470,23 +509,24 @@ def test_the_final_state_of_functional_rnn_is_no_view(backend):
 
 
 @every_backend
-@pytest.mark.parametrize("used", ["output", "h_n", "the last step"])
+@pytest.mark.parametrize("used", ["output", "a last state", "the last step"])
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_a_loss_on_part_of_what_comes_out(backend, used, lengths):
+def test_a_loss_on_part_of_what_comes_out(backend, kind, used, lengths):
     """The gradient of the rest is then absent, or 0 almost everywhere."""
     found = []
-    for module in (layer(backend, bidirectional=True), layer("reference", bidirectional=True)):
-        x, h_0 = normal(T, B, IN), normal(2, B, H)
-        y, h_n = module(x, h_0, lengths=lengths)
-        part = {"output": y, "h_n": h_n, "the last step": y[-1]}[used]
-        part.square().sum().backward()
-        found.append([x.grad, h_0.grad, *(p.grad for p in module.parameters())])
+    for name in (backend, "reference"):
+        module = layer(name, kind=kind, bidirectional=True)
+        x, hx = normal(T, B, IN), first_state(kind, 2, B, H)
+        y, *last = outputs(module, x, hx, lengths=lengths)
+        part = {"output": y, "a last state": last[-1], "the last step": y[-1]}[used]
+        leaves = [x, *tensors(hx), *module.parameters()]
+        found.append(torch.autograd.grad(part.square().sum(), leaves))
     assert_close(*found)
 
 
 @every_backend
-def test_gradients_that_are_expanded_or_strided(backend):
-    rnn, x = layer(backend, bidirectional=True), normal(T, B, IN)
+def test_gradients_that_are_expanded_or_strided(backend, kind):
+    rnn, x = layer(backend, kind=kind, bidirectional=True), normal(T, B, IN)
     y, _ = rnn(x)
     scalar = torch.ones((), dtype=torch.float64)
     strided = torch.ones(2 * H, B, T, dtype=torch.float64).permute(2, 1, 0)
@@ -498,10 +538,9 @@ def test_gradients_that_are_expanded_or_strided(backend):
 
 
 @every_backend
-def test_padding_takes_no_gradient(backend):
-    rnn, x = layer(backend, bidirectional=True), normal(T, B, IN)
-    y, h_n = rnn(x, lengths=[3, 0, 2])
-    (y.sum() + h_n.sum()).backward()
+def test_padding_takes_no_gradient(backend, kind):
+    rnn, x = layer(backend, kind=kind, bidirectional=True), normal(T, B, IN)
+    squares(outputs(rnn, x, lengths=[3, 0, 2])).backward()
     assert x.grad[:, 1].count_nonzero() == 0
     assert x.grad[2, 2].count_nonzero() == 0
     assert (x.grad[:, 0] != 0).all()
@@ -509,53 +548,12 @@ def test_padding_takes_no_gradient(backend):
 
 
 @needs_cpu
-@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"num_layers": 3}])
-@pytest.mark.parametrize("with_lengths", [False, True])
-def test_backward_keeps_inputs_weights_and_outputs_and_nothing_else(options, with_lengths):
-    rnn = layer("cpu", **options)
-    x = normal(6, 6, IN)
-    lengths = torch.arange(1, 7) if with_lengths else None
-    kept: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        y, _ = rnn(x, lengths=lengths)
-    known = {v.untyped_storage().data_ptr() for v in (x, y, *rnn.parameters())}
-    others = {v.untyped_storage().data_ptr(): v for v in kept}
-    others = [v for address, v in others.items() if address not in known]
-    between = [v for v in others if v.is_floating_point()]
-    # the input of each layer after the first is the output of the one before: [T, B, H]
-    assert len(between) == rnn.num_layers - 1
-    assert all(v.numel() == y.numel() for v in between)
-    assert sum(v.numel() for v in others if not v.is_floating_point()) <= x.shape[0]  # lengths
-    assert len(kept) >= 3
-
-
-@needs_cpu
-def test_what_two_directions_keep_beside_that_does_not_grow_with_time():
-    """The weights side by side."""
-    sizes = []
-    for steps in (4, 40):
-        rnn, x, kept = layer("cpu", bidirectional=True), normal(steps, B, IN), {}
-        with saved_tensors_hooks(lambda v, kept=kept: kept.setdefault(id(v), v), lambda v: v):
-            y, _ = rnn(x)
-        known = {v.untyped_storage().data_ptr() for v in (x, y, *rnn.parameters())}
-        storages = {v.untyped_storage().data_ptr(): v.untyped_storage() for v in kept.values()}
-        sizes.append(sum(s.nbytes() for at, s in storages.items() if at not in known))
-    weights = sum(p.nbytes for name, p in rnn.named_parameters() if "weight" in name)
-    assert sizes[0] == sizes[1] <= weights
-
-
-@needs_cpu
 @pytest.mark.parametrize("write", ["all", "a step", "relu_"])
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_backward_is_refused_after_a_write_into_the_output(batch_first, batched, write):
+def test_backward_is_refused_after_a_write_into_the_output(batch_first, batched, write, kind):
     """As with cuDNN's nn.RNN, which reads it, too; in both layouts it is backward that raises."""
-    rnn = rnnfast.RNN(3, 4, batch_first=batch_first, backend="cpu")
+    rnn = getattr(rnnfast, kind)(3, 4, batch_first=batch_first, backend="cpu")
     y, _ = rnn(torch.randn(5, 2, 3) if batched else torch.randn(5, 3))
     if write == "all":
         y += 1
@@ -569,11 +567,11 @@ def test_backward_is_refused_after_a_write_into_the_output(batch_first, batched,
 
 @needs_cpu
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_the_last_state_may_be_written_before_backward(batch_first):
-    rnn = rnnfast.RNN(3, 4, batch_first=batch_first, backend="cpu")
+def test_the_last_state_may_be_written_before_backward(batch_first, kind):
+    rnn = getattr(rnnfast, kind)(3, 4, batch_first=batch_first, backend="cpu")
     x = torch.randn(5, 2, 3)
-    wanted = torch.autograd.grad(3 * rnn(x)[1].sum(), list(rnn.parameters()))
-    _, h_n = rnn(x)
-    h_n *= 3
-    found = torch.autograd.grad(h_n.sum(), list(rnn.parameters()))
+    wanted = torch.autograd.grad(3 * outputs(rnn, x)[-1].sum(), list(rnn.parameters()))
+    last = outputs(rnn, x)[-1]
+    last *= 3
+    found = torch.autograd.grad(last.sum(), list(rnn.parameters()))
     assert all(torch.allclose(a, b) for a, b in zip(found, wanted))

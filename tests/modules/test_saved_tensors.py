@@ -106,6 +106,48 @@ def test_backward_needs_what_the_cell_saves_and_nothing_else(kind, values, dtype
     assert sum(sizes.values()) <= given + (1 + values) * y.nbytes
 
 
+@needs_cpu
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"num_layers": 3}])
+@pytest.mark.parametrize("with_lengths", [False, True])
+def test_backward_keeps_inputs_weights_and_outputs_and_nothing_else(options, with_lengths):
+    rnn = rnnfast.RNN(I, H, backend="cpu", **options)
+    x = torch.randn(6, 6, I, requires_grad=True)
+    lengths = torch.arange(1, 7) if with_lengths else None
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        y, _ = rnn(x, lengths=lengths)
+    known = {v.untyped_storage().data_ptr() for v in (x, y, *rnn.parameters())}
+    others = {v.untyped_storage().data_ptr(): v for v in kept}
+    others = [v for address, v in others.items() if address not in known]
+    between = [v for v in others if v.is_floating_point()]
+    # the input of each layer after the first is the output of the one before: [T, B, H]
+    assert len(between) == rnn.num_layers - 1
+    assert all(v.numel() == y.numel() for v in between)
+    assert sum(v.numel() for v in others if not v.is_floating_point()) <= x.shape[0]  # lengths
+    assert len(kept) >= 3
+
+
+@needs_cpu
+def test_what_two_directions_keep_beside_that_does_not_grow_with_time():
+    """The weights side by side."""
+    sizes = []
+    for steps in (4, 40):
+        rnn, kept = rnnfast.RNN(I, H, bidirectional=True, backend="cpu"), {}
+        x = torch.randn(steps, B, I, requires_grad=True)
+        with saved_tensors_hooks(lambda v, kept=kept: kept.setdefault(id(v), v), lambda v: v):
+            y, _ = rnn(x)
+        known = {v.untyped_storage().data_ptr() for v in (x, y, *rnn.parameters())}
+        storages = {v.untyped_storage().data_ptr(): v.untyped_storage() for v in kept.values()}
+        sizes.append(sum(s.nbytes() for at, s in storages.items() if at not in known))
+    weights = sum(p.nbytes for name, p in rnn.named_parameters() if "weight" in name)
+    assert sizes[0] == sizes[1] <= weights
+
+
 @pytest.mark.parametrize("backend", KERNELS)
 def test_all_saved_tensors_in_another_dtype_are_refused(backend):
     rnn, inputs = make(backend)
