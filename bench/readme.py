@@ -11,12 +11,13 @@ from pathlib import Path
 
 from bench import features
 from rnnfast.bench.rows import Row, read_csv
-from rnnfast.bench.workload import BOTH, BUSY, MANY
+from rnnfast.bench.workload import BOTH, BUSY, MANY, MODULES, Workload
 
 BEGIN, END = "<!-- made by python -m bench.readme -->", "<!-- end -->"
 FEATURES = "<!-- features, made by python -m bench.readme -->"
 RESULTS = Path("bench/results")
 SHOWN_SIZES = ((128, 1, 64), (512, 32, 128), (256, 32, 256), (64, 64, 1024))  # in README.md
+SHOWN_KINDS = ("listed", "gated")  # in docs/speed.md
 OPTIONS_SIZE = ("512", "32", "128")
 OTHER_KINDS = ("threads", MANY, BUSY)  # not measured with two threads on an idle machine
 
@@ -52,32 +53,43 @@ def with_lines(page: str, begin: str, lines: str) -> str:
 
 
 def few_figures(results: Path) -> Iterator[str]:
-    """The sizes of SHOWN_SIZES and the size with the lowest ratio to nn.RNN."""
+    """The sizes of SHOWN_SIZES and the size with the lowest ratio to torch, for each module."""
     found, machine = read_csv(results / "cpu.csv")
-    plain = [row for row in _ours(found) if row.work.plain]
-    shown = {(row.T, row.B, row.H): row for row in plain if row.kind == "listed"}
-    worst, next_worst, *_, best = sorted(plain, key=lambda row: row.over_torch)
-    behind_jax = sum(bool(row.over_jax) and row.over_jax < 1 for row in plain)
+    by_cell = _by_cell(found)
+    torch = _torch(found)
     yield _where(machine)
     yield ""
-    yield from _times([*(shown[size] for size in SHOWN_SIZES), worst], found)
+    yield f"| (T, B, H) | {' | '.join(by_cell)} |"
+    yield "|---" * (1 + len(by_cell)) + "|"
+    for size in SHOWN_SIZES:
+        cells = [
+            next((_ratio(row, torch) for row in rows if row.work.size == size), "-")
+            for rows in by_cell.values()
+        ]
+        yield f"| {size} | {' | '.join(cells)} |"
+    slowest = [min(rows, key=lambda row: row.over_torch) for rows in by_cell.values()]
+    cells = [f"{row.work.size}: {_ratio(row, torch)}" for row in slowest]
+    yield f"| slowest size | {' | '.join(cells)} |"
     yield ""
-    yield (
-        f"The last row is the slowest of {len(plain)} sizes; the others gain "
-        f"{next_worst.over_torch:.2g}x to {best.over_torch:.2g}x. "
-        f"jax.lax.scan under jit beats rnnfast at {behind_jax} sizes."
+    counts = ", ".join(f"{len(rows)} ({name})" for name, rows in by_cell.items())
+    behind = ", ".join(
+        f"{sum(bool(row.over_jax) and row.over_jax < 1 for row in rows)} ({name})"
+        for name, rows in by_cell.items()
     )
+    yield f"Sizes measured: {counts}. jax.lax.scan under jit beats rnnfast at {behind}."
 
 
 def all_figures(results: Path) -> Iterator[str]:
-    """The listed sizes, the summary over all sizes, other kinds of layers, and the options."""
+    """The sizes of each module, the summary over all sizes, other kinds of layers, and the
+    options."""
     found, machine = read_csv(results / "cpu.csv")
-    ours = _ours(found)
+    ours, torch, by_cell = _ours(found), _torch(found), _by_cell(found)
     yield _where(machine)
+    for name, rows in by_cell.items():
+        yield ""
+        yield from _times(name, [row for row in rows if row.kind in SHOWN_KINDS], torch)
     yield ""
-    yield from _times([row for row in ours if row.kind == "listed"], found, share=True)
-    yield ""
-    yield from _summary([row for row in ours if row.work.plain])
+    yield from _summary(by_cell)
     yield ""
     yield from _variants(ours)
     yield ""
@@ -96,38 +108,58 @@ def _where(machine: dict[str, str]) -> str:
     return f"{where}, commit {machine['commit']}, {machine['date']}:"
 
 
-def _times(rows: list[Row], found: list[Row], share: bool = False) -> Iterator[str]:
-    torch = {row.work: row for row in found if row.provider == "torch" and row.what == BOTH}
-    heads = ["(T, B, H)", "nn.RNN, ms", "rnnfast.RNN, ms", "speed-up"]
-    heads += ["share of the GEMM rate"] if share else []
-    yield f"| {' | '.join(heads)} |"
-    yield "|---" * len(heads) + "|"
+def _by_cell(found: list[Row]) -> dict[str, list[Row]]:
+    """Our plain layers of each module that was measured."""
+    kinds = {name: module.__name__ for name, module in MODULES.items()}
+    plain = [row for row in _ours(found) if not row.work.beyond()]
+    by_cell = {name: [row for row in plain if row.cell == cell] for cell, name in kinds.items()}
+    return {name: rows for name, rows in by_cell.items() if rows}
+
+
+def _torch(found: list[Row]) -> dict[Workload, Row]:
+    return {row.work: row for row in found if row.provider == "torch" and row.what == BOTH}
+
+
+def _ratio(row: Row, torch: dict[Workload, Row]) -> str:
+    return f"{row.over_torch:.2f}x ({_ms(torch[row.work])} / {_ms(row)})"
+
+
+def _times(name: str, rows: list[Row], torch: dict[Workload, Row]) -> Iterator[str]:
+    heads = ["(T, B, H)", f"nn.{name}, ms", f"rnnfast.{name}, ms", "speed-up"]
+    yield f"| {' | '.join([*heads, 'share of the GEMM rate'])} |"
+    yield "|---" * (1 + len(heads)) + "|"
     for row in rows:
-        cells = [str(row.work), _ms(torch[row.work]), _ms(row), f"{row.over_torch:.2f}x"]
-        cells += [f"{row.floor_share:.0%}"] if share else []
-        yield f"| {' | '.join(cells)} |"
+        cells = [str(row.work.size), _ms(torch[row.work]), _ms(row), f"{row.over_torch:.2f}x"]
+        yield f"| {' | '.join(cells)} | {row.floor_share:.0%} |"
 
 
-def _summary(plain: list[Row]) -> Iterator[str]:
-    heads = "peer", "sizes", "rnnfast is faster at", "lowest", "highest", "rnnfast is slower at"
-    yield f"| {' | '.join(heads)} |"
-    yield "|---" * len(heads) + "|"
-    for peer, column in (("nn.RNN", "over_torch"), ("jax.lax.scan under jit", "over_jax")):
-        ratios = [(getattr(row, column), row.work) for row in plain if getattr(row, column)]
-        ratios.sort(key=lambda pair: pair[0])
-        slower = [f"{work} {ratio:.2f}x" for ratio, work in ratios if ratio <= 1]
-        ends = " | ".join(f"{ratio:.2g}x at {work}" for ratio, work in (ratios[0], ratios[-1]))
-        faster = len(ratios) - len(slower)
-        yield f"| {peer} | {len(ratios)} | {faster} | {ends} | {', '.join(slower) or 'none'} |"
+def _summary(by_cell: dict[str, list[Row]]) -> Iterator[str]:
+    heads = "module", "peer", "sizes", "rnnfast is faster at", "lowest", "highest"
+    yield f"| {' | '.join([*heads, 'rnnfast is slower at'])} |"
+    yield "|---" * (1 + len(heads)) + "|"
+    for name, rows in by_cell.items():
+        for peer, column in ((f"nn.{name}", "over_torch"), ("jax.lax.scan under jit", "over_jax")):
+            ratios = [(getattr(row, column), row.work) for row in rows if getattr(row, column)]
+            if not ratios:
+                continue
+            ratios.sort(key=lambda pair: pair[0])
+            slower = [f"{work.size} {ratio:.2f}x" for ratio, work in ratios if ratio <= 1]
+            ends = " | ".join(
+                f"{ratio:.2g}x at {work.size}" for ratio, work in (ratios[0], ratios[-1])
+            )
+            counts = f"{len(ratios)} | {len(ratios) - len(slower)}"
+            yield f"| {name} | {peer} | {counts} | {ends} | {', '.join(slower) or 'none'} |"
 
 
 def _variants(ours: list[Row]) -> Iterator[str]:
     """Ratios of other precisions and stacks."""
-    variants = [row for row in ours if row.kind == "variant" and row.over_torch]
-    yield f"| at ({variants[0].T}, {variants[0].B}, {variants[0].H}) | speed-up over nn.RNN |"
-    yield "|---|---|"
-    for row in variants:
-        yield f"| {' '.join(row.work.beyond())} | {row.over_torch:.2g}x |"
+    of_rnn = [row for row in ours if row.kind == "variant" and row.over_torch]
+    packed = [row for row in ours if row.kind == "gated" and row.packed and row.over_torch]
+    yield "| (T, B, H) | layer | speed-up over torch's module |"
+    yield "|---|---|---|"
+    for row in [*of_rnn, *packed]:
+        what = " ".join([MODULES[row.cell].__name__, *row.work.beyond()])
+        yield f"| {row.work.size} | {what} | {row.over_torch:.2g}x |"
 
 
 def _options(results: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from flows import inputs
+from ranks import leave, meet, spawn
 from test_gated_flow import BACKENDS, BOTH, IN, B, H, flow_of, pinned
 from torch import Tensor, nn
 
@@ -149,6 +150,35 @@ def test_parts_of_a_batch_have_the_half_life_of_the_whole():
     (row,) = monitor.rows()
     assert row.passes == B
     assert row.half_life == pytest.approx(model.gradient_flow.half_life.item(), rel=1e-12)
+
+
+def network(name: str) -> nn.RNNBase:
+    torch.manual_seed(0)
+    options = {"num_layers": 2, "bidirectional": True, "track_gradient_flow": True}
+    return getattr(rnnfast, name)(IN, H, **options, dtype=torch.float64)
+
+
+def train_on_a_rank(rank: int, name: str, folder: str) -> None:
+    meet(rank, folder)
+    model = network(name)
+    parallel = nn.parallel.DistributedDataParallel(model)  # alive while backward runs
+    parallel(inputs(20, 4, IN)[:, 2 * rank : 2 * rank + 2])[0].square().sum().backward()
+    grads = [p.grad for p in model.parameters()]
+    torch.save((grads, model.gradient_flow.reduce().half_life), f"{folder}/{rank}")
+    leave()
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_two_ranks_have_the_gradients_and_half_life_of_the_whole_batch(name, tmp_path):
+    spawn(train_on_a_rank, name, str(tmp_path))
+    model = network(name)
+    (model(inputs(20, 4, IN))[0].square().sum() / 2).backward()
+    for rank in range(2):
+        grads, half_life = torch.load(tmp_path / str(rank))
+        for found, p in zip(grads, model.parameters(), strict=True):
+            assert (found - p.grad).abs().max() <= 1e-12 * p.grad.abs().max()
+        torch.testing.assert_close(half_life, model.gradient_flow.half_life, rtol=1e-12, atol=0)
 
 
 # ----------------------------------------------------------------------------------- the pictures
