@@ -75,6 +75,12 @@ def every_cell(dtypes: list[torch.dtype], gated: list[torch.dtype]) -> pytest.Ma
     )
 
 
+def seeds_of(cell: str, H: int) -> range:
+    """The cases whose errors are pooled. dc_0 is a product of gates, whose errors have a heavy tail:
+    few units need more cases."""
+    return range(20 if cell in GATED and H < 33 else 5)
+
+
 def options_of(cell: str, **options) -> dict:
     """Options for a case of that cell: no norm of gates, and c of all steps where there is a c."""
     if cell not in GATED:
@@ -299,7 +305,7 @@ def assert_compares(found: dict[str, Comparison]) -> None:
 @rarer("f", EVERY, NONLINEARITIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_whole_sequences_err_no_more_than_torch(dtype, f, T, B, H):
-    assert_no_worse_than_torch([make_case(T, B, H, 1, dtype, f, s) for s in range(5)])
+    assert_no_worse_than_torch([make_case(T, B, H, 1, dtype, f, s) for s in seeds_of(f, H)])
 
 
 @needs_cpu
