@@ -76,8 +76,8 @@ def every_cell(dtypes: list[torch.dtype], gated: list[torch.dtype]) -> pytest.Ma
 
 
 def seeds_of(cell: str, H: int) -> range:
-    """The cases whose errors are pooled. dc_0 is a product of gates, whose errors have a heavy tail:
-    few units need more cases."""
+    """The cases whose errors are pooled. dc_0 is a product of gates, and its errors have a heavy
+    tail: few units need more cases."""
     return range(20 if cell in GATED and H < 33 else 5)
 
 
