@@ -12,19 +12,12 @@ from torch import Tensor
 from ..recurrence import loop
 from ..recurrence.groups import Saved
 from ..recurrence.record import FIELDS
+from ..testing import step_errors
 from .cases import NONLINEARITIES, Case, make_case
 from .long_double import AVAILABLE
 from .rows import Row
 from .runs import judge, own_rounding, run, threads
-from .sequences import (
-    compare_layer_runs,
-    compare_layers,
-    compare_loops,
-    curves_of,
-    judged,
-    layer_runs,
-    of,
-)
+from .sequences import compare_layer_runs, compare_layers, compare_loops, judged, layer_runs, of
 
 SEEDS = range(5)
 Shape = tuple[int, int, int]  # T, B, and the units of a head
@@ -108,31 +101,31 @@ def check_steps(row: Row, where: Where, group: str, shapes: Sequence[Shape]) -> 
 
 
 def check_sequences(row: Row, where: Where, shapes: Sequence[Shape]) -> None:
-    """Budget (i), beside nn.RNN if it can compute the case, beside the eager loop otherwise.
-
-    Whole modules of LSTM and GRU are compared with torch's by modules.check_layouts, in 16 bits
-    they alone: the eager loop keeps gates in float32, and kernels store them. float64 needs
-    something more exact for comparison: long double has the plain layer of an RNN. Budget (ii)
-    judges every step of every dtype.
-    """
-    by_layers = row.cell == "RNN" and row.norm == "none" and row.group in OF_TORCH
+    """Budget (i), beside the module of torch.nn if it can compute the case, beside the eager loop
+    otherwise."""
     if where.backend == "reference" or not has_peer(where.arithmetic, row):
-        return  # the reference is the peer
+        return
+    compare = compare_layers if in_layers(row) else compare_loops
     for shape in shapes:
         for runs in zip(*(cases(where, row.norm, row.group, shape, seed) for seed in SEEDS)):
-            found = [_for_nn_rnn(case) if by_layers else case for _, case in runs]
+            found = [_for_torch(case) if in_layers(row) else case for _, case in runs]
             row.begin(runs[0][0])
-            compare = compare_layers if by_layers else compare_loops
             comparisons = compare(found, where.backend, device=where.device)
             row.take_sequences(judged(comparisons, found).values())
 
 
+def in_layers(row: Row) -> bool:
+    """Whether torch's module computes the row, so that whole layers are compared."""
+    return row.norm == "none" and row.group in OF_TORCH
+
+
 def has_peer(arithmetic: Arithmetic, row: Row) -> bool:
-    """Whether there are a more exact computation and a peer that stores what a kernel stores."""
-    plain = row.cell == "RNN" and row.norm == "none" and row.group in ("plain", "both directions")
-    if arithmetic.dtype == torch.float64:
-        return AVAILABLE and plain
-    return row.cell == "RNN" or arithmetic.dtype.itemsize == 4
+    """Whether there are a more exact computation and a peer that stores what a kernel stores.
+    Budget (ii) judges every step without either."""
+    if arithmetic.dtype == torch.float64:  # long double has the plain layer
+        return AVAILABLE and row.norm == "none" and row.group in ("plain", "both directions")
+    # In 16 bits kernels store gates; the eager loop keeps them in float32.
+    return row.cell == "RNN" or in_layers(row) or arithmetic.dtype.itemsize == 4
 
 
 def check_record(row: Row, where: Where, shapes: Sequence[Shape]) -> None:
@@ -153,15 +146,25 @@ def check_curves(row: Row, where: Where, shape: Shape) -> None:
     T, B, H = shape
     if where.backend == "reference" or (where.arithmetic.dtype == torch.float64 and not AVAILABLE):
         return
-    row.begin(f"tanh, T = {T}, B = {B}, H = {H}")
-    found = [make_case(T, B, H, dtype=where.arithmetic.dtype, seed=seed) for seed in SEEDS]
+    name = where.cells[0]
+    row.begin(f"{name}, T = {T}, B = {B}, H = {H}")
+    options = {"dtype": where.arithmetic.dtype, "nonlinearity": name}
+    found = [make_case(T, B, H, seed=seed, **options) for seed in SEEDS]
     runs, peer = layer_runs(found, where.backend, False, where.device)
     row.take_sequences(judged(compare_layer_runs(runs, peer), found).values())
-    row.curves = curves_of({name: [of(name, r) for r in runs] for name in ("y", "dx")})
+    row.curves = {
+        name: {who: _digits(step_errors(of(name, r))) for who, r in zip(("ours", "theirs"), runs)}
+        for name in ("y", "dx")
+    }
 
 
-def _for_nn_rnn(case: Case) -> Case:
-    """nn.RNN takes packed rows: no length is 0, and one is T."""
+def _digits(x: Tensor) -> list[float]:
+    """Rounds to the digits that a reader needs."""
+    return [float(f"{value:.3g}") for value in x.tolist()]
+
+
+def _for_torch(case: Case) -> Case:
+    """torch's module takes packed rows: no length is 0, and one is T."""
     if case.lengths is None:
         return case
     lengths = case.lengths.clamp(min=1)

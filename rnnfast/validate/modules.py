@@ -21,7 +21,7 @@ from .cases import Case, cell_name, make_case
 from .kernels import SEEDS, Shape, Where
 from .layers import PEER, layer_bias, make_layer, set_weights, through_layer
 from .rows import Row
-from .sequences import ENOUGH, compare, curves_of, paired
+from .sequences import ENOUGH, compare, paired
 
 MODULES = {"RNN": (RNN, nn.RNN), "LSTM": (LSTM, nn.LSTM), "GRU": (GRU, nn.GRU)}  # ours, torch's
 EXACT = "torch's module in float64"
@@ -145,20 +145,6 @@ def check_layouts(row: Row, where: Where) -> None:
                 pairs = (paired(name, r, exact) for r in (ours, theirs))
                 found.append(compare(name, *pairs, f"nn.{row.cell}", over_time))
         row.take_sequences(found)
-
-
-def check_curves_of_modules(row: Row, where: Where, shape: Shape) -> None:
-    """Budget (i): the errors of a long sequence, step by step, beside torch's module."""
-    T, B, H = shape
-    if where.backend == "reference" or where.arithmetic.dtype == torch.float64:
-        return
-    for f in where.cells:
-        row.begin(f"{f}, T = {T}, B = {B}, H = {H}")
-        modules = Modules(row.cell, f, where, Sizes(T, B, H, H))
-        ours, theirs, exact = (modules.runs(kind) for kind in (where.backend, PEER, EXACT))
-        pairs = {n: [paired(n, r, exact) for r in (ours, theirs)] for n in ("y", "dx")}
-        row.take_sequences(compare(n, *p, f"nn.{row.cell}", True) for n, p in pairs.items())
-        row.curves = curves_of(pairs)
 
 
 class Modules(NamedTuple):

@@ -13,7 +13,6 @@ from ..backends import BACKENDS, Problem
 from .cases import CELLS_OF, cell_name
 from .kernels import (
     GROUPS,
-    OF_TORCH,
     SEQUENCES,
     TOGETHER,
     Arithmetic,
@@ -24,9 +23,10 @@ from .kernels import (
     check_sequences,
     check_steps,
     has_peer,
+    in_layers,
 )
 from .large import check_large
-from .modules import check_changes, check_curves_of_modules, check_layer, check_layouts
+from .modules import check_changes, check_layer, check_layouts
 from .rows import Row
 
 ARITHMETICS = {
@@ -135,13 +135,15 @@ def _rows(
             shapes = size.plain if group == "plain" else size.options
             parts.insert(0, partial(check_steps, group=group, shapes=shapes))
             parts.append(partial(check_record, shapes=size.option_sequences))
-        if own or (cell == "RNN" and group in OF_TORCH and has_peer(arithmetic, found)):
+        if own or (in_layers(found) and has_peer(arithmetic, found)):
             yield found, parts
     for cell, norm in kinds:
         parts = [partial(check_steps, group=g, shapes=[size.long]) for g in ("plain", TOGETHER)]
-        curves = check_curves if cell == "RNN" else check_curves_of_modules
-        curves = [partial(curves, shape=size.curves)] if norm == "none" else []
-        yield row(cell, norm, LONG), [*(parts if own else []), *curves]
+        curves = partial(check_curves, shape=size.curves)
+        yield (
+            row(cell, norm, LONG),
+            [*(parts if own else []), *([curves] if norm == "none" else [])],
+        )
     shapes = [shape for shape in size.options if shape[2] > 1]
     yield row("RNN", "none", LAYER), [partial(check_layer, shapes=shapes)]
     for cell in CELLS_OF:

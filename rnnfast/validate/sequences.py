@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backends import torch_native
-from ..testing import StepError, error_ratio, step_errors, worst_step
+from ..testing import StepError, error_ratio, worst_step
 from .cases import Case
 from .layers import LAYER_RESULTS, PEER, as_layer, exact_layer, inputs_of, peer_name
 from .runs import run, run_differentiated
@@ -138,17 +138,6 @@ def of(name: str, runs: list[dict]) -> Pairs:
 
 def paired(name: str, runs: list[dict], exact: list[dict]) -> Pairs:
     return [(found[name], wanted[name]) for found, wanted in zip(runs, exact)]
-
-
-def curves_of(pairs: dict[str, Sequence[Pairs]]) -> dict[str, dict[str, list[float]]]:
-    """The RMS error of every step, ours and the peer's, with the digits that a reader needs."""
-    return {
-        name: {
-            who: [float(f"{value:.3g}") for value in step_errors(p).tolist()]
-            for who, p in zip(("ours", "theirs"), both)
-        }
-        for name, both in pairs.items()
-    }
 
 
 def _in_steps(pairs: Pairs, over_time: bool) -> Pairs:

@@ -24,7 +24,7 @@ if any(importlib.util.find_spec(name) is None for name in VALIDATE_IMPORTS):
 
 from rnnfast.validate import command as validation
 from rnnfast.validate import large, memory, plan
-from rnnfast.validate.kernels import Where
+from rnnfast.validate.kernels import OF_TORCH, Where
 from rnnfast.validate.rows import Row
 
 ONE, POOLED = [(6, 3, 8)], [(6, 64, 16)]
@@ -122,7 +122,7 @@ def test_torch_is_validated_where_it_can_run(run):
     done = run("--backend", "torch", "--dtype", "float32", "float16")
     assert done.status == 0, done.out
     groups = {row["group"] for row in done.result["rows"]}
-    assert groups == {*plan.OF_TORCH, plan.LONG, plan.LAYER, plan.CHANGED, plan.LAYOUT}
+    assert groups == {*OF_TORCH, plan.LONG, plan.LAYER, plan.CHANGED, plan.LAYOUT}
     for name in ("rnn_sigmoid", "rnn_softplus"):
         assert f"torch has no kernel for the cell {name}" in done.out
 
