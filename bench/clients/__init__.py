@@ -1,0 +1,1 @@
+"""Trains models of other libraries before and after rnnfast.replace."""
