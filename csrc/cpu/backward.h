@@ -408,6 +408,13 @@ struct BackwardTask : Task<S> {
   // Adds a row, or this member's units of it, to the record. Its da has just been written.
   [[gnu::noinline]] void measure(const BackwardStep<S>& at, const A* dh, int64_t row,
                                  double scale) const;
+  // The record's share of the states beside h.
+  struct Beside {
+    double state = 0, carry = 0;
+    V largest = {};
+  };
+  [[gnu::noinline]] Beside measure_beside(const BackwardStep<S>& at, int64_t row, bool carries,
+                                          double* to) const;
   template <bool kWhole>
   RNNFAST_INLINE V dp_at(const BackwardStep<S>& at, int64_t row, int64_t unit, int gate) const;
   [[gnu::noinline]] void count_nonfinite(const BackwardStep<S>& at, const A* dh, int64_t row,

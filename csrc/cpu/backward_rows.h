@@ -12,9 +12,11 @@ double BackwardTask<S>::clipping(const BackwardStep<S>& at, const Gradient& dh, 
     constexpr bool kWhole = decltype(whole)::value;
     const V value = dh.template of<kWhole>(unit);
     squares.add(kWhole ? value : first_lanes<A>(value, dh.size - unit));
-    for (int index = 0; index < beside(); ++index)
-      squares.add(dcarried_of<kWhole>(at, index, row, unit));
   });
+  for (int index = 0; index < beside(); ++index)
+    for_units<A>(0, dh.size, dh.size, [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
+      squares.add(dcarried_of<decltype(whole)::value>(at, index, row, unit));
+    });
   const double norm = __builtin_sqrt(squares.total());
   return norm > problem->clip && norm < __builtin_inf() ? problem->clip / norm : 1;
 }
@@ -76,8 +78,7 @@ void BackwardTask<S>::through_norm_of(const BackwardStep<S>& at, int64_t row, in
 template <class S>
 void BackwardTask<S>::measure(const BackwardStep<S>& at, const A* dh, int64_t row,
                               double scale) const {
-  Squares<A> state_squares, carry_squares, preact_squares, cell_squares, cell_carry_squares;
-  const bool carries = !enters(at.t, row) && !stops(at.t, row);
+  Squares<A> state_squares, carry_squares, preact_squares;
   V largest = {};
   V finite = {};  // NaN from the first h on that is inf or NaN
   for_units<A>(this->first_unit(), this->end_unit(), size(),
@@ -96,31 +97,21 @@ void BackwardTask<S>::measure(const BackwardStep<S>& at, const A* dh, int64_t ro
                    preact_squares.add(dp_at<kWhole>(at, row, unit, gate));
                  largest = value > largest ? value : largest;
                  largest = -value > largest ? -value : largest;
-                 for (int index = 0; index < beside(); ++index) {
-                   const V dc = dcarried_of<kWhole>(at, index, row, unit);
-                   state_squares.add(dc);
-                   largest = dc > largest ? dc : largest;
-                   largest = -dc > largest ? -dc : largest;
-                   if (!carries) continue;
-                   V carry = load(dcarried_at(index, row, unit));
-                   if constexpr (!kWhole) carry = first_lanes<A>(carry, count);
-                   carry_squares.add(carry);
-                   if (index == 0) cell_carry_squares.add(carry);
-                 }
-                 if (beside() > 0) {
-                   V dc = load(total + place(row, unit));
-                   if constexpr (!kWhole) dc = first_lanes<A>(dc, count);
-                   cell_squares.add(dc);
-                 }
                  finite += load_if<kWhole>(at.y.at(row, unit), count) * A(0);
                });
   const int64_t rows = problem->per_sample ? this->slice.count : 1;
   double* const to = measured + (at.t * rows + (problem->per_sample ? row : 0)) * kFields;
+  const bool carries = !enters(at.t, row) && !stops(at.t, row);
+  Beside others;
+  if (beside() > 0) {
+    others = measure_beside(at, row, carries, to);
+    largest = others.largest > largest ? others.largest : largest;
+  }
   const int64_t end = this->end_unit() < size() ? this->end_unit() : size();
-  const double state = state_squares.total(), preact = preact_squares.total();
+  const double state = state_squares.total() + others.state, preact = preact_squares.total();
   const double most = static_cast<double>(largest_lane<A>(largest));
   to[kStateSquares] += state;
-  to[kCarrySquares] += carry_squares.total();
+  to[kCarrySquares] += carry_squares.total() + others.carry;
   to[kClippedSquares] += state * scale * scale;
   to[kPreactSquares] += preact;
   to[kStateMax] = larger(to[kStateMax], state == state ? most : state);  // NaN where one is
@@ -129,10 +120,38 @@ void BackwardTask<S>::measure(const BackwardStep<S>& at, const A* dh, int64_t ro
   const int64_t units = end > this->first_unit() ? end - this->first_unit() : 0;
   to[kEntries] += static_cast<double>(units);
   if (carries) to[kCarried] += static_cast<double>(units);
-  to[kCellSquares] += cell_squares.total();
-  to[kCellCarrySquares] += cell_carry_squares.total();
   const double any = state + preact + static_cast<double>(sum_lanes<A>(finite));
   if (any - any != 0) count_nonfinite(at, dh, row, to);
+}
+
+// The same of the states beside h. Apart, so that the sums of h stay in registers.
+template <class S>
+typename BackwardTask<S>::Beside BackwardTask<S>::measure_beside(const BackwardStep<S>& at,
+                                                                 int64_t row, bool carries,
+                                                                 double* to) const {
+  Squares<A> state_squares, carry_squares, cell_squares, cell_carry_squares;
+  V largest = {};
+  for_units<A>(this->first_unit(), this->end_unit(), size(),
+               [&](auto whole, int64_t unit) RNNFAST_INLINE_LAMBDA {
+                 constexpr bool kWhole = decltype(whole)::value;
+                 const auto own = [&](const A* from) RNNFAST_INLINE_LAMBDA {
+                   return kWhole ? load(from) : first_lanes<A>(load(from), size() - unit);
+                 };
+                 for (int index = 0; index < beside(); ++index) {
+                   const V dc = dcarried_of<kWhole>(at, index, row, unit);
+                   state_squares.add(dc);
+                   largest = dc > largest ? dc : largest;
+                   largest = -dc > largest ? -dc : largest;
+                   if (!carries) continue;
+                   const V carry = own(dcarried_at(index, row, unit));
+                   carry_squares.add(carry);
+                   if (index == 0) cell_carry_squares.add(carry);
+                 }
+                 cell_squares.add(own(total + place(row, unit)));
+               });
+  to[kCellSquares] += cell_squares.total();
+  to[kCellCarrySquares] += cell_carry_squares.total();
+  return {state_squares.total(), carry_squares.total(), largest};
 }
 
 template <class S>

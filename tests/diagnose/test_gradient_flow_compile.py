@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import rnnfast
+from rnnfast.cells import CELLS
 from rnnfast.recurrence import record
 from rnnfast.recurrence.groups import Options, Rows, Saved, States, Weights
 
@@ -236,31 +237,35 @@ def test_autocast_around_a_compiled_call(own_backend):
 
 @pytest.mark.proof
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_tanh, layer norm", "lstm", "gru"])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_opcheck_of_backward_with_a_record(batch_first, norm, per_sample, own_backend):
+def test_opcheck_of_backward_with_a_record(batch_first, cell, per_sample, own_backend):
     """Schema (the record alone is written), shapes and strides, and as AOT traces it."""
     T, D, heads = 5, 2, 2
+    name, norm = cell.partition(",")[0], "norm" in cell
+    G, has_c = len(CELLS[name].gates), "c" in CELLS[name].states
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64)
 
     x = normal(B, T, IN).transpose(0, 1) if batch_first else normal(T, B, IN)
-    w_ih, w_hh = normal(D * H, IN), normal(D * H, H // heads)
+    w_ih, w_hh = normal(D * G * H, IN), normal(D * G * H, H // heads)
     gamma, beta = normal(2, D * H).unbind() if norm else (None, None)
-    h_0, lengths = normal(D, B, H), torch.tensor([T, 3])
-    reset = torch.arange(T * B).view(T, B) % 4 == 2
-    options = (*Options("rnn_tanh", D, heads, 1e-5, 2, 0.5, per_sample), own_backend)
-    weights = Weights(w_ih, *normal(2, D * H).unbind(), w_hh, gamma, beta)
-    groups = *States(h_0), *Rows(lengths, reset)
-    before = (x, *weights, *groups)
+    states, rows = States(normal(D, B, H)), Rows(torch.tensor([T, 3]))
+    states = states._replace(c=normal(D, B, H)) if has_c else states
+    rows = rows._replace(reset=torch.arange(T * B).view(T, B) % 4 == 2)
+    options = Options(name, D, heads, 1e-5, 2, 0.5, per_sample, all_cells=has_c)
+    options = (*options, own_backend)
+    weights = Weights(w_ih, *normal(2, D * G * H).unbind(), w_hh, gamma, beta)
+    before = (x, *weights, *states, *rows)
     ops = torch.ops.rnnfast
     torch.library.opcheck(ops.rnn.default, (*before, None, *options))
-    y, h_n, _, _, ahat, rstd = ops.rnn(*before, None, *options)
-    saved = Saved(None, ahat, rstd) if norm else Saved()
+    y, h_n, c_n, values, ahat, rstd, cells = ops.rnn(*before, None, *options)
+    saved = Saved(values if G > 1 else None, ahat if norm else None, rstd if norm else None)
     buffer = record.make(record.numbers(D, T, B if per_sample else 1), torch.device("cpu"))
-    args = (normal(*y.shape), h_n, None, x, y, *weights._replace(b_ih=None, b_hh=None))
-    args += (*groups, *saved, buffer, True, True, *options)
+    grads = h_n, c_n if has_c else None, cells if has_c else None
+    args = (normal(*y.shape), *grads, x, y, *weights._replace(b_ih=None, b_hh=None))
+    args += (*states, *rows, *saved, buffer, True, True, *options)
     torch.library.opcheck(ops.rnn_backward_recorded.default, args)
     gradients = ops.rnn_backward_recorded(*args)
     assert record.read(buffer)[2].isfinite().all()
