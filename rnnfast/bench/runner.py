@@ -13,10 +13,10 @@ from ..recurrence import precision
 from .floors import Chip
 from .gate import Gate, shortened
 from .points import SCALING_POINT
-from .providers import Provider
+from .providers import ALONE, Provider
 from .providers.layer import Layer
 from .rows import Row, rows
-from .timing import Clock, CudaClock, Gemm, HostClock, speed_up, take_turns
+from .timing import Clock, CudaClock, Gemm, HostClock, speed_up, take_blocks, take_turns
 from .workload import BOTH, FORWARD, GRAPH, STEP, Data, Workload
 
 SHARES = {FORWARD: 1, BOTH: 2, STEP: 1, GRAPH: 1}  # shares of a workload's time
@@ -69,7 +69,7 @@ class Runner:
         ways = self._ways(work, layers)
         total = sum(SHARES[what] for what in ways)
         samples = {
-            what: take_turns(calls, self.seconds * SHARES[what] / total, self.rounds, clock)
+            what: take_blocks(calls, ALONE, self.seconds * SHARES[what] / total, self.rounds, clock)
             for what, calls in ways.items()
         }
         before, self._rates[key] = self._rates[key], self._gemms[key].gflops()
@@ -131,6 +131,8 @@ class Runner:
         threads = torch.get_num_threads()
         found: list[Row] = []
         for name, layer in self.prepare(work).items():
+            if BOTH not in layer.calls:
+                continue
             calls = {n: _on(n, layer.calls[BOTH]) for n in (1, 2)}
             samples = take_turns(calls, self.seconds, self.rounds)
             self.scaling[name] = speed_up(samples[1], samples[2]).median

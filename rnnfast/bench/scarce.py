@@ -49,6 +49,6 @@ def _measure(runner: Runner, work: Workload) -> list[Row]:
     layers = runner.prepare(work)
     if not layers:
         return []
-    calls = {name: layer.calls[BOTH] for name, layer in layers.items()}
+    calls = {name: layer.calls[BOTH] for name, layer in layers.items() if BOTH in layer.calls}
     samples = {BOTH: take_turns(calls, runner.seconds, runner.rounds)}
     return rows(work, samples, layers, None, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -110,6 +110,24 @@ def take_turns(
             clock.settle(calls[name], each[name])
             samples[name].append(clock.seconds(calls[name], max(1, round(SAMPLE_S / each[name]))))
         order.reverse()
+
+
+def take_blocks(
+    calls: dict[str, Call], alone: Collection[str], seconds: float, rounds: int, clock: Clock
+) -> dict[str, list[float]]:
+    """As :func:`take_turns`, with a block of its own for each candidate of ``alone``. There are
+    two blocks of each, so that a change of the machine's speed meets all of them."""
+    blocks = [{name: call for name, call in calls.items() if name not in alone}]
+    blocks += [{name: call} for name, call in calls.items() if name in alone]
+    blocks = [block for block in blocks if block]
+    passes = 1 if len(blocks) == 1 else 2
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(passes):
+        for block in blocks:
+            share = seconds * len(block) / len(calls) / passes
+            for name, found in take_turns(block, share, -(-rounds // passes), clock).items():
+                samples[name] += found
+    return samples
 
 
 def _expected(call: Call, clock: Clock) -> float:

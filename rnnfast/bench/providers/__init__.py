@@ -12,6 +12,8 @@ from .flash_rnn import FlashRNN
 from .jax_scan import JaxScan
 from .layer import Layer
 from .loop import Loop
+from .onnx_runtime import OnnxRuntime
+from .open_vino import OpenVino
 from .rnnfast_rnn import RnnfastRNN
 from .torch_rnn import TorchRNN
 
@@ -32,7 +34,11 @@ PROVIDERS: tuple[Provider, ...] = (
     *OURS,
     *BY_NAME,
     JaxScan(),
+    OnnxRuntime(),
+    OpenVino(),
     Loop(),
     CompiledLoop(),
     FlashRNN(),
 )
+# Timed in blocks of their own: their threads spin after a call, and would disturb the next one.
+ALONE = {"jax", "onnxruntime", "openvino"}
