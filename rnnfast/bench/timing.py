@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,6 +16,7 @@ Call = Callable[[], object]
 SAMPLE_S = 2e-3  # at least; the clock and the loop around a call are small beside it
 SETTLE_S = 5e-3  # after this pause the threads of the candidate before no longer spin
 SHORT_S = 20e-3  # a shorter call suffers from cold caches and threads
+QUIET_S = 0.3  # after this pause no thread of a peer's own pool spins
 PATIENCE = 3  # a slow workload may take this many times its planned time
 GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 
@@ -110,6 +111,28 @@ def take_turns(
             clock.settle(calls[name], each[name])
             samples[name].append(clock.seconds(calls[name], max(1, round(SAMPLE_S / each[name]))))
         order.reverse()
+
+
+def in_blocks(
+    calls: dict[str, Call],
+    alone: Collection[str],
+    seconds: float,
+    rounds: int,
+    clock: Clock | None = None,
+) -> dict[str, list[float]]:
+    """Samples of :func:`take_turns`, which first runs without the candidates in ``alone``. Each of
+    those then has a block to itself, between pauses of QUIET_S. ``seconds`` is shared equally."""
+    together = {name: call for name, call in calls.items() if name not in alone}
+    blocks = [together, *({name: calls[name]} for name in calls if name in alone)]
+    samples: dict[str, list[float]] = {}
+    for block in blocks:
+        if len(blocks) > 1:
+            time.sleep(QUIET_S)
+        if block:
+            samples |= take_turns(block, seconds * len(block) / len(calls), rounds, clock)
+    if len(blocks) > 1:
+        time.sleep(QUIET_S)
+    return samples
 
 
 def _expected(call: Call, clock: Clock) -> float:

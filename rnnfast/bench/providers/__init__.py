@@ -12,6 +12,8 @@ from .flash_rnn import FlashRNN
 from .jax_scan import JaxScan
 from .layer import Layer
 from .loop import Loop
+from .onnx_runtime import OnnxRuntime
+from .open_vino import OpenVINO
 from .rnnfast_rnn import RnnfastRNN
 from .torch_rnn import TorchRNN
 
@@ -32,6 +34,8 @@ PROVIDERS: tuple[Provider, ...] = (
     *OURS,
     *BY_NAME,
     JaxScan(),
+    OnnxRuntime(),
+    OpenVINO(),
     Loop(),
     CompiledLoop(),
     FlashRNN(),
