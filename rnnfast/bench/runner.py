@@ -13,10 +13,10 @@ from ..recurrence import precision
 from .floors import Chip
 from .gate import Gate, shortened
 from .points import SCALING_POINT
-from .providers import ALONE, Provider
+from .providers import Provider
 from .providers.layer import Layer
 from .rows import Row, rows
-from .timing import Clock, CudaClock, Gemm, HostClock, speed_up, take_blocks, take_turns
+from .timing import Clock, CudaClock, Gemm, HostClock, in_blocks, speed_up, take_turns
 from .workload import BOTH, FORWARD, GRAPH, STEP, Data, Workload
 
 SHARES = {FORWARD: 1, BOTH: 2, STEP: 1, GRAPH: 1}  # shares of a workload's time
@@ -68,8 +68,9 @@ class Runner:
         clock = self._gemms[key].clock
         ways = self._ways(work, layers)
         total = sum(SHARES[what] for what in ways)
+        alone = {name for name, layer in layers.items() if layer.own_block}
         samples = {
-            what: take_blocks(calls, ALONE, self.seconds * SHARES[what] / total, self.rounds, clock)
+            what: in_blocks(calls, alone, self.seconds * SHARES[what] / total, self.rounds, clock)
             for what, calls in ways.items()
         }
         before, self._rates[key] = self._rates[key], self._gemms[key].gflops()

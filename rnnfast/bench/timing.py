@@ -16,6 +16,7 @@ Call = Callable[[], object]
 SAMPLE_S = 2e-3  # at least; the clock and the loop around a call are small beside it
 SETTLE_S = 5e-3  # after this pause the threads of the candidate before no longer spin
 SHORT_S = 20e-3  # a shorter call suffers from cold caches and threads
+QUIET_S = 0.1  # after this pause no thread of a peer's own pool spins
 PATIENCE = 3  # a slow workload may take this many times its planned time
 GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 
@@ -112,21 +113,29 @@ def take_turns(
         order.reverse()
 
 
-def take_blocks(
-    calls: dict[str, Call], alone: Collection[str], seconds: float, rounds: int, clock: Clock
+def in_blocks(
+    calls: dict[str, Call],
+    alone: Collection[str],
+    seconds: float,
+    rounds: int,
+    clock: Clock | None = None,
 ) -> dict[str, list[float]]:
-    """As :func:`take_turns`, with a block of its own for each candidate of ``alone``. There are
-    two blocks of each, so that a change of the machine's speed meets all of them."""
-    blocks = [{name: call for name, call in calls.items() if name not in alone}]
-    blocks += [{name: call} for name, call in calls.items() if name in alone]
+    """Samples of :func:`take_turns`. Each candidate in ``alone`` has blocks to itself, between
+    pauses of QUIET_S. There are two blocks of each, so that a change of the machine's speed meets
+    all candidates. ``seconds`` is shared equally."""
+    together = {name: call for name, call in calls.items() if name not in alone}
+    blocks = [together, *({name: calls[name]} for name in calls if name in alone)]
     blocks = [block for block in blocks if block]
     passes = 1 if len(blocks) == 1 else 2
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(passes):
-        for block in blocks:
-            share = seconds * len(block) / len(calls) / passes
-            for name, found in take_turns(block, share, -(-rounds // passes), clock).items():
-                samples[name] += found
+    for block in blocks * passes:
+        if passes > 1:
+            time.sleep(QUIET_S)
+        share = seconds * len(block) / len(calls) / passes
+        for name, found in take_turns(block, share, -(-rounds // passes), clock).items():
+            samples[name] += found
+    if passes > 1:
+        time.sleep(QUIET_S)
     return samples
 
 

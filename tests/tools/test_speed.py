@@ -13,7 +13,9 @@ from torch import nn
 
 import rnnfast
 from rnnfast.backends import cpu
+from rnnfast.bench import points
 from rnnfast.bench.providers.loop import NormedLoop
+from rnnfast.bench.workload import Workload
 
 pytestmark = pytest.mark.proof
 
@@ -42,6 +44,29 @@ def test_more_threads_than_cores_are_no_slower_than_in_nn_rnn(T, B, H, threads_a
     finally:
         torch.set_num_threads(before)
     assert theirs > ours
+
+
+GATED = [
+    (nn.LSTM, rnnfast.LSTM, (128, 16, 64)),
+    (nn.LSTM, rnnfast.LSTM, (256, 32, 256)),
+    (nn.GRU, rnnfast.GRU, (128, 16, 64)),
+]
+
+
+@needs_cpu
+@pytest.mark.parametrize(("theirs", "ours", "size"), GATED, ids=["lstm", "lstm large", "gru"])
+def test_training_step_of_gated_layers_reaches_its_target(theirs, ours, size):
+    """The targets of rnnfast.bench.points, on 2 threads."""
+    H = size[-1]
+    work = Workload(*size, cell=ours.__name__.lower())
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        their_s, our_s = best_seconds(*size, theirs(H, H), ours(H, H, backend="cpu"))
+    finally:
+        torch.set_num_threads(before)
+    wanted = points.target(work, "native")
+    assert their_s >= wanted * our_s, f"{work}: {their_s / our_s:.2f}x of {wanted:g}x"
 
 
 @needs_cpu

@@ -13,7 +13,7 @@ from .jax_scan import JaxScan
 from .layer import Layer
 from .loop import Loop
 from .onnx_runtime import OnnxRuntime
-from .open_vino import OpenVino
+from .open_vino import OpenVINO
 from .rnnfast_rnn import RnnfastRNN
 from .torch_rnn import TorchRNN
 
@@ -35,10 +35,8 @@ PROVIDERS: tuple[Provider, ...] = (
     *BY_NAME,
     JaxScan(),
     OnnxRuntime(),
-    OpenVino(),
+    OpenVINO(),
     Loop(),
     CompiledLoop(),
     FlashRNN(),
 )
-# Timed in blocks of their own: their threads spin after a call, and would disturb the next one.
-ALONE = {"jax", "onnxruntime", "openvino"}

@@ -42,7 +42,7 @@ class JaxScan:
             FORWARD: lambda: jax.block_until_ready(forward(x, *weights)),
             BOTH: lambda: jax.block_until_ready(both(g, x, *weights)),
         }
-        return Layer(calls, results, how="XLA")
+        return Layer(calls, results, how="XLA", own_block=True)
 
 
 @functools.cache

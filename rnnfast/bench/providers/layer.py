@@ -15,14 +15,15 @@ from ..workload import BOTH, FORWARD, STEP, Data
 class Layer:
     """``calls`` by name: FORWARD keeps nothing for gradients. BOTH computes forward and all
     gradients: those of x and of the parameters. STEP ends with an optimizer's step. On a CPU each
-    returns when the results are there."""
+    returns when the results are there. A layer without BOTH has no gradients in its results."""
 
     calls: dict[str, Callable[[], object]]
-    # y, h_n, c_n of an LSTM, dx, and d<name> of each of data.weights
+    # y, h_n, c_n of an LSTM; with BOTH also dx, and d<name> of each of data.weights
     results: Callable[[], dict[str, Tensor]]
     saved_bytes: Callable[[], int | None] = lambda: None  # for backward; None: unknown
     how: str = ""  # the algorithm or kernel
     estimated_us_per_step: float | None = None  # of forward; None: there is no estimate
+    own_block: bool = False  # threads spin after a call, so no other layer takes turns with it
 
 
 def differentiated(

@@ -1,30 +1,27 @@
-"""ONNX Runtime's kernels, forward alone."""
+"""ONNX Runtime's RNN, LSTM and GRU nodes, inference only."""
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-from ..workload import Data, Workload
-from . import onnx_model
-from .layer import Layer
+from .onnx_node import NodeProvider
 
 
-class OnnxRuntime:
-    name = "onnxruntime"
+class OnnxRuntime(NodeProvider):
+    """Its threads spin after a call, as is the library's default: without, it is slower."""
 
-    def unavailable(self, work: Workload) -> str:
-        missing = [n for n in ("onnx", "onnxruntime") if importlib.util.find_spec(n) is None]
-        return f"{missing[0]} is not installed" if missing else onnx_model.refusal(work)
+    name = package = "onnxruntime"
+    how = "its node"
 
-    def build(self, work: Workload, data: Data) -> Layer:
+    def session(self, model: bytes, x: Tensor) -> Callable[[], Sequence]:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
-        made = onnx_model.model(work, data)
-        session = onnxruntime.InferenceSession(made, options, ["CPUExecutionProvider"])
-        x = data.x.numpy()
-        return onnx_model.layer(lambda: session.run(None, {"x": x}), "CPUExecutionProvider")
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        inputs = {"x": x.numpy()}
+        return lambda: session.run(None, inputs)

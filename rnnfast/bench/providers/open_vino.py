@@ -1,33 +1,34 @@
-"""OpenVINO's CPU plugin, forward alone."""
+"""OpenVINO's sequence nodes of RNN, LSTM and GRU, inference only."""
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-from ..workload import Data, Workload
-from . import onnx_model
-from .layer import Layer
+from .onnx_node import NodeProvider
 
 
-class OpenVino:
-    name = "openvino"
+class OpenVINO(NodeProvider):
+    name = package = "openvino"
+    how = "its node"
 
-    def unavailable(self, work: Workload) -> str:
-        missing = [n for n in ("onnx", "openvino") if importlib.util.find_spec(n) is None]
-        return f"{missing[0]} is not installed" if missing else onnx_model.refusal(work)
-
-    def build(self, work: Workload, data: Data) -> Layer:
+    def session(self, model: bytes, x: Tensor) -> Callable[[], Sequence]:
         import openvino
 
         core = openvino.Core()
         settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 otherwise, where the processor has it
+            "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it
+            "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        made = core.read_model(onnx_model.model(work, data))
-        request = core.compile_model(made, "CPU", settings).create_infer_request()
-        x = data.x.numpy()
-        return onnx_model.layer(lambda: list(request.infer({"x": x}).values()), "CPU plugin")
+        compiled = core.compile_model(core.read_model(model), "CPU", settings)
+        request, inputs = compiled.create_infer_request(), {0: x.numpy()}
+
+        def run() -> Sequence:
+            found = request.infer(inputs, share_inputs=True, share_outputs=True)
+            return [found[i] for i in range(len(compiled.outputs))]
+
+        return run
