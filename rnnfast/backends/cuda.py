@@ -220,7 +220,7 @@ def _calls(
     def run() -> Results:
         return forward(x, weights, States(), Rows(), options, planned=planned)
 
-    y, _, saved = run()
+    y, _, saved, _ = run()
     given, kept = OutputGradients(y, States()), Kept(None, y, weights, States(), Rows(), saved)
 
     def run_back() -> None:

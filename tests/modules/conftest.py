@@ -16,9 +16,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves out kinds that a backend has no kernel for. Leaves gated modules on torch's kernels and
-    on the reference to `make prove`: `make test` has the RNN on each backend, and each kind on the
-    native kernels."""
+    """Leaves out kinds that a backend has no kernel for. `make prove` alone runs gated modules on
+    torch's kernels and on the reference: `make test` has the RNN on each backend, and each kind on
+    the native kernels."""
     kernels = {"cuda": cuda.KERNELS_OF, "triton": triton.KERNELS_OF}
     kept = []
     for item in items:
